@@ -1,0 +1,41 @@
+# One command per duty; `make demo`, `make test` and `make up` need nothing prepared.
+PYTHON ?= python3
+BIN := .venv/bin
+# Where pip is told of local wheels, uv must be told too.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+.PHONY: setup demo test lint bench up lock clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: setup        ## Live through April to July 2013, then say what happened
+	$(BIN)/headrace demo
+
+up: setup          ## Prefect, MLflow and a worker, until Ctrl-C
+	$(BIN)/headrace up
+
+test: setup        ## Everything that needs only Python; the rest skips and says why
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup       ## make bench NAME=imports; without a name, all of them
+	$(BIN)/python -m benchmarks $(NAME)
+
+lock:              ## Resolve pyproject.toml anew
+	$(BIN)/uv pip compile --python-version 3.11 --extra dev --no-emit-index-url --no-header pyproject.toml \
+	  | sed 's/+cpu//' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:             ## Forget everything: the environment and .headrace
+	rm -rf .venv .headrace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

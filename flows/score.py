@@ -1,0 +1,26 @@
+"""Predict, from the online store, with the champion.
+
+online store ─▶ champion ─▶ prediction log
+"""
+
+from datetime import datetime
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows import steps
+from headrace.pipeline import load
+
+
+@flow(name="score", flow_run_name="score {pipeline}", description=__doc__)
+def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
+    """Score every window that closed by ``as_of`` (UTC) since the first release; return rows per window."""
+    spec, at = load(pipeline), as_of or steps.now()
+    champion = steps.champion(spec)
+    scored = {str(w): steps.score(spec, champion, w) for w in steps.unscored(spec, at)}
+    create_table_artifact(
+        key=f"scored-{pipeline}",
+        table=[{"window": w, "rows": f"{n:,}", "model version": champion.version} for w, n in scored.items()],
+        description=f"## Scored by version {champion.version} ({champion.candidate}) of `{pipeline}`",
+    )
+    return scored

@@ -1,0 +1,35 @@
+"""Train candidates; release the best if it proves better than the champion.
+
+training set ─▶ fit ─▶ evaluate ─▶ register ─▶ gate ─▶ promote
+"""
+
+from dataclasses import asdict
+from datetime import datetime
+
+from prefect import flow
+
+from flows import steps
+from headrace.gate import Verdict
+from headrace.pipeline import load
+
+
+@flow(name="train", flow_run_name="train {pipeline} because of {cause}", description=__doc__)
+def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str = "") -> Verdict:
+    """Return the gate's verdict on the best candidate trained on what was known at ``as_of`` (UTC).
+
+    The champion keeps serving until the verdict says otherwise; a rejected
+    challenger stays registered, with the reasons. One ``cause`` trains once,
+    however often its event arrives; left empty, it is this run's instant.
+    """
+    spec, at = load(pipeline), as_of or steps.now()
+    cause = cause or f"manual/{at:%Y-%m-%dT%H:%M:%S}"
+    if done := steps.claim(spec, "training", cause):
+        steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
+        return Verdict.of(done.detail)
+    data = steps.training_set(spec, at)
+    fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
+    version = steps.register(spec, [fit.result() for fit in fits])
+    verdict = steps.judge(spec, version, data)
+    steps.release(spec, version, verdict, at)
+    steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))
+    return verdict

@@ -1,0 +1,120 @@
+"""The ``headrace`` command: what a person types; each command imports only what it uses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from headrace import services
+from headrace.errors import HeadraceError
+from headrace.settings import Settings
+
+app = typer.Typer(
+    help="ML pipelines as scheduled, retryable DAGs.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command line; an error a user can mend is one message and exit code 1."""
+    try:
+        app()
+    except HeadraceError as error:
+        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def up() -> None:
+    """Serve Prefect, MLflow and a worker until Ctrl-C; deploy everything in prefect.yaml."""
+    settings = Settings()
+    servers = [services.prefect_server(settings), services.mlflow_server(settings)]
+    with console.status("Starting Prefect and MLflow…"), services.running(servers, settings):
+        services.deploy(settings)
+        with services.running([services.prefect_worker()], settings):
+            console.print(_addresses(settings))
+            console.print("Ctrl-C ends all of them.")
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                console.print("Ending.")
+
+
+@app.command()
+def demo(
+    start: Annotated[str, typer.Option(help="The first release's instant, UTC.")] = "2013-04-01",
+    end: Annotated[str, typer.Option(help="Where to stop, UTC.")] = "2013-08-05",
+) -> None:
+    """Live through April to July 2013 week by week, and write what happened to demo/summary.json."""
+    settings, began = Settings(), time.perf_counter()
+    folder = settings.home / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    lived = folder / "lifecycle.json"
+    console.print(
+        "[bold]headrace[/] starts a Prefect server and a worker, then lives through the flights of 2013."
+    )
+    with services.running([services.prefect_server(settings)], settings):
+        up_after = time.perf_counter() - began
+        console.print(f"Prefect server up after {up_after:.0f} s.")
+        with services.running([services.prefect_worker()], settings):
+            deploying = threading.Thread(target=services.deploy, args=(settings,))
+            deploying.start()
+            done = subprocess.run(
+                [
+                    *(sys.executable, "-m", "flows", "lifecycle", "flights"),
+                    *("--start", start, "--end", end, "--result", str(lived)),
+                ],
+                env=services.environment(settings),
+                check=False,
+            )
+            deploying.join()
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    summary = json.loads(lived.read_text())
+    summary["seconds"] |= {
+        "start Prefect": round(up_after, 1),
+        "total": round(time.perf_counter() - began, 1),
+    }
+    summary["addresses"] = {"Prefect": services.prefect_server(settings).page, "MLflow": settings.mlflow_page}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    lived.unlink()
+    _tell(summary)
+    console.print(f"Written to {folder / 'summary.json'}. [bold]make up[/] serves:")
+    console.print(_addresses(settings))
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    """Print what happened, as tables."""
+    releases = Table(
+        "version", "candidate", "verdict", "trained to", "unseen rows of July", "AUC", "first champion"
+    )
+    for r in summary["releases"]:
+        scores = [f"{r[k]:.3f}" if r[k] is not None else "-" for k in ("auc", "auc_of_first")]
+        releases.add_row(
+            str(r["version"]), r["candidate"], r["verdict"], r["trained_to"][:10], f"{r['rows']:,}", *scores
+        )
+    spent = Table("stage", "seconds")
+    for stage, seconds in summary["seconds"].items():
+        spent.add_row(stage, f"{seconds:,.1f}")
+    console.print(releases, spent)
+
+
+def _addresses(settings: Settings) -> Table:
+    table = Table("what", "where", "look at")
+    prefect = services.prefect_server(settings).page
+    table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
+    table.add_row("MLflow", settings.mlflow_page, f"{settings.mlflow_page}/#/models")
+    table.add_row("state", str(settings.home), "lake, ledger, features, logs")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Where heavy work runs: this process, local processes, or a Dask scheduler; one code path for all."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import socket
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import ServerUnreachable, WorkerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dask.distributed import Client
+    from dask.distributed import Worker as DaskWorker
+
+PATIENCE = 5
+"""Seconds a scheduler may take to answer, and then to have a worker."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One Dask worker; ``gpu`` identifies the device it would use, or is empty."""
+
+    name: str
+    address: str
+    threads: int
+    gpu: str
+
+
+@contextmanager
+def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
+    """Yield a client of the scheduler at ``address``, or of a cluster that lives as long as the block.
+
+    Without an address, one worker runs inside this process, and more are processes
+    of this machine that listen on the loopback only. A script that asks for
+    processes needs ``if __name__ == "__main__":``, as always with spawned ones.
+
+    Raises:
+        ServerUnreachable: Nothing answers at ``address``.
+    """
+    from dask import config
+    from dask.distributed import Client, LocalCluster
+    from dask.system import CPU_COUNT
+
+    # The memory limit would count, and then pause, the whole of this process.
+    here = {"processes": False, "memory_limit": None} if workers == 1 else {"host": "127.0.0.1"}
+    # Dask's profiler samples every stack each 10 ms; while torch is imported, whose stacks are thousands of
+    # frames deep, it starves the import for minutes.
+    quiet = {"distributed.worker.profile.enabled": False}
+    with ExitStack() as stack:
+        stack.enter_context(config.set(quiet))
+        target: Any = address or stack.enter_context(
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=max(CPU_COUNT // workers, 1),
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+                **here,
+            )
+        )
+        try:
+            client = stack.enter_context(Client(target, timeout=PATIENCE))
+        except (OSError, ValueError) as error:
+            raise ServerUnreachable("The Dask scheduler", address, str(error)) from error
+        yield client
+
+
+def crew(client: Client) -> list[Worker]:
+    """Return the workers in a fixed order: the very one in which XGBoost ranks them.
+
+    Raises:
+        ServerUnreachable: The scheduler has no workers.
+    """
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError:
+        address = client.scheduler_info()["address"]
+        raise ServerUnreachable("A Dask worker", address, "the scheduler has none") from None
+    # XGBoost ranks "10]" before "1]". A run repeats only if partitions and ranks are sorted by the same text.
+    return sorted(client.run(_introduce).values(), key=lambda worker: f"{worker.name}]:{worker.address}")
+
+
+def gpus(workers: Sequence[Worker]) -> bool:
+    """Say whether every worker has a GPU of its own, as collective training on GPUs demands."""
+    found = {worker.gpu for worker in workers}
+    return "" not in found and len(found) == len(workers)
+
+
+def on_each(
+    client: Client, workers: Sequence[Worker], function: Callable[..., Any], arguments: Sequence[tuple]
+) -> list[Any]:
+    """Run ``function`` once on each worker, at the same time, and return the results in that order.
+
+    ``arguments[i]`` travel straight to ``workers[i]``. One failure fails the call
+    without waiting for the others.
+
+    Raises:
+        WorkerLost: A worker died.
+    """
+    from dask.distributed import CancelledError
+
+    places = [[worker.address] for worker in workers]
+    # What is sent lives on one worker only, so Dask gives up the task of a worker that dies, and moves none.
+    sent = [
+        client.scatter([args], workers=place, hash=False)[0]
+        for args, place in zip(arguments, places, strict=True)
+    ]
+    tasks = [
+        client.submit(_spread, function, args, workers=place, pure=False)
+        for args, place in zip(sent, places, strict=True)
+    ]
+    try:
+        return list(client.gather(tasks))
+    except CancelledError as error:
+        raise WorkerLost([worker.address for worker in workers]) from error
+    finally:
+        client.cancel(tasks)
+
+
+def listen(client: Client, worker: Worker) -> tuple[str, int, int]:
+    """Open a socket on ``worker``: its host, its port, and its descriptor in that process."""
+    host = worker.address.split("://")[-1].rpartition(":")[0].strip("[]")
+    port, descriptor = client.run(_bind, host, workers=[worker.address])[worker.address]
+    return host, port, descriptor
+
+
+def _spread(function: Callable[..., Any], arguments: tuple) -> Any:
+    return function(*arguments)
+
+
+def _introduce(dask_worker: DaskWorker) -> Worker:
+    return Worker(str(dask_worker.name), dask_worker.address, dask_worker.state.nthreads, _gpu())
+
+
+def _gpu() -> str:
+    """Ask the driver itself: it honours CUDA_VISIBLE_DEVICES, and nothing heavy is imported."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    failed = (
+        cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetUuid_v2(uuid, device)
+    )
+    return "" if failed else bytes(uuid).hex()
+
+
+def _bind(host: str) -> tuple[int, int]:
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    return listener.getsockname()[1], listener.detach()

@@ -1,0 +1,221 @@
+"""Every error headrace raises on purpose, each ending in what to do next.
+
+HeadraceError
+├── UnknownPipeline
+├── UnknownSuite
+├── SourceUnreadable
+├── MissingColumns
+├── MissingInputs
+├── BatchRejected
+├── BadFeatureRows
+├── NotBuilt
+├── NotEnoughData
+├── NoChampion
+├── AlreadyClaimed
+├── NotTakenUp
+├── NotAProject
+├── PortInUse
+├── WorkerLost
+└── ServerUnreachable
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from headrace.validation import Validation
+
+
+class HeadraceError(Exception):
+    """Base of all errors a user is expected to meet; the message says what to do."""
+
+
+class UnknownPipeline(HeadraceError):
+    """No declaration of that name in ``pipelines/``."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(
+            f"No pipeline `{name}`: `pipelines/` declares {', '.join(known) or 'none'}.{hint} "
+            f"Declare it as `PIPELINE = Pipeline(...)` in `pipelines/{name}.py`."
+        )
+
+
+class UnknownSuite(HeadraceError):
+    """No suite of that name in ``validations/``."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(
+            f"No suite `{name}`: `validations/` has {', '.join(known) or 'none'}.{hint} A suite is named "
+            "`<module>.<function>`; write the function, returning a `gx.ExpectationSuite`, or correct "
+            "`Source.suite` in `pipelines/`."
+        )
+
+
+class SourceUnreadable(HeadraceError):
+    """A source's files are missing or cannot be parsed."""
+
+    def __init__(self, source: str, files: Sequence[str], reason: str) -> None:
+        self.source, self.files, self.reason = source, tuple(files), reason
+        super().__init__(
+            f"Source `{source}` cannot be read from {', '.join(files)}: {reason.strip()}\n"
+            "Nothing was landed. Mend or replace the file, then run the same ingest again."
+        )
+
+
+class MissingColumns(HeadraceError):
+    """A source lacks columns its declaration names."""
+
+    def __init__(self, source: str, missing: Sequence[str], found: Sequence[str]) -> None:
+        self.source, self.missing, self.found = source, tuple(missing), tuple(found)
+        super().__init__(
+            f"Source `{source}` lacks {', '.join(f'`{c}`' for c in missing)}; it has {', '.join(found)}. "
+            "Nothing was landed. Mend the file, or the source's declaration in `pipelines/`, and run again."
+        )
+
+
+class MissingInputs(HeadraceError):
+    """Rows lack columns the model takes."""
+
+    def __init__(self, missing: Sequence[str], found: Sequence[str]) -> None:
+        self.missing, self.found = tuple(missing), tuple(found)
+        super().__init__(
+            f"The model takes {', '.join(f'`{c}`' for c in missing)}, but the rows have only "
+            f"{', '.join(found) or 'no columns'}. Nothing was computed. Add the columns (null where "
+            "unknown), or change `columns` in the pipeline's declaration and train again."
+        )
+
+
+class BatchRejected(HeadraceError):
+    """A batch broke its suite; nothing of it was landed."""
+
+    def __init__(
+        self, source: str, window: str, failures: Sequence[str], suite: str, validation: Validation
+    ) -> None:
+        self.source, self.window, self.failures, self.suite = source, window, tuple(failures), suite
+        self.validation = validation
+        broken = "\n".join(f"  - {failure}" for failure in failures)
+        super().__init__(
+            f"Batch {window} of `{source}` was rejected: {len(failures)} expectations failed.\n{broken}\n"
+            f"Nothing was landed. Mend the source, or widen the suite `{suite}` in `validations/`, "
+            "then run the same ingest again."
+        )
+
+
+class BadFeatureRows(HeadraceError):
+    """A feature table's query returned rows that cannot be kept; nothing was written."""
+
+    def __init__(self, table: str, sql: str, reason: str) -> None:
+        self.table, self.sql, self.reason = table, sql, reason
+        super().__init__(
+            f"The query of `{table}` {reason}. It must return `event_timestamp` and `available_at` (UTC), the "
+            f"first inside `[$start, $end)`. Nothing was written. Mend `{sql}` and build the window again."
+        )
+
+
+class NotBuilt(HeadraceError):
+    """A table is asked for before the step that fills it has run."""
+
+    def __init__(self, table: str, step: str) -> None:
+        self.table, self.step = table, step
+        super().__init__(
+            f"Table `{table}` does not exist yet. Run the `{step}` flow for this pipeline first."
+        )
+
+
+class NotEnoughData(HeadraceError):
+    """Too few labelled rows to train or to judge."""
+
+    def __init__(self, pipeline: str, part: str, rows: int, least: int, as_of: datetime) -> None:
+        self.pipeline, self.part, self.rows, self.least, self.as_of = pipeline, part, rows, least, as_of
+        super().__init__(
+            f"Pipeline `{pipeline}` has {rows:,} labelled rows {part} as of {as_of:%Y-%m-%d %H:%M} UTC, and "
+            f"needs {least:,}. Run `ingest` and `materialize` up to that instant, or train as of a later one."
+        )
+
+
+class NoChampion(HeadraceError):
+    """Scoring or monitoring was asked for before a model was released."""
+
+    def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
+        super().__init__(
+            f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: the first candidate that "
+            "trains becomes the champion."
+        )
+
+
+class AlreadyClaimed(HeadraceError):
+    """Another run holds the claim on this piece of work."""
+
+    def __init__(self, what: str, holder: str, until: datetime) -> None:
+        self.what, self.holder, self.until = what, holder, until
+        super().__init__(
+            f"{what} is being worked on by {holder} until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. "
+            "Wait for it; if that run died, run again after that time and the work is taken over."
+        )
+
+
+class NotTakenUp(HeadraceError):
+    """A drift event started no retraining."""
+
+    def __init__(self, pipeline: str, cause: str) -> None:
+        self.pipeline, self.cause = pipeline, cause
+        super().__init__(
+            f"No run took up the retraining of `{pipeline}` because of {cause}. Is a worker running "
+            "(`make up`), and is `train` deployed with its trigger (`prefect deploy --all`)?"
+        )
+
+
+class NotAProject(HeadraceError):
+    """A command was called outside a headrace project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(
+            f"`{folder}` has no `prefect.yaml`. Run this from the root of your headrace project."
+        )
+
+
+class PortInUse(HeadraceError):
+    """A service cannot listen because something else does."""
+
+    def __init__(self, service: str, port: int, setting: str) -> None:
+        self.service, self.port, self.setting = service, port, setting
+        super().__init__(
+            f"Port {port}, wanted by {service}, is in use. End the program that holds it, or choose another "
+            f"port with `{setting}=<port>`."
+        )
+
+
+class WorkerLost(HeadraceError):
+    """A Dask worker went away in the middle of work that needs all of them."""
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        self.workers = tuple(workers)
+        super().__init__(
+            f"A Dask worker among {', '.join(workers)} died during collective work. Its log says why; often "
+            "it ran out of memory. Nothing was kept: run the step again, if need be on larger workers."
+        )
+
+
+class ServerUnreachable(HeadraceError):
+    """A server that the work needs does not answer."""
+
+    def __init__(self, service: str, address: str, reason: str) -> None:
+        self.service, self.address, self.reason = service, address, reason
+        super().__init__(
+            f"{service} does not answer at {address}: {reason}. Start it with `make up`, or point "
+            "headrace at a running one (see README, “Real servers”)."
+        )

@@ -1,0 +1,67 @@
+"""How good are these probabilities? Ranking, calibration, and their cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of probabilities against the truth.
+
+    ``auc`` is ``None`` where only one class occurs: there is nothing to rank.
+    ``log_loss`` is in nats per row; it and ``brier`` are better when lower.
+    """
+
+    auc: float | None
+    log_loss: float
+    brier: float
+    rows: int
+    positives: int
+
+
+def evaluate(labels: ArrayLike, probabilities: ArrayLike) -> Scores:
+    """Score ``probabilities`` of class 1 against ``labels``.
+
+    Args:
+        labels: True classes, shape ``(n,)``, each 0 or 1.
+        probabilities: Shape ``(n,)``, inside (0, 1), in the same order.
+
+    Raises:
+        ValueError: Shapes differ, there are no rows, or a value is out of its range.
+
+    Source:
+        Hanley and McNeil (1982), "The meaning and use of the area under a ROC curve", Radiology 143(1).
+
+    >>> evaluate([0, 1, 1, 0], [0.2, 0.8, 0.4, 0.4])
+    Scores(auc=0.875, log_loss=0.4683..., brier=0.15, rows=4, positives=2)
+    """
+    y, p = np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
+    if y.shape != p.shape or y.ndim != 1 or not y.size:
+        raise ValueError(f"Need two equal shapes (n,), n >= 1; got {y.shape} and {p.shape}.")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("Labels must be 0 or 1.")
+    if not ((p > 0) & (p < 1)).all():
+        raise ValueError("Probabilities must be inside (0, 1).")
+    positives = int(y.sum())
+    return Scores(
+        auc=_auc(y == 1, p) if 0 < positives < y.size else None,
+        log_loss=float(-np.log(np.where(y == 1, p, 1 - p)).mean()),
+        brier=float(((p - y) ** 2).mean()),
+        rows=y.size,
+        positives=positives,
+    )
+
+
+def _auc(positive: np.ndarray, p: np.ndarray) -> float:
+    # Ties share the mean of their ranks, as half of them would be ordered right by chance.
+    _, place, count = np.unique(p, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    n = int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (p.size - n)))

@@ -1,0 +1,72 @@
+"""Feast's embedded state, a registry file and a SQLite online store, below the headrace home.
+
+Feast expands ``$VARIABLES`` in its YAML but knows no default for one that is
+unset, and takes relative paths from the repository. Here they are taken from
+``HEADRACE_HOME`` or, without it, from ``.headrace`` beside the repository, so
+that Feast's own command line, started anywhere, finds what the flows use.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
+from feast.infra.registry.file import FileRegistryStore
+from pydantic import Field
+
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from feast import RepoConfig
+    from feast.protos.feast.core.Registry_pb2 import Registry
+    from feast.repo_config import RegistryConfig
+
+
+def settings_beside(repo: Path | None) -> Settings:
+    """Return the settings as they are for Feast's own command line, which may run in any directory."""
+    beside = Path(repo or ".").absolute().parent / ".headrace"
+    return Settings() if os.environ.get("HEADRACE_HOME") else Settings(home=beside)
+
+
+def below_home(path: str, repo: Path | None) -> Path:
+    """Return ``path`` below the headrace home, unless it is absolute; its folder exists afterwards."""
+    place = settings_beside(repo).home / path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+class HomeRegistryStore(FileRegistryStore):
+    """Feast's registry file, replaced as a whole: a process killed while writing leaves the old one."""
+
+    def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:
+        self._filepath = below_home(registry_config.path, repo_path)
+
+    def _write_registry(self, registry_proto: Registry) -> None:
+        with tempfile.TemporaryDirectory(dir=self._filepath.parent) as scratch:
+            whole, self._filepath = self._filepath, Path(scratch) / "registry.db"
+            try:
+                super()._write_registry(registry_proto)
+                self._filepath.replace(whole)
+            finally:
+                self._filepath = whole
+
+
+class HomeSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
+    """As Feast's own, with another type and place."""
+
+    # Feast asks for a type of the store's own class name
+    type: Literal["headrace.feature_store.embedded.HomeSqliteOnlineStore"] = Field(  # type: ignore[assignment]
+        "headrace.feature_store.embedded.HomeSqliteOnlineStore"
+    )
+    path: str = "feast/online.db"
+
+
+class HomeSqliteOnlineStore(SqliteOnlineStore):
+    """Feast's SQLite online store; only where its file lies differs."""
+
+    @staticmethod
+    def _get_db_path(config: RepoConfig) -> str:
+        return str(below_home(config.online_store.path, config.repo_path))

@@ -1,0 +1,149 @@
+"""What flows do with Feast: declare, join, fill the online store, read it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    import pyarrow as pa
+    from feast import FeatureService, FeatureStore
+
+    from headrace.settings import Settings
+
+BATCH = 10_000
+"""Rows read at once: SQLite takes 32,766 keys in a query, and memory stays flat."""
+
+
+def open_store(repo: Path, settings: Settings) -> FeatureStore:
+    """Open the Feast repository at ``repo``, its state and tables where ``settings`` say.
+
+    What ``feature_store.yaml`` names absolutely, such as a SQL registry, is left as it is.
+    """
+    from feast import FeatureStore
+    from feast.repo_config import load_repo_config
+
+    config = load_repo_config(repo, repo / "feature_store.yaml")
+    for store in (config.registry_config, config.online_config):
+        if "://" not in store.get("path", "://"):
+            store["path"] = str(settings.home / store["path"])
+    config.offline_config["lake"] = config.offline_config.get("lake") or settings.lake
+    return FeatureStore(config=config)
+
+
+def apply(store: FeatureStore, definitions: str) -> None:
+    """Register what a module, such as ``features.flights``, declares; nothing is removed."""
+    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
+
+    kinds = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
+    declared = vars(import_module(definitions)).values()
+    store.apply([thing for thing in declared if isinstance(thing, kinds)])
+
+
+def historical(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
+    """Return ``spine`` with the features of ``service`` that were known at each row's ``event_timestamp``.
+
+    Args:
+        store: Where ``service`` was applied.
+        service: Name of the feature service.
+        spine: One row per prediction: the join keys, what the service asks of a
+            request, and ``event_timestamp`` (UTC). Columns that the service
+            computes are replaced.
+
+    Returns:
+        The same rows in the same order; features that were not known are null.
+
+    Raises:
+        NotBuilt: A feature table does not exist.
+    """
+    wanted = store.get_feature_service(service)
+    given = _without(spine, wanted)
+    rows = store.get_historical_features(given, wanted, filter_by_created_timestamp=True).to_arrow()
+    return _beside(given, rows, wanted)
+
+
+def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
+    """Return ``spine`` with the features of ``service`` as the online store holds them.
+
+    As :func:`historical`, same columns and types: once the features' windows
+    were materialised, the values are the same too. Each key is looked up once,
+    however many rows share it; a key with a null in it has no features.
+    """
+    import pyarrow as pa
+
+    from headrace.lake import duckdb_connection
+
+    wanted = store.get_feature_service(service)
+    given, types = _without(spine, wanted), _outputs(wanted)
+    views: dict[tuple[str, ...], list[str]] = {}
+    for view in wanted.feature_view_projections:
+        refs = views.setdefault(tuple(sorted(_inputs(store, view.name))), [])
+        called = view.name_to_use()  # type: ignore[no-untyped-call]
+        refs += [f"{called}:{field.name}" for field in view.features]
+    con, joins = duckdb_connection(), []
+    con.register("spine", given.append_column("__row", pa.array(range(given.num_rows), pa.int64())))
+    for number, (keys, refs) in enumerate(views.items()):
+        distinct = given.select(keys).drop_null().group_by(keys).aggregate([])
+        batches = [distinct.slice(start, BATCH) for start in range(0, distinct.num_rows, BATCH)]
+        found = [store.get_online_features(refs, batch.to_pydict()).to_dict() for batch in batches]
+        for name in [ref.split(":")[1] for ref in refs]:
+            values = pa.chunked_array([pa.array(part[name], types[name]) for part in found], types[name])
+            distinct = distinct.append_column(name, values)
+        con.register(f"v{number}", distinct)
+        equal = " AND ".join(f'spine."{key}" = v{number}."{key}"' for key in keys)
+        joins.append(f"LEFT JOIN v{number} ON {equal}")
+    names = ", ".join(f'"{name}"' for name in types)
+    features = con.sql(f"SELECT {names} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
+    return _beside(given, features, wanted)
+
+
+def materialize(
+    store: FeatureStore, start: datetime, end: datetime, views: Sequence[str] | None = None
+) -> None:
+    """Copy the features of ``[start, end)`` (UTC) of ``views``, or of all, into the online store.
+
+    Doing it again, or after a crash, changes nothing; readers are served meanwhile.
+
+    Raises:
+        NotBuilt: A feature table does not exist.
+    """
+    from datetime import timedelta
+
+    # Feast takes the end as included
+    store.materialize(start, end - timedelta(microseconds=1), None if views is None else list(views))
+
+
+def _outputs(service: FeatureService) -> dict[str, pa.DataType]:
+    """Return the service's features and their Arrow types, in its order."""
+    from feast.types import from_feast_to_pyarrow_type
+
+    fields = [field for view in service.feature_view_projections for field in view.features]
+    return {field.name: from_feast_to_pyarrow_type(field.dtype) for field in fields}
+
+
+def _inputs(store: FeatureStore, view: str) -> set[str]:
+    """Return what the view must be given: join keys, or what an on-demand view asks of a request."""
+    from feast.feature_view import DUMMY_ENTITY_ID
+
+    found = store.registry.get_any_feature_view(view, store.project, allow_cache=True)
+    names = {column.name for column in getattr(found, "entity_columns", [])} - {DUMMY_ENTITY_ID}
+    for source in getattr(found, "source_feature_view_projections", []):
+        names |= _inputs(store, source)
+    return names | set(getattr(found, "get_request_data_schema", dict)())
+
+
+def _without(spine: pa.Table, service: FeatureService) -> pa.Table:
+    computed = _outputs(service)
+    return spine.drop_columns([name for name in spine.column_names if name in computed])
+
+
+def _beside(spine: pa.Table, features: pa.Table, service: FeatureService) -> pa.Table:
+    """Set the service's features, in its order and types, beside the rows they were found for."""
+    assert features.num_rows == spine.num_rows, "retrieval must not change the rows"
+    for name, dtype in _outputs(service).items():
+        spine = spine.append_column(name, features[name].cast(dtype))
+    return spine

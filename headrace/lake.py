@@ -1,0 +1,245 @@
+"""The lake: one Delta table per source, feature table, training set and prediction log.
+
+Everything is written per window, idempotently: an append carries a transaction
+id that Delta itself refuses to commit twice, and an overwrite replaces exactly
+the rows of its window. Readers name a version and see that snapshot for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from headrace.errors import NotBuilt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import duckdb
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
+"""The origin of the window grid, so that weeks start on Mondays."""
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A half-open interval of event time, ``[start, end)``, both in UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError(f"A window needs aware instants, got {self.start!r} and {self.end!r}.")
+        if self.start >= self.end:
+            raise ValueError(f"A window must end after it starts, got {self.start} and {self.end}.")
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%dT%H:%MZ}/{self.end:%Y-%m-%dT%H:%MZ}"
+
+    def predicate(self, column: str) -> str:
+        """Return the window as an SQL condition that Delta and DuckDB both read."""
+        return f"{column} >= '{self.start.isoformat()}' AND {column} < '{self.end.isoformat()}'"
+
+
+def windows(start: datetime, end: datetime, every: timedelta) -> list[Window]:
+    """Return the whole windows of the Monday grid that cover ``start`` and have ended by ``end``.
+
+    >>> at = datetime(2013, 1, 1, tzinfo=UTC)
+    >>> [str(w) for w in windows(at, at + timedelta(days=10), timedelta(weeks=1))]
+    ['2012-12-31T00:00Z/2013-01-07T00:00Z']
+    """
+    first = MONDAY + (start - MONDAY) // every * every
+    count = max((end - first) // every, 0)
+    return [Window(first + i * every, first + (i + 1) * every) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """A table at a version: what tasks pass on instead of frames.
+
+    ``fingerprint`` depends on the rows alone, not on their order or files, so
+    the same rows written twice have the same one.
+    """
+
+    table: str
+    version: int
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Lake:
+    """All tables below one root: a local directory or an object-store URI."""
+
+    root: str
+
+    def table(self, name: str) -> Table:
+        """Return the table of that name, such as ``raw/flights``; it need not exist yet."""
+        return Table(name, f"{self.root.rstrip('/')}/{name}")
+
+    def connect(self, views: Mapping[str, str | DatasetRef]) -> duckdb.DuckDBPyConnection:
+        """Open DuckDB, in UTC, with a view for each of ``{view name: table name or snapshot}``.
+
+        Raises:
+            NotBuilt: A named table does not exist.
+        """
+        con = duckdb_connection()
+        for view, wanted in views.items():
+            name, version = (wanted, None) if isinstance(wanted, str) else (wanted.table, wanted.version)
+            self.table(name).relation(con, version).create_view(view)
+        return con
+
+
+@dataclass(frozen=True)
+class Table:
+    """One Delta table; ``uri`` is where it lies."""
+
+    name: str
+    uri: str
+
+    def exists(self) -> bool:
+        """Say whether the table has ever been written."""
+        from deltalake import DeltaTable
+
+        return DeltaTable.is_deltatable(self.uri)
+
+    def open(self, version: int | None = None) -> DeltaTable:
+        """Open the table at ``version``, or the newest.
+
+        Raises:
+            NotBuilt: The table does not exist.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            return DeltaTable(self.uri, version=version)
+        except TableNotFoundError:
+            step = {"raw": "ingest", "features": "materialize", "training": "train"}
+            raise NotBuilt(self.name, step.get(self.name.split("/")[0], "score")) from None
+
+    def append(self, rows: pa.Table | pa.RecordBatchReader, key: str) -> bool:
+        """Append ``rows`` once: a second call with the same ``key`` changes nothing.
+
+        Two writers with one key may race; Delta lets one commit win.
+
+        Returns:
+            Whether this call is the one that landed the rows.
+        """
+        from deltalake import CommitProperties, Transaction, write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        self._create(rows.schema)
+        # One snapshot for the look and for the write: Delta refuses our commit only if the other
+        # writer's came after the snapshot that ours was prepared on.
+        table = self.open()
+        if table.transaction_version(key) is not None:
+            return False
+        once = CommitProperties(app_transactions=[Transaction(key, 1)], max_commit_retries=15)
+        try:
+            write_deltalake(table, rows, mode="append", commit_properties=once)
+        except CommitFailedError:
+            if self.holds(key):
+                return False
+            raise
+        return True
+
+    def _create(self, schema: pa.Schema) -> None:
+        """Make the empty table before its first rows, so that of two first writers one makes it."""
+        from deltalake import CommitProperties, DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        if self.exists():
+            return
+        # Without retries: delta-rs would commit the loser's creation once more on top of the winner's.
+        once = CommitProperties(max_commit_retries=0)
+        try:
+            DeltaTable.create(self.uri, schema, commit_properties=once)
+        except DeltaError:
+            if not self.exists():
+                raise
+
+    def holds(self, key: str) -> bool:
+        """Say whether a write with this ``key`` was committed."""
+        return bool(self.held([key]))
+
+    def held(self, keys: Iterable[str]) -> set[str]:
+        """Return those of ``keys`` under which a write was committed."""
+        if not self.exists():
+            return set()
+        table = self.open()
+        return {key for key in keys if table.transaction_version(key) is not None}
+
+    def overwrite(self, rows: pa.Table | pa.RecordBatchReader, window: Window, time: str) -> None:
+        """Replace the rows whose ``time`` lies in ``window`` with ``rows``.
+
+        Readers see the old window or the new one, never a mixture. Two writers
+        of one window leave it as one of them wrote it; the window is then ``held``.
+        """
+        from deltalake import CommitProperties, Transaction, write_deltalake
+
+        self._create(rows.schema)
+        marked = CommitProperties(app_transactions=[Transaction(str(window), 1)], max_commit_retries=15)
+        write_deltalake(
+            self.uri, rows, mode="overwrite", predicate=window.predicate(time), commit_properties=marked
+        )
+
+    def replace(self, rows: pa.Table) -> int:
+        """Make ``rows`` the whole table; earlier versions stay readable.
+
+        Returns:
+            The version this very call wrote, though others may write at once.
+        """
+        from deltalake import CommitProperties, write_deltalake
+
+        mine = uuid4().hex
+        marked = CommitProperties(custom_metadata={"headrace.write": mine}, max_commit_retries=15)
+        write_deltalake(self.uri, rows, mode="overwrite", schema_mode="overwrite", commit_properties=marked)
+        return next(int(v["version"]) for v in self.open().history() if v.get("headrace.write") == mine)
+
+    def relation(self, con: duckdb.DuckDBPyConnection, version: int | None = None) -> duckdb.DuckDBPyRelation:
+        """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation."""
+        table = self.open(version)
+        files = table.file_uris()
+        if not files:
+            import pyarrow as pa
+
+            return con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
+        if all(Path(file).is_absolute() for file in files):
+            return con.read_parquet(files, union_by_name=True)
+        return con.from_arrow(table.to_pyarrow_dataset())
+
+    def snapshot(self, version: int | None = None) -> DatasetRef:
+        """Pin the table at ``version`` (or the newest), with its row count and fingerprint."""
+        at = self.open(version).version()
+        relation = self.relation(duckdb_connection(), at)
+        columns = ", ".join(f'"{column}"' for column in sorted(relation.columns))
+        # A sum, not an XOR: two equal rows must not cancel out.
+        digest = f"sum(md5_number_lower(row({columns})::VARCHAR)::HUGEINT) % (1::HUGEINT << 64)"
+        rows, total = relation.aggregate(f"count(*), coalesce({digest}, 0)").fetchone() or (0, 0)
+        return DatasetRef(self.name, at, rows, f"{int(total):016x}")
+
+    def count(self, window: Window | None = None, time: str = "event_timestamp") -> int:
+        """Count the rows, or those whose ``time`` lies in ``window``; 0 if the table does not exist."""
+        if not self.exists():
+            return 0
+        rows = self.relation(duckdb_connection())
+        if window:
+            rows = rows.filter(window.predicate(time))
+        (count,) = rows.aggregate("count(*)").fetchone() or (0,)
+        return int(count)
+
+
+def duckdb_connection() -> duckdb.DuckDBPyConnection:
+    """Open an in-memory DuckDB whose time zone is UTC."""
+    import duckdb
+
+    con = duckdb.connect()
+    con.execute("SET TimeZone = 'UTC'")
+    return con

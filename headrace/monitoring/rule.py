@@ -1,0 +1,25 @@
+"""The rule that says when a window has drifted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DriftRule:
+    """When to call a window drifted, and so to retrain.
+
+    One week of weather never looks like a quarter of it. So a column drifts
+    when it lies farther from the reference than any of the reference's own
+    windows did, and a window drifts when enough columns do.
+
+    ``share`` is the share of columns, the prediction among them, that must
+    drift; ``least_score`` is the drift score below which a column never does,
+    however steady it was; windows of fewer than ``min_rows`` rows are not
+    judged. Performance is worse when its skill falls by more than ``skill_drop``.
+    """
+
+    share: float = 0.25
+    least_score: float = 0.1
+    min_rows: int = 200
+    skill_drop: float = 0.1

@@ -1,0 +1,139 @@
+"""The declaration: one typed ``Pipeline`` says all there is to know about a model under management."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headrace.errors import UnknownPipeline
+from headrace.gate import Gate
+from headrace.monitoring.rule import DriftRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+WEEK = timedelta(weeks=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where raw rows come from.
+
+    ``select`` is a DuckDB query over the views named in ``files`` (CSV, JSON
+    lines or Parquet; ``NA`` and empty are null); its columns are what lands.
+    ``time`` names the column, in UTC, that says when a row became known: no
+    flow believing in an earlier instant ever sees the row. ``suite`` names what
+    a batch must pass before it lands: a function of ``validations/``.
+    """
+
+    name: str
+    files: Callable[[], Mapping[str, Path]]
+    select: str
+    time: str
+    suite: str
+    window: timedelta = WEEK
+
+    @property
+    def table(self) -> str:
+        """The raw table's name in the lake."""
+        return f"raw/{self.name}"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features computed by one SQL file, a window at a time.
+
+    The query sees each source as a view of its name, cut to
+    ``[start - lookback, end)``, and is given ``$start`` and ``$end``. It
+    returns ``event_timestamp`` and ``available_at`` (UTC) beside keys and features.
+    """
+
+    name: str
+    sql: Path
+    lookback: timedelta
+    window: timedelta = WEEK
+
+    @property
+    def table(self) -> str:
+        """The feature table's name in the lake."""
+        return f"features/{self.name}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to try: which trainer fits it, with which parameters."""
+
+    name: str
+    trainer: Literal["xgboost", "torch", "sklearn"]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The model's inputs, in the order it takes them."""
+
+    categorical: tuple[str, ...]
+    numeric: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All inputs: categorical ones first."""
+        return self.categorical + self.numeric
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One model under management.
+
+    ``spine`` selects, from the raw tables, one row per prediction to make:
+    ``keys``, the join keys of the feature service, and ``event_timestamp``,
+    the instant the prediction is made (UTC). ``label`` selects ``keys``,
+    ``label`` (0 or 1) and ``available_at``, the instant the truth was known.
+    """
+
+    name: str
+    about: str
+    owner: str
+    start: datetime
+    sources: tuple[Source, ...]
+    feature_tables: tuple[FeatureTable, ...]
+    feature_service: str
+    keys: tuple[str, ...]
+    spine: str
+    label: str
+    columns: Columns
+    candidates: tuple[Candidate, ...]
+    gate: Gate = field(default_factory=Gate)
+    drift: DriftRule = field(default_factory=DriftRule)
+    holdout: timedelta = WEEK
+    window: timedelta = WEEK
+
+    @property
+    def raw(self) -> dict[str, str]:
+        """The raw tables, as ``{view name: table name}`` for ``Lake.connect``."""
+        return {source.name: source.table for source in self.sources}
+
+
+def load(name: str) -> Pipeline:
+    """Return the pipeline that ``pipelines/<name>.py`` declares as ``PIPELINE``.
+
+    Raises:
+        UnknownPipeline: There is no such declaration.
+    """
+    known = declared()
+    if name not in known:
+        raise UnknownPipeline(name, known)
+    pipeline = import_module(f"pipelines.{name}").PIPELINE
+    assert isinstance(pipeline, Pipeline)
+    return pipeline
+
+
+def declared() -> list[str]:
+    """Return the names of the pipelines that ``pipelines/`` declares."""
+    places = import_module("pipelines").__path__
+    files = [file for place in places for file in Path(place).glob("[!_]*.py")]
+    return sorted(file.stem for file in files)

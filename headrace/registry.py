@@ -1,0 +1,177 @@
+"""The registry: which versions of a pipeline's model there are, and which one serves.
+
+One registered model per pipeline. The alias ``champion`` names the version that
+serves, ``challenger`` the one that asked last. Alias writes are last-writer-wins
+in MLflow, so each is one small idempotent write; the ledger puts them in order.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from headrace.lake import DatasetRef
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlflow.entities.model_registry import ModelVersion
+
+    from headrace.tracking import Logged
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A registered version: where it came from and how it scored.
+
+    ``as_of`` is UTC. ``verdict`` is empty until the gate has spoken, then
+    ``promoted`` or ``rejected``, and ``reason`` says why.
+    """
+
+    pipeline: str
+    version: int
+    run_id: str
+    candidate: str
+    framework: str
+    training: DatasetRef
+    as_of: datetime
+    metrics: Mapping[str, float] = field(hash=False)
+    verdict: str = ""
+    reason: str = ""
+
+    @property
+    def model_uri(self) -> str:
+        """The version's address, for ``tracking.load_model``; it never means another model."""
+        return f"models:/{self.pipeline}/{self.version}"
+
+
+def register(pipeline: str, logged: Logged, tags: Mapping[str, str] | None = None) -> int:
+    """Register a logged candidate as the next version; the same run always has the same version.
+
+    Args:
+        pipeline: The registered model's name; created with its first version.
+        logged: What ``tracking.log_candidate`` returned.
+        tags: More tags for the version, such as the flow run's address.
+    """
+    from mlflow import MlflowClient, MlflowException
+
+    client = MlflowClient()
+    known = client.search_model_versions(f"name = '{pipeline}' AND run_id = '{logged.run_id}'")
+    if known:
+        return min(int(known_version.version) for known_version in known)
+    try:
+        client.create_registered_model(pipeline)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    run = client.get_run(logged.run_id).data
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(run.metrics.items()))
+    created = client.create_model_version(
+        pipeline,
+        source=logged.model_uri,
+        run_id=logged.run_id,
+        model_id=logged.model_id,
+        # The run's facts go with the version, so that reading a release is one query.
+        tags={k: v for k, v in run.tags.items() if k.startswith("headrace.")}
+        | {"headrace.metrics": json.dumps(run.metrics)}
+        | dict(tags or {}),
+        description=f"{run.tags['headrace.candidate']} as of {run.tags['headrace.as_of']}: {scores}",
+        await_creation_for=0,
+    )
+    return int(created.version)
+
+
+def champion(pipeline: str) -> Release | None:
+    """Return the version that serves, or None before the first promotion."""
+    return _by_alias(pipeline, CHAMPION)
+
+
+def challenger(pipeline: str) -> Release | None:
+    """Return the version that waits for a verdict, if there is one."""
+    return _by_alias(pipeline, CHALLENGER)
+
+
+def versions(pipeline: str) -> list[Release]:
+    """Return every version that ``register`` made, oldest first."""
+    from mlflow import MlflowClient
+
+    client, found, token = MlflowClient(), [], None
+    while token != "":
+        page = client.search_model_versions(f"name = '{pipeline}'", max_results=1000, page_token=token)
+        found += [_release(row) for row in page if "headrace.candidate" in row.tags]
+        token = page.token or ""
+    return sorted(found, key=lambda release: release.version)
+
+
+def set_alias(pipeline: str, alias: str, version: int) -> None:
+    """Let ``alias`` name ``version``, whatever it named before."""
+    from mlflow import MlflowClient
+
+    MlflowClient().set_registered_model_alias(pipeline, alias, str(version))
+
+
+def promote(pipeline: str, version: int, reason: str, at: datetime) -> None:
+    """Make ``version`` the champion and note why; it stops being the challenger."""
+    _note(pipeline, version, "promoted", reason, at)
+    set_alias(pipeline, CHAMPION, version)
+    _clear_challenger(pipeline, version)
+
+
+def reject(pipeline: str, version: int, reason: str, at: datetime) -> None:
+    """Note that ``version`` was refused and why; it stays registered, no longer the challenger."""
+    _note(pipeline, version, "rejected", reason, at)
+    _clear_challenger(pipeline, version)
+
+
+def _note(pipeline: str, version: int, verdict: str, reason: str, at: datetime) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    for key, value in {"verdict": verdict, "reason": reason, "decided_at": at.isoformat()}.items():
+        client.set_model_version_tag(pipeline, str(version), f"headrace.{key}", value)
+
+
+def _clear_challenger(pipeline: str, version: int) -> None:
+    from mlflow import MlflowClient
+
+    if _aliases(pipeline).get(CHALLENGER) == version:
+        MlflowClient().delete_registered_model_alias(pipeline, CHALLENGER)
+
+
+def _by_alias(pipeline: str, alias: str) -> Release | None:
+    from mlflow import MlflowClient
+
+    version = _aliases(pipeline).get(alias)
+    return _release(MlflowClient().get_model_version(pipeline, str(version))) if version else None
+
+
+def _aliases(pipeline: str) -> dict[str, int]:
+    from mlflow import MlflowClient, MlflowException
+
+    try:
+        aliases = MlflowClient().get_registered_model(pipeline).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+    return {alias: int(version) for alias, version in aliases.items()}
+
+
+def _release(row: ModelVersion) -> Release:
+    facts: dict[str, Any] = {k.removeprefix("headrace."): v for k, v in row.tags.items()}
+    return Release(
+        pipeline=row.name,
+        version=int(row.version),
+        run_id=str(row.run_id),
+        candidate=facts["candidate"],
+        framework=facts["framework"],
+        training=DatasetRef(**json.loads(facts["training"])),
+        as_of=datetime.fromisoformat(facts["as_of"]),
+        metrics=json.loads(facts["metrics"]),
+        verdict=facts.get("verdict", ""),
+        reason=facts.get("reason", ""),
+    )

@@ -1,0 +1,202 @@
+"""The servers that `headrace up` and `headrace demo` keep: Prefect, a worker, MLflow.
+
+Each is a child process listening on loopback, with its log below
+``<home>/logs``; all end with the caller, by their own process groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.errors import NotAProject, PortInUse, ServerUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from headrace.settings import Settings
+
+HOST = "127.0.0.1"
+PREFECT = [sys.executable, "-m", "prefect"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A child process; one that listens has a port, the setting that moves it, and a health page."""
+
+    name: str
+    command: list[str]
+    port: int = 0
+    setting: str = ""
+    health: str = ""
+    page: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def prefect_server(settings: Settings) -> Service:
+    """Return a Prefect server whose database lies below the home."""
+    address = f"http://{HOST}:{settings.prefect_port}"
+    command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
+    return Service(
+        "Prefect",
+        command,
+        settings.prefect_port,
+        "HEADRACE_PREFECT_PORT",
+        f"{address}/api/health",
+        address,
+    )
+
+
+def prefect_worker() -> Service:
+    """Return a worker that runs deployments as processes on this machine."""
+    return Service("worker", [*PREFECT, "worker", "start", "--pool", "headrace", "--type", "process"])
+
+
+def mlflow_server(settings: Settings) -> Service:
+    """Return an MLflow server on the home's tracking database."""
+    from headrace.tracking import artifact_root
+
+    address = f"http://{HOST}:{settings.mlflow_port}"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(settings.mlflow_port)),
+        *("--workers", "1", "--backend-store-uri", settings.mlflow),
+        # where processes that use the database directly keep them too
+        *("--default-artifact-root", artifact_root(settings.home)),
+    ]
+    # Its job runners are eight more processes, 2 GB, that nothing here uses.
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return Service(
+        "MLflow",
+        command,
+        settings.mlflow_port,
+        "HEADRACE_MLFLOW_PORT",
+        f"{address}/health",
+        f"{address}/?workflowType=machine_learning#/",
+        env,
+    )
+
+
+@contextmanager
+def running(services: list[Service], settings: Settings) -> Iterator[None]:
+    """Run ``services`` until the block ends, each answering before the block begins.
+
+    Raises:
+        NotAProject: The current folder has no ``prefect.yaml``.
+        PortInUse: Something else listens on a wanted port.
+        ServerUnreachable: A service ended or did not answer within two minutes; names its log.
+    """
+    if not Path("prefect.yaml").exists():
+        raise NotAProject(Path.cwd())
+    for service in services:
+        if service.port and _listens(service.port):
+            raise PortInUse(service.name, service.port, service.setting)
+    with contextlib.ExitStack() as stack:
+        started = [(service, stack.enter_context(_process(service, settings))) for service in services]
+        for service, process in started:
+            _wait(service, process, settings)
+        yield
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the environment that points a child process at this home and its Prefect server."""
+    prefect_home = settings.home / "prefect"
+    return os.environ | {
+        "HEADRACE_HOME": str(settings.home),
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(prefect_home)),
+        "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", f"http://{HOST}:{settings.prefect_port}/api"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def deploy(settings: Settings) -> None:
+    """Create the work pool and every deployment of ``prefect.yaml``; again changes nothing.
+
+    Raises:
+        ServerUnreachable: Prefect refused; carries what it printed.
+    """
+    pool = [*PREFECT, "work-pool", "create", "headrace", "--type", "process", "--overwrite"]
+    for command in (pool, [*PREFECT, "--no-prompt", "deploy", "--all"]):
+        done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServerUnreachable(
+                "Prefect", environment(settings)["PREFECT_API_URL"], (done.stdout + done.stderr).strip()
+            )
+
+
+def reach_prefect(settings: Settings) -> None:
+    """Make sure that the Prefect server answers.
+
+    Raises:
+        ServerUnreachable: It does not.
+    """
+    import httpx
+
+    address = environment(settings)["PREFECT_API_URL"]
+    try:
+        httpx.get(f"{address}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServerUnreachable("Prefect", address, str(error)) from None
+
+
+def log_file(service: Service, settings: Settings) -> Path:
+    """Return where a service's output is kept."""
+    return settings.home / "logs" / f"{service.name.lower()}.log"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+@contextmanager
+def _process(service: Service, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    log = log_file(service, settings)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            service.command,
+            env=environment(settings) | dict(service.env),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # a group of its own, so that its children end with it
+        )
+    try:
+        yield process
+    finally:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, ending)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=15)
+                break
+
+
+def _wait(
+    service: Service, process: subprocess.Popen[bytes], settings: Settings, timeout: float = 120
+) -> None:
+    import httpx
+
+    deadline, reason = time.monotonic() + timeout, "no answer"
+    while service.health:
+        if process.poll() is not None:
+            reason = f"it ended with exit code {process.returncode}"
+            break
+        if time.monotonic() > deadline:
+            break
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(service.health, timeout=5).is_success:
+                return
+        time.sleep(0.25)
+    else:
+        return
+    raise ServerUnreachable(service.name, service.page, f"{reason}; see {log_file(service, settings)}")

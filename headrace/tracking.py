@@ -1,0 +1,357 @@
+"""Tracking: what was trained, on which snapshots, how well, and the model itself, in MLflow.
+
+One experiment per pipeline, one run and one logged model per candidate. A run
+is written once: a step that was killed and starts again finds the finished run
+and returns it, or marks the half-written one as killed and writes anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import ServerUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, LoggedModel
+    from mlflow.models import Model as Package
+
+    from headrace.lake import DatasetRef, Lake
+    from headrace.pipeline import Candidate, Columns, Pipeline
+    from headrace.training.model import Model
+
+LOADER = "headrace.training.model"
+"""The module whose ``_load_pyfunc`` MLflow calls to load our models."""
+
+INSIDE = "data/model"
+"""Where, inside an MLflow model, the directory lies that ``Model.save`` wrote."""
+
+PACKAGES = {
+    "xgboost": ("xgboost",),
+    "torch": ("torch", "safetensors"),
+    "sklearn": ("scikit-learn", "skops"),
+}
+"""What a model of each framework needs at prediction time, beside the common ones."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A candidate as MLflow keeps it; ``model_uri`` is ``models:/<model_id>``."""
+
+    experiment: str
+    run_id: str
+    model_id: str
+
+    @property
+    def page(self) -> str:
+        """Where the run is shown, below the address of the MLflow UI."""
+        return f"/#/experiments/{self.experiment}/runs/{self.run_id}"
+
+    @property
+    def model_uri(self) -> str:
+        """The address that ``load_model`` and any MLflow tool take."""
+        return f"models:/{self.model_id}"
+
+
+def artifact_root(home: Path) -> str:
+    """Return the URI below which artifacts lie, unless an MLflow server keeps them elsewhere."""
+    return (home / "mlflow" / "artifacts").absolute().as_uri()
+
+
+def prepare(uri: str, home: Path) -> None:
+    """Point this process, and those it starts, at MLflow; create an embedded database once.
+
+    Call it before anything else here or in ``registry``; repeating it is cheap.
+
+    Args:
+        uri: ``http(s)://`` of an MLflow server, or the URL of a database.
+        home: The headrace home; processes that start at once queue on a lock in it.
+
+    Raises:
+        ServerUnreachable: The server does not answer within seconds, or is not MLflow.
+    """
+    # MLflow's own: seven retries of up to 120 s each, and the lock file of whatever
+    # project is the working directory copied into every model.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    if uri.startswith("http"):
+        _reach(uri)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    lock = home / "mlflow" / "init.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+        except mlflow.MlflowException as error:
+            if not uri.startswith("http"):
+                raise
+            said = str(error).splitlines()[0]
+            raise ServerUnreachable("MLflow", uri, f"it answers, but not as MLflow does ({said})") from None
+
+
+def _reach(uri: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=5)  # any answer will do: a proxy may want a login
+    except httpx.TransportError as error:
+        raise ServerUnreachable("MLflow", uri, str(error)) from None
+
+
+def log_candidate(
+    pipeline: Pipeline,
+    candidate: Candidate,
+    model: Model,
+    metrics: Mapping[str, float],
+    *,
+    training: DatasetRef,
+    sources: Sequence[DatasetRef] = (),
+    lake: Lake,
+    home: Path,
+    cause: str,
+    as_of: datetime,
+) -> Logged:
+    """Write one fitted candidate as an MLflow run with a logged model; once per piece of work.
+
+    A finished run for the same pipeline, candidate with its parameters, cause,
+    ``as_of`` and training rows is returned as it is. Unfinished ones are marked
+    as killed: the caller holds the claim on this work, so nobody else writes them.
+
+    Args:
+        pipeline: Its name is the experiment, its columns the model's inputs.
+        candidate: What was fitted; its parameters and seed become the run's.
+        model: The fitted model.
+        metrics: Scores on held-out rows; linked to the logged model.
+        training: The training set's snapshot, an input of context ``training``.
+        sources: The snapshots it was made from, inputs of context ``source``.
+        lake: Where those tables lie.
+        home: The headrace home; artifacts go below it unless a server takes them.
+        cause: Why this was trained; part of the key.
+        as_of: The instant the flow believed in, UTC.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput, Metric, Param
+
+    client = MlflowClient()
+    experiment = _experiment(client, pipeline.name, home)
+    key = _key(pipeline.name, asdict(candidate), cause, as_of.isoformat(), training.fingerprint)
+    if done := _finished(client, experiment, key):
+        return done
+
+    params = {name: str(value) for name, value in {**candidate.params, "seed": candidate.seed}.items()}
+    tags = {
+        "headrace.pipeline": pipeline.name,
+        "headrace.candidate": candidate.name,
+        "headrace.framework": model.framework,
+        "headrace.cause": cause,
+        "headrace.as_of": as_of.isoformat(),
+        "headrace.training": json.dumps(asdict(training)),
+        "headrace.fingerprint": training.fingerprint,
+        **_commit(),
+    }
+    name = f"{candidate.name}-{as_of:%Y%m%d}"
+    run_id = client.create_run(experiment, tags={**tags, "headrace.key": key}, run_name=name).info.run_id
+    logged = client.create_logged_model(
+        experiment, name, source_run_id=run_id, tags=tags, params=params, model_type=model.framework
+    )
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.log_inputs(
+        run_id,
+        [_input(training, lake, "training"), *(_input(source, lake, "source") for source in sources)],
+    )
+    now = time.time_ns() // 1_000_000
+    client.log_batch(
+        run_id,
+        metrics=[
+            Metric(metric, float(value), now, step=0, model_id=logged.model_id, run_id=run_id)
+            for metric, value in metrics.items()
+        ],
+        params=[Param(param, value) for param, value in params.items()],
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        package = _package(model, pipeline.columns, Path(scratch), logged)
+        client.log_model_artifacts(logged.model_id, str(package))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.set_terminated(run_id, "FINISHED")  # last: a finished run is a whole one
+    return Logged(experiment, run_id, logged.model_id)
+
+
+def log_watch(
+    pipeline: str, name: str, metrics: Mapping[str, float], report: Path, *, home: Path, as_of: datetime
+) -> str:
+    """Write what the monitor saw in one window as an MLflow run, its report beside; once per ``name``.
+
+    Metrics carry ``as_of`` (UTC) as their time, so that MLflow plots them over it.
+
+    Returns:
+        Where the report is shown, below the address of the MLflow UI.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient()
+    experiment = _experiment(client, f"{pipeline}-monitoring", home)
+    key = _key(pipeline, name, as_of.isoformat())
+    known = client.search_runs([experiment], f"tags.`headrace.key` = '{key}'", max_results=1)
+    run = known[0] if known else client.create_run(experiment, tags={"headrace.key": key}, run_name=name)
+    at = int(as_of.timestamp() * 1000)
+    client.log_batch(
+        run.info.run_id, metrics=[Metric(metric, value, at, step=0) for metric, value in metrics.items()]
+    )
+    client.log_artifact(run.info.run_id, str(report))
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return f"/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/{report.name}"
+
+
+@lru_cache(maxsize=8)
+def load_model(uri: str) -> Model:
+    """Load the model at ``models:/<name>/<version>`` or ``models:/<model_id>``, once per process.
+
+    Raises:
+        ValueError: The address holds an alias, which may mean another model tomorrow.
+    """
+    if "@" in uri:
+        raise ValueError(f"Need the address of one fixed version, got {uri}.")
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+
+    from headrace.training.model import load
+
+    # Only our own directory: asked for the whole model, MLflow writes a file into the store.
+    store: Any = ModelsArtifactRepository(uri)
+    return load(Path(store.download_artifacts(INSIDE)))
+
+
+def _experiment(client: MlflowClient, name: str, home: Path) -> str:
+    """Return the id of the experiment of that name, created if need be."""
+    from mlflow import MlflowException
+
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    served = client.tracking_uri.startswith("http")
+    where = None if served else f"{artifact_root(home)}/{name}"
+    try:
+        return client.create_experiment(name, where)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _experiment(client, name, home)  # another process was quicker
+
+
+def _finished(client: MlflowClient, experiment: str, key: str) -> Logged | None:
+    """Return the finished run of this key; mark unfinished ones, and their models, as given up."""
+    for run in client.search_runs([experiment], f"tags.`headrace.key` = '{key}'"):
+        run_id = run.info.run_id
+        models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+        if run.info.status == "FINISHED":
+            return Logged(experiment, run_id, models[0].model_id)
+        if run.info.status == "RUNNING":
+            for model in models:
+                client.finalize_logged_model(model.model_id, "FAILED")
+            client.set_terminated(run_id, "KILLED")
+    return None
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _commit() -> dict[str, str]:
+    """Return the tag in which MLflow shows the git commit; none outside a repository."""
+    command = ["git", "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": done.stdout.strip()}
+
+
+def _input(ref: DatasetRef, lake: Lake, context: str) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    uri = lake.table(ref.table).uri
+    dataset = Dataset(
+        # MLflow knows a data set by name and digest: equal rows at two versions would be shown as one.
+        name=f"{ref.table}@v{ref.version}",
+        digest=ref.fingerprint,
+        source_type="delta_table",
+        source=json.dumps({"path": uri, "delta_table_version": ref.version}),
+        profile=json.dumps({"num_rows": ref.rows}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def _package(model: Model, columns: Columns, scratch: Path, logged: LoggedModel) -> Path:
+    """Wrap what ``model.save`` writes as an MLflow model below ``scratch``; return its directory."""
+    import mlflow.pyfunc
+    from mlflow.models import Model as Package
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    types = [(name, DataType.string) for name in columns.categorical]
+    types += [(name, DataType.double) for name in columns.numeric]
+    saved, package = scratch / Path(INSIDE).name, scratch / "package"
+    model.save(saved)
+    described = Package(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+        run_id=logged.source_run_id,
+        signature=ModelSignature(
+            Schema([ColSpec(kind, name, required=False) for name, kind in types]),
+            Schema([ColSpec(DataType.double, "probability")]),
+        ),
+    )
+    _add_native_flavour(described, model.framework)
+    mlflow.pyfunc.save_model(
+        package,
+        loader_module=LOADER,
+        data_path=str(saved),
+        mlflow_model=described,
+        pip_requirements=requirements(model.framework),  # left to itself, MLflow infers them for 10 s
+    )
+    return package
+
+
+def _add_native_flavour(package: Package, framework: str) -> None:
+    """Let ``mlflow.xgboost`` and ``mlflow.sklearn`` load, and the UI name, what lies inside."""
+    if framework == "xgboost":
+        package.add_flavor(
+            "xgboost",
+            data=f"{INSIDE}/model.ubj",
+            model_class="xgboost.core.Booster",
+            model_format="ubj",
+            xgb_version=version("xgboost"),
+        )
+    if framework == "sklearn":
+        package.add_flavor(
+            "sklearn",
+            pickled_model=f"{INSIDE}/model.skops",  # MLflow's name for the file, whatever its format
+            serialization_format="skops",
+            sklearn_version=version("scikit-learn"),
+        )
+
+
+def requirements(framework: str) -> list[str]:
+    """Return what a model of ``framework`` was written with, pinned, without local build tags."""
+    names = ("headrace", "mlflow", "numpy", "pandas", "pyarrow", *PACKAGES[framework])
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -1,0 +1,77 @@
+"""The training set: what could have been known at each prediction, beside what then happened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.errors import NotEnoughData
+from headrace.lake import DatasetRef, Lake, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from headrace.pipeline import Pipeline
+
+LEAST_ROWS = 100
+
+
+def labelled_spine(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.Table:
+    """Return the predictions made within ``window`` whose outcome was known by ``as_of`` (UTC).
+
+    One row each: the spine's columns and ``label``, ordered by ``event_timestamp`` and keys.
+    """
+    con = lake.connect(spec.raw)
+    keys = ", ".join(spec.keys)
+    return con.execute(
+        f"""
+        SELECT spine.*, label.label
+        FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
+        WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of
+        ORDER BY event_timestamp, {keys}
+        """,
+        {"as_of": as_of},
+    ).to_arrow_table()
+
+
+def build(
+    spec: Pipeline, lake: Lake, as_of: datetime, historical: Callable[[pa.Table], pa.Table]
+) -> DatasetRef:
+    """Write the training set as of ``as_of`` (UTC) and pin it.
+
+    ``historical`` joins features to a spine, point in time. Predictions made in
+    the last ``spec.holdout`` before ``as_of`` are the holdout (column ``holdout``).
+
+    Raises:
+        NotEnoughData: Fewer than 100 labelled rows to train on, or held out.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    span = Window(spec.start, as_of)
+    rows = historical(labelled_spine(spec, lake, span, as_of))
+    held_out = pc.greater_equal(rows["event_timestamp"], pa.scalar(as_of - spec.holdout))
+    for part, count in (
+        ("held out", pc.sum(held_out).as_py() or 0),
+        ("to train on", pc.sum(pc.invert(held_out)).as_py() or 0),
+    ):
+        if count < LEAST_ROWS:
+            raise NotEnoughData(spec.name, part, count, LEAST_ROWS, as_of)
+    wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, "label"]))
+    table = lake.table(f"training/{spec.name}")
+    version = table.replace(rows.select(wanted).append_column("holdout", held_out))
+    return table.snapshot(version)
+
+
+def read(spec: Pipeline, ref: DatasetRef, lake: Lake, *, holdout: bool | None = None) -> pa.Table:
+    """Return a training set in a fixed order: the rows held out, or those to train on, or all."""
+    con = lake.connect({"training": ref})
+    return con.execute(
+        f"""
+        SELECT * FROM training WHERE $side IS NULL OR holdout = $side
+        ORDER BY event_timestamp, {", ".join(spec.keys)}
+        """,
+        {"side": holdout},
+    ).to_arrow_table()

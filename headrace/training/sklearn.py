@@ -1,0 +1,86 @@
+"""The baseline: logistic regression on one-hot and scaled columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace.cluster import crew, on_each
+from headrace.training.encoding import Encoder
+from headrace.training.model import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    from dask.distributed import Client
+    from numpy.typing import NDArray
+    from sklearn.pipeline import Pipeline
+
+    from headrace.pipeline import Columns
+
+DISTRIBUTION = "scikit-learn"
+FILE = "model.skops"
+
+
+def fit(
+    params: Mapping[str, Any],
+    seed: int,
+    rows: pa.Table,
+    labels: NDArray[np.integer],
+    *,
+    columns: Columns,
+    client: Client,
+) -> Model:
+    """Fit ``LogisticRegression(**params)`` on the first worker; nothing is random, so ``seed`` is idle."""
+    encoder = Encoder.fit(rows, columns)
+    work = (dict(params), len(encoder.categories), encoder.encode(rows), labels)
+    (native,) = on_each(client, crew(client)[:1], _fit, [work])
+    return Model("sklearn", encoder, native)
+
+
+def _fit(
+    params: dict[str, Any], codes: int, matrix: NDArray[np.float32], labels: NDArray[np.integer]
+) -> Pipeline:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    numbers = make_pipeline(
+        SimpleImputer(strategy="mean", keep_empty_features=True, add_indicator=True), StandardScaler()
+    )
+    inputs = ColumnTransformer(
+        [
+            ("codes", OneHotEncoder(handle_unknown="ignore"), slice(0, codes)),
+            ("numbers", numbers, slice(codes, None)),
+        ]
+    )
+    model = make_pipeline(inputs, LogisticRegression(**{"max_iter": 300, **params}))
+    # Sums then never depend on the number of cores, and the small products of L-BFGS are three times as fast.
+    with threadpool_limits(1):
+        return model.fit(matrix, labels)
+
+
+def predict(pipeline: Pipeline, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probability of class 1 for each row of the encoded ``matrix``."""
+    predicted: NDArray[np.float64] = pipeline.predict_proba(matrix)[:, 1]
+    return predicted
+
+
+def save(pipeline: Pipeline, directory: Path) -> dict[str, Any]:
+    """Write the pipeline with skops; there is no architecture beside it."""
+    import skops.io
+
+    skops.io.dump(pipeline, directory / FILE)
+    return {}
+
+
+def load(directory: Path, architecture: Mapping[str, Any]) -> Pipeline:
+    """Read what ``save`` wrote; skops refuses any type but its own list and these."""
+    import skops.io
+
+    return skops.io.load(directory / FILE, trusted=["numpy.dtype"])

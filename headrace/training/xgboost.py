@@ -1,0 +1,114 @@
+"""Gradient-boosted trees: XGBoost on Dask, one partition per worker.
+
+On one worker the model is byte for byte what ``xgboost.train`` makes. On
+several it is the same in every run, because each worker always gets the same rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace.cluster import crew, gpus
+from headrace.training.encoding import Encoder
+from headrace.training.model import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    from dask.distributed import Client
+    from numpy.typing import NDArray
+    from xgboost import Booster
+
+    from headrace.pipeline import Columns
+
+DISTRIBUTION = "xgboost"
+FILE = "model.ubj"
+PATIENCE = 300
+"""Seconds workers wait for each other."""
+
+
+def fit(
+    params: Mapping[str, Any],
+    seed: int,
+    rows: pa.Table,
+    labels: NDArray[np.integer],
+    *,
+    columns: Columns,
+    client: Client,
+) -> Model:
+    """Boost ``params["rounds"]`` (100) trees; every other parameter is XGBoost's own."""
+    import numpy as np
+    from dask import array as da
+    from xgboost import collective
+    from xgboost import dask as xgb
+
+    workers = crew(client)
+    encoder = Encoder.fit(rows, columns)
+    options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu")
+
+    def pinned(whole: NDArray[np.float32]) -> da.Array:
+        parts = np.array_split(whole, len(workers))
+        futures = [
+            client.scatter(part, workers=[worker.address], hash=False)
+            for part, worker in zip(parts, workers, strict=True)
+        ]
+        return da.concatenate(
+            [da.from_delayed(f, p.shape, p.dtype) for f, p in zip(futures, parts, strict=True)]
+        )
+
+    data = xgb.DaskQuantileDMatrix(
+        client,
+        pinned(encoder.encode(rows)),
+        pinned(labels.astype(np.float32)),
+        feature_names=list(encoder.names),
+        feature_types=feature_types(encoder),
+        enable_categorical=True,
+        max_bin=options.get("max_bin"),
+    )
+    # That a partition stays where it was sent is Dask's habit, not its promise, and the model depends on it.
+    parts = {part.key: part for kept in data.worker_map.values() for part in kept}
+    order = zip(workers, data.partition_order, strict=True)
+    data.worker_map = {worker.address: [parts[key]] for worker, key in order}
+    network = collective.Config(
+        timeout=PATIENCE,
+        tracker_timeout=PATIENCE,
+        # Left alone, a tracker inside this process would listen to the whole network.
+        tracker_host_ip="127.0.0.1" if workers[0].address.startswith("inproc") else None,
+    )
+    trained = xgb.train(client, options, data, params.get("rounds", 100), coll_cfg=network)
+    booster = trained["booster"]
+    booster.set_param({"device": "cpu"})  # where it will predict, whatever it was trained on
+    return Model("xgboost", encoder, booster)
+
+
+def booster_params(params: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
+    """Return ``params`` as XGBoost takes them: ``rounds`` is an argument of its own."""
+    own = {name: value for name, value in params.items() if name != "rounds"}
+    return {"objective": "binary:logistic", "tree_method": "hist", "device": device, "seed": seed, **own}
+
+
+def feature_types(encoder: Encoder) -> list[str]:
+    """Return XGBoost's type of each column of the matrix: ``c`` for codes, ``q`` for quantities."""
+    return ["c"] * len(encoder.categories) + ["q"] * len(encoder.numeric)
+
+
+def predict(booster: Booster, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probability of class 1 for each row of the encoded ``matrix``."""
+    predicted: NDArray[np.float32] = booster.inplace_predict(matrix)
+    return predicted
+
+
+def save(booster: Booster, directory: Path) -> dict[str, Any]:
+    """Write the model as UBJSON; there is no architecture beside it."""
+    booster.save_model(directory / FILE)
+    return {}
+
+
+def load(directory: Path, architecture: Mapping[str, Any]) -> Booster:
+    """Read what ``save`` wrote."""
+    from xgboost import Booster
+
+    return Booster(model_file=directory / FILE)

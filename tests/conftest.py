@@ -1,0 +1,80 @@
+"""What the tests stand on: real parts, started for the tests alone, on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from headrace.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail if any test was skipped")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--no-skips") and terminalreporter.stats.get("skipped"):
+        terminalreporter.section("skipped although --no-skips was asked for", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def utc(year: int, month: int = 1, day: int = 1, hour: int = 0) -> datetime:
+    return datetime(year, month, day, hour, tzinfo=UTC)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh headrace home that settings read here point at."""
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return Settings()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty PostgreSQL, run for these tests alone."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed (Debian package `postgresql`)")
+    binaries, data, port = found[-1].parent, tmp_path_factory.mktemp("postgres"), free_port()
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        for folder in (data, *data.parents):
+            if folder == Path("/tmp"):
+                break
+            folder.chmod(0o711)
+        shutil.chown(data, "postgres", "postgres")
+    env = os.environ | {"HOME": str(data)}
+    run = [*as_user, str(binaries / "initdb"), "-D", f"{data}/db", "-U", "headrace", "-A", "trust"]
+    subprocess.run(run, check=True, env=env, stdout=subprocess.DEVNULL, cwd=data)
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={data} -c fsync=off"
+    ctl = [*as_user, str(binaries / "pg_ctl"), "-D", f"{data}/db", "-w"]
+    subprocess.run([*ctl, "-o", options, "-l", f"{data}/log", "start"], check=True, env=env, cwd=data)
+    yield f"postgresql+psycopg://headrace@127.0.0.1:{port}/postgres"
+    subprocess.run([*ctl, "-m", "immediate", "stop"], check=True, env=env, cwd=data)

@@ -1,0 +1,110 @@
+import os
+import time
+
+import pytest
+from dask.distributed import LocalCluster
+
+from headrace import cluster as module
+from headrace.cluster import cluster, crew, gpus, on_each
+from headrace.errors import ServerUnreachable, WorkerLost
+
+
+@pytest.fixture(scope="module")
+def pair():
+    with cluster(workers=2) as client:
+        yield client
+
+
+def test_by_default_the_worker_is_this_process():
+    with cluster() as client:
+        (worker,) = crew(client)
+
+        assert worker.address.startswith("inproc://")
+        assert client.submit(os.getpid).result() == os.getpid()
+
+
+def test_several_workers_are_processes_that_only_this_machine_can_reach(pair):
+    workers = crew(pair)
+
+    pids = on_each(pair, workers, os.getpid, [(), ()])
+
+    assert len({*pids, os.getpid()}) == 3
+    assert all(worker.address.startswith("tcp://127.0.0.1:") for worker in workers)
+    assert pair.scheduler.address.startswith("tcp://127.0.0.1:")
+
+
+def test_each_worker_gets_its_own_arguments_in_a_fixed_order(pair):
+    workers = crew(pair)
+
+    assert [worker.name for worker in workers] == ["0", "1"]
+    assert on_each(pair, workers, divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
+
+
+def test_workers_without_a_gpu_of_their_own_train_on_processors():
+    def some(*devices):
+        return [module.Worker(str(i), f"tcp://h:{i}", 1, device) for i, device in enumerate(devices)]
+
+    assert gpus(some("a", "b"))
+    assert not gpus(some("a", "a"))
+    assert not gpus(some("a", ""))
+
+
+def test_more_than_nine_workers_sort_as_xgboost_sorts_them():
+    eleven = LocalCluster(n_workers=11, processes=False, threads_per_worker=1, dashboard_address=None)
+    with eleven as local, cluster(local.scheduler_address) as client:
+        names = [worker.name for worker in crew(client)]
+
+    assert names == sorted(map(str, range(11)), key=lambda name: f"[xgboost.dask-{name}]")
+
+
+def test_an_address_is_joined_and_left_running():
+    with LocalCluster(
+        n_workers=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+    ) as local:
+        for _ in range(2):
+            with cluster(local.scheduler_address) as client:
+                assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_a_scheduler_that_does_not_answer_is_reported_quickly(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 1)
+    started = time.monotonic()
+
+    with (
+        pytest.raises(ServerUnreachable, match=r"answer at tcp://127\.0\.0\.1:1:"),
+        cluster("tcp://127.0.0.1:1"),
+    ):
+        pass
+
+    assert time.monotonic() - started < 5
+
+
+def test_an_address_that_makes_no_sense_is_reported_the_same_way():
+    with pytest.raises(ServerUnreachable, match="nonsense"), cluster("nonsense://x:1"):
+        pass
+
+
+def test_a_scheduler_without_workers_is_reported(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 1)
+    empty = LocalCluster(n_workers=0, processes=False, dashboard_address=None)
+    with (
+        empty as local,
+        cluster(local.scheduler_address) as client,
+        pytest.raises(ServerUnreachable, match="has none"),
+    ):
+        crew(client)
+
+
+def test_a_worker_that_dies_fails_collective_work_instead_of_stalling_it(pair):
+    started = time.monotonic()
+
+    with pytest.raises(WorkerLost):
+        on_each(pair, crew(pair), _die_or_wait, [(True,), (False,)])
+
+    assert time.monotonic() - started < 20
+
+
+def _die_or_wait(die):
+    if die:
+        os._exit(1)
+    time.sleep(2)

@@ -1,0 +1,372 @@
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from headrace.errors import BadFeatureRows
+from headrace.feature_store import store as features
+from headrace.feature_store.tables import build
+from headrace.lake import Lake, duckdb_connection, windows
+from headrace.pipeline import WEEK, load
+from headrace.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+FLIGHTS = load("flights")
+TIMES = {source.name: source.time for source in FLIGHTS.sources}
+WEEKS = windows(FLIGHTS.start, datetime(2013, 1, 21, tzinfo=UTC), WEEK)
+FIRST, SECOND, THIRD = WEEKS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def feast_apply(tmp_path_factory):
+    """``feast apply`` as a person runs it; started before the tests, for Feast takes long to import."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "features", project / "features", ignore=shutil.ignore_patterns("__pycache__"))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    command = [Path(sys.executable).with_name("feast"), "apply"]
+    with subprocess.Popen(
+        command,
+        cwd=project / "features",
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        yield process, project
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return Settings(home=tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def lake(settings):
+    """Three weeks of real raw tables, and every feature table of them."""
+    lake = Lake(settings.lake)
+    for source in FLIGHTS.sources:
+        con = duckdb_connection()
+        for name, file in source.files().items():
+            read = con.read_parquet if file.suffix == ".parquet" else con.read_csv
+            read(str(file), **({} if file.suffix == ".parquet" else {"na_values": ["NA"]})).create_view(name)
+        until = f"{source.time} < '{THIRD.end.isoformat()}'"
+        lake.table(source.table).append(
+            con.sql(f"FROM ({source.select}) WHERE {until}").to_arrow_table(), "all"
+        )
+    for table in FLIGHTS.feature_tables:
+        for window in WEEKS:
+            build(table, FLIGHTS.raw, TIMES, window, lake)
+    return lake
+
+
+@pytest.fixture(scope="module")
+def store(lake, settings):
+    store = features.open_store(ROOT / "features", settings)
+    features.apply(store, "features.flights")
+    for window in (FIRST, SECOND):
+        features.materialize(store, window.start, window.end)
+    return store
+
+
+def spine(lake, window):
+    con = lake.connect(FLIGHTS.raw)
+    where = window.predicate("event_timestamp")
+    return con.sql(f"FROM ({FLIGHTS.spine}) WHERE {where} ORDER BY hash(flight, sched_dep)").to_arrow_table()
+
+
+def feature_rows(lake, name, rows=60):
+    """Some rows of a feature table, always the same."""
+    con = lake.connect({"t": f"features/{name}"})
+    return con.sql(f"FROM t ORDER BY hash(known_hour, {name.split('_')[0]}) LIMIT {rows}").df()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "hours"), [("origin_delays", "origin", 3), ("carrier_delays", "carrier", 24)]
+)
+def test_delays_of_an_hour_are_those_of_flights_landed_just_before_it(lake, name, key, hours):
+    flights = lake.connect(FLIGHTS.raw).sql("FROM flights WHERE arr_delay IS NOT NULL").df()
+    compared = 0
+    for row in feature_rows(lake, name).to_dict("records"):
+        at = row["event_timestamp"]
+        landed = flights[
+            (flights[key] == row[key])
+            & (flights.landed_at >= at - pd.Timedelta(hours=hours))
+            & (flights.landed_at < at)
+        ]
+        late = (landed.arr_delay >= 15).mean()
+        wanted = {f"{key}_arr_delay_{hours}h": landed.arr_delay.mean(), f"{key}_late_share_{hours}h": late}
+        if name == "origin_delays":
+            wanted |= {"origin_dep_delay_3h": landed.dep_delay.mean(), "origin_landed_3h": len(landed)}
+        assert {column: row[column] for column in wanted} == pytest.approx(wanted, nan_ok=True)
+        compared += len(landed)
+    assert compared > 500
+
+
+def test_weather_of_an_hour_is_the_last_observation_strictly_before_it(lake):
+    weather = lake.connect(FLIGHTS.raw).sql("FROM weather ORDER BY observed_at").df()
+    for row in feature_rows(lake, "origin_weather").to_dict("records"):
+        at = row["event_timestamp"]
+        seen = weather[(weather.origin == row["origin"]) & (weather.observed_at < at)]
+        last = seen.iloc[-1]
+        assert last.observed_at >= at - pd.Timedelta(hours=6)
+        for column in ("temp", "wind_dir", "wind_gust", "pressure", "visib"):
+            assert row[column] == pytest.approx(last[column], nan_ok=True)
+
+
+def test_building_a_window_again_changes_no_row(lake):
+    for table in FLIGHTS.feature_tables:
+        before = lake.table(table.table).snapshot()
+        build(table, FLIGHTS.raw, TIMES, SECOND, lake)
+        after = lake.table(table.table).snapshot()
+        assert after.version > before.version
+        assert (after.rows, after.fingerprint) == (before.rows, before.fingerprint)
+
+
+def test_first_windows_built_at_once_all_land(lake):
+    for attempt in range(5):
+        table = replace(FLIGHTS.feature_tables[1], name=f"at_once_{attempt}")
+        with ThreadPoolExecutor(len(WEEKS)) as pool:
+            rows = list(pool.map(lambda window, t=table: build(t, FLIGHTS.raw, TIMES, window, lake), WEEKS))
+        assert rows == [3 * 168] * len(WEEKS)
+        built, one_by_one = (lake.table(t).snapshot() for t in (table.table, "features/origin_delays"))
+        assert built.fingerprint == one_by_one.fingerprint
+
+
+def test_a_window_without_rows_leaves_an_empty_table(lake):
+    table = replace(FLIGHTS.feature_tables[3], name="no_planes")
+
+    assert build(table, FLIGHTS.raw, TIMES, SECOND, lake) == 0
+
+    assert lake.table("features/no_planes").exists()
+    assert lake.table("features/no_planes").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("SELECT $end AS event_timestamp, $start AS available_at", "rows of 2013-01-14T00:00Z"),
+        ("SELECT $start AS event_timestamp, $end AS then", "no available_at"),
+    ],
+)
+def test_rows_that_a_rebuild_could_not_replace_are_refused(lake, tmp_path, query, complaint):
+    sql = tmp_path / "bad.sql"
+    sql.write_text(query)
+    table = replace(FLIGHTS.feature_tables[0], name="bad", sql=sql)
+
+    with pytest.raises(BadFeatureRows, match=complaint):
+        build(table, FLIGHTS.raw, TIMES, SECOND, lake)
+
+    assert not lake.table("features/bad").exists()
+
+
+def test_the_online_store_gives_what_the_point_in_time_join_gives(store, lake):
+    asked = spine(lake, SECOND)
+
+    offline, online = (read(store, "flight_delay", asked) for read in (features.historical, features.online))
+
+    assert offline.num_rows > 6_000
+    assert online.schema == offline.schema
+    assert {name for name in offline.column_names if online[name] != offline[name]} == set()
+    assert set(FLIGHTS.columns.names) <= set(offline.column_names)
+    for name in FLIGHTS.columns.numeric:
+        assert offline[name].null_count < 0.9 * offline.num_rows, name
+
+
+def test_the_service_reads_the_same_clock_as_the_schedule(store, lake):
+    asked = spine(lake, SECOND)
+    computed = features.historical(store, "flight_delay", asked.drop_columns(["hour", "minute", "weekday"]))
+    for name in ("hour", "minute", "weekday"):
+        assert computed[name].to_pylist() == asked[name].to_pylist()
+
+
+def test_retrieval_keeps_rows_order_and_types(store, lake):
+    asked = spine(lake, SECOND).slice(0, 300)
+    asked = pa.concat_tables([asked, asked.slice(0, 50), asked.slice(20, 5)])
+    for read in (features.historical, features.online):
+        kept = read(store, "flight_delay", asked).select(["carrier", "flight", "tailnum", "event_timestamp"])
+        assert kept == asked.select(kept.column_names)
+        assert read(store, "flight_delay", asked.slice(0, 0)).num_rows == 0
+
+
+def test_an_hour_never_materialised_is_missing_online_not_stale(store, lake):
+    asked = spine(lake, THIRD).slice(0, 500)
+    online, offline = (read(store, "flight_delay", asked) for read in (features.online, features.historical))
+    assert online["origin_landed_3h"].null_count == 500
+    assert offline["origin_landed_3h"].null_count == 0
+    assert online["plane_seats"] == offline["plane_seats"]
+
+
+def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, lake, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    asked = spine(lake, SECOND).slice(0, 200)
+    before = features.online(store, "flight_delay", asked)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("feast.infra.online_stores.sqlite.SqliteOnlineStore.online_write_batch", killed)
+        features.materialize(store, SECOND.start, SECOND.end)
+
+    assert features.online(store, "flight_delay", asked) == before
+    features.materialize(store, SECOND.start, SECOND.end)
+    assert features.online(store, "flight_delay", asked) == before
+
+
+def test_a_row_known_only_after_the_prediction_is_not_joined(store, lake):
+    table, asked = lake.table("features/origin_delays"), spine(lake, SECOND)
+    honest = features.historical(store, "flight_delay", asked)
+    # the same hours again, better informed but too late: one known late, the other of a later time
+    planted = lake.connect({"t": table.name}).sql("""
+        SELECT * REPLACE (event_timestamp + late AS event_timestamp,
+                          available_at + INTERVAL 1 HOUR AS available_at, 9999 AS origin_landed_3h)
+        FROM t CROSS JOIN (VALUES (INTERVAL 0 HOUR), (INTERVAL 1 HOUR)) AS plant(late)
+    """)
+    version = table.open().version()
+    table.append(planted.project("* EXCLUDE (late)").to_arrow_table(), "planted")
+    try:
+        assert features.historical(store, "flight_delay", asked) == honest
+    finally:
+        table.open().restore(version)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A small view with ties, late rows and a ttl of five hours, in a store of its own."""
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast.data_format import DeltaFormat
+    from feast.types import Int64, String
+
+    home = tmp_path_factory.mktemp("toy")
+    con = duckdb_connection()
+    con.execute("SELECT setseed(0.5)")
+    rows = con.sql("""
+        SELECT 'k' || key AS k, TIMESTAMPTZ '2013-01-01' + to_hours(hour) AS event_timestamp,
+               event_timestamp + to_hours(greatest(late, 0)) AS available_at, any_value(i) AS f
+        FROM (SELECT i, (random() * 4)::INT AS key, (random() * 40)::INT AS hour,
+                     (random() * 12)::INT - 6 AS late
+              FROM range(300) AS rows(i))
+        GROUP BY ALL
+    """).to_arrow_table()
+    Lake(str(home)).table("features/toy").append(rows, "all")
+    store = FeatureStore(
+        config=RepoConfig(
+            project="toy",
+            registry=str(home / "registry.db"),
+            provider="local",
+            online_store={"type": "sqlite", "path": str(home / "online.db")},
+            offline_store={"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(home)},
+        )
+    )
+    k = Entity(name="k", value_type=ValueType.STRING)
+    source = FileSource(
+        name="toy", path="features/toy", file_format=DeltaFormat(), timestamp_field="event_timestamp",
+        created_timestamp_column="available_at",
+    )  # fmt: skip
+    schema = [Field(name="k", dtype=String), Field(name="f", dtype=Int64)]
+    view = FeatureView(name="toy", entities=[k], schema=schema, source=source, ttl=timedelta(hours=5))
+    store.apply([k, view])
+    return store, rows.to_pandas()
+
+
+def asked_of_toy():
+    keys = ["k0", "k1", "k2", "k3", "k4", "k9", None]
+    start = datetime(2013, 1, 1, tzinfo=UTC)
+    rows = [{"k": k, "event_timestamp": start + timedelta(minutes=30 * i)} for i in range(100) for k in keys]
+    return pd.DataFrame(rows).sample(frac=1, random_state=1).reset_index(drop=True)
+
+
+def by_definition(asked, rows, known_only):
+    for k, at in zip(asked.k, asked.event_timestamp, strict=True):
+        valid = rows[
+            (rows.k == k)
+            & (rows.event_timestamp <= at)
+            & (rows.event_timestamp >= at - pd.Timedelta(hours=5))
+        ]
+        valid = valid[valid.available_at <= at] if known_only else valid
+        latest = valid.sort_values(["event_timestamp", "available_at"]).f
+        yield None if latest.empty else int(latest.iloc[-1])
+
+
+@pytest.mark.parametrize("known_only", [False, True])
+@pytest.mark.parametrize("form", ["pandas", "arrow", "sql"])
+def test_the_point_in_time_join_is_its_definition(toy, tmp_path, form, known_only):
+    store, rows = toy
+    asked = asked_of_toy()
+    asked.to_parquet(tmp_path / "asked.parquet")
+    given = {
+        "pandas": asked,
+        "arrow": pa.Table.from_pandas(asked),
+        "sql": f"FROM '{tmp_path}/asked.parquet'",
+    }[form]
+
+    job = store.get_historical_features(given, ["toy:f"], filter_by_created_timestamp=known_only)
+
+    found, wanted = job.to_arrow(), list(by_definition(asked, rows, known_only))
+    assert found["f"].to_pylist() == wanted
+    assert found["k"].to_pylist() == asked.k.tolist()
+    assert 100 < sum(value is not None for value in wanted) < 600
+
+
+def test_full_names_and_a_bare_data_frame_are_served(toy):
+    store, _ = toy
+    found = store.get_historical_features(asked_of_toy(), ["toy:f"], full_feature_names=True).to_df()
+    assert list(found.columns) == ["k", "event_timestamp", "toy__f"]
+
+
+def test_latest_rows_are_one_for_each_key_and_all_rows_are_all(toy):
+    store, rows = toy
+    start, end = datetime(2013, 1, 1, 5, tzinfo=UTC), datetime(2013, 1, 1, 20, tzinfo=UTC)
+    source = store.get_feature_view("toy").batch_source
+    columns = (["k"], ["f"], "event_timestamp", "available_at", start, end)
+    offline = store._get_provider().offline_store
+
+    inside = rows[rows.event_timestamp.between(start, end)].sort_values(["event_timestamp", "available_at"])
+    latest = offline.pull_latest_from_table_or_query(store.config, source, *columns).to_arrow()
+    everything = offline.pull_all_from_table_or_query(store.config, source, *columns).to_df()
+
+    assert dict(zip(latest["k"].to_pylist(), latest["f"].to_pylist(), strict=True)) == (
+        inside.groupby("k").f.last().to_dict()
+    )
+    assert sorted(everything.f) == sorted(inside.f)
+
+
+def test_a_registry_write_cut_short_leaves_the_old_registry(store, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    registry = store.registry._registry_store
+    before = registry.get_registry_proto()
+    monkeypatch.setattr("feast.infra.registry.file.os.fsync", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        registry.update_registry_proto(type(before)())
+
+    assert [view.spec.name for view in registry.get_registry_proto().feature_views] == [
+        view.spec.name for view in before.feature_views
+    ]
+    assert before.feature_views
+
+
+def test_state_lies_below_headrace_home_whatever_the_directory(monkeypatch, tmp_path):
+    from headrace.feature_store.embedded import below_home
+
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "elsewhere"))
+    assert below_home("feast/registry.db", ROOT / "features") == tmp_path / "elsewhere/feast/registry.db"
+    monkeypatch.delenv("HEADRACE_HOME")
+    assert below_home("feast/online.db", tmp_path / "features") == tmp_path / ".headrace/feast/online.db"
+
+
+def test_feast_apply_takes_the_repository_as_it_stands(feast_apply):
+    process, project = feast_apply
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "Deploying infrastructure for carrier_delays" in output
+    assert {file.name for file in (project / ".headrace/feast").iterdir()} == {"registry.db", "online.db"}

@@ -1,0 +1,135 @@
+"""The lake: idempotent commits, snapshots that never change, windows that stand alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.errors import NotBuilt
+from headrace.lake import Lake, Window, windows
+from tests.conftest import utc
+
+WEEK = timedelta(weeks=1)
+FIRST, SECOND = windows(utc(2013, 1, 7), utc(2013, 1, 21), WEEK)
+
+
+def rows(*instants_and_values: tuple[object, int]) -> pa.Table:
+    instants, values = zip(*instants_and_values, strict=True) if instants_and_values else ((), ())
+    return pa.table(
+        {
+            "event_timestamp": pa.array(instants, pa.timestamp("us", "UTC")),
+            "value": pa.array(values, pa.int64()),
+        }
+    )
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+def test_an_append_lands_once_however_often_it_is_repeated(lake: Lake) -> None:
+    table = lake.table("raw/things")
+    assert [table.append(rows((FIRST.start, 1)), key="a") for _ in range(3)] == [True, False, False]
+    assert table.append(rows((FIRST.start, 1)), key="b")
+    assert table.count() == 2
+    assert table.held(["a", "b", "c"]) == {"a", "b"}
+
+
+def test_overwriting_a_window_leaves_its_neighbours_alone(lake: Lake) -> None:
+    table = lake.table("features/things")
+    table.overwrite(
+        rows((FIRST.start, 1), (FIRST.end - timedelta(microseconds=1), 2)), FIRST, "event_timestamp"
+    )
+    table.overwrite(rows((SECOND.start, 3)), SECOND, "event_timestamp")
+    table.overwrite(rows((FIRST.start, 4)), FIRST, "event_timestamp")
+    assert sorted(lake.connect({"t": "features/things"}).sql("SELECT value FROM t").fetchall()) == [
+        (3,),
+        (4,),
+    ]
+    assert table.count(SECOND) == 1
+
+
+def test_a_window_without_rows_is_held_all_the_same(lake: Lake) -> None:
+    table = lake.table("features/things")
+    table.overwrite(rows(), FIRST, "event_timestamp")
+    assert table.holds(str(FIRST))
+    assert lake.connect({"t": "features/things"}).sql("SELECT count(value) FROM t").fetchall() == [(0,)]
+
+
+def test_a_snapshot_reads_the_same_after_later_writes(lake: Lake) -> None:
+    table = lake.table("raw/things")
+    table.append(rows((FIRST.start, 1)), key="a")
+    before = table.snapshot()
+    table.append(rows((FIRST.start, 2)), key="b")
+    assert lake.connect({"t": before}).sql("SELECT value FROM t").fetchall() == [(1,)]
+    assert table.snapshot(before.version) == before
+    assert table.snapshot() != before
+
+
+def test_the_fingerprint_depends_on_rows_and_not_on_files_or_order(lake: Lake) -> None:
+    one, many, other = (lake.table(name) for name in ("one", "many", "other"))
+    one.replace(rows((FIRST.start, 1), (FIRST.start, 1), (SECOND.start, 2)))
+    many.append(rows((SECOND.start, 2)), key="a")
+    many.append(rows((FIRST.start, 1), (FIRST.start, 1)), key="b")
+    other.replace(rows((FIRST.start, 2), (FIRST.start, 2), (SECOND.start, 2)))
+    assert one.snapshot().fingerprint == many.snapshot().fingerprint
+    assert one.snapshot().fingerprint != other.snapshot().fingerprint
+
+
+def test_replace_returns_the_version_it_wrote(lake: Lake) -> None:
+    table = lake.table("training/things")
+    assert [table.replace(rows((FIRST.start, value))) for value in (1, 2, 3)] == [0, 1, 2]
+
+
+def test_a_table_that_is_not_there_says_which_flow_makes_it(lake: Lake) -> None:
+    with pytest.raises(NotBuilt, match=r"`features/x` does not exist yet\. Run the `materialize` flow"):
+        lake.connect({"x": "features/x"})
+    assert lake.table("features/x").count() == 0
+
+
+WRITER = """
+import sys
+from datetime import UTC, datetime
+import pyarrow as pa
+from headrace.lake import Lake
+table = Lake(sys.argv[1]).table("raw/things")
+rows = pa.table({"value": list(range(100))})
+print(sum(table.append(rows, key=str(key)) for key in range(10)))
+"""
+
+
+def test_processes_that_land_the_same_batches_at_once_land_each_once(lake: Lake) -> None:
+    racers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, lake.root], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    landed = [int(racer.communicate(timeout=120)[0]) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0, 0]
+    assert sum(landed) == 10
+    assert lake.table("raw/things").count() == 1000
+
+
+@given(st.datetimes(utc(2000).replace(tzinfo=None), utc(2030).replace(tzinfo=None)), st.integers(1, 400))
+def test_windows_tile_time_without_gap_or_overlap(start: object, hours: int) -> None:
+    at = start.replace(tzinfo=utc(2000).tzinfo)  # type: ignore[attr-defined]
+    tiles = windows(at, at + timedelta(days=60), timedelta(hours=hours))
+    assert all(a.end == b.start for a, b in pairwise(tiles))
+    if tiles:
+        assert tiles[0].start <= at < tiles[0].end
+        assert at + timedelta(days=60) - timedelta(hours=hours) < tiles[-1].end <= at + timedelta(days=60)
+
+
+def test_a_window_refuses_naive_instants_and_an_end_before_its_start() -> None:
+    with pytest.raises(ValueError, match="aware"):
+        Window(utc(2013).replace(tzinfo=None), utc(2014))
+    with pytest.raises(ValueError, match="end after it starts"):
+        Window(utc(2014), utc(2013))

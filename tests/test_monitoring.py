@@ -1,0 +1,208 @@
+"""Drift and performance on New York's weather of 2013, compared week by week."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace.evaluation import evaluate
+from headrace.lake import Window, duckdb_connection
+from headrace.monitoring.drift import CATEGORICAL, NUMERIC, drift
+from headrace.monitoring.performance import performance, skill
+from headrace.monitoring.rule import DriftRule
+from headrace.monitoring.sketch import sketch, sketch_windows
+from headrace.pipeline import Columns
+from pipelines import _nycflights13 as nyc
+from tests.conftest import utc
+
+WEEK = timedelta(weeks=1)
+WINTER = Window(utc(2013, 1, 7), utc(2013, 3, 25))
+COLUMNS = Columns(
+    ("origin",),
+    ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"),
+)
+
+
+@pytest.fixture(scope="module")
+def weather() -> duckdb.DuckDBPyRelation:
+    con = duckdb_connection()
+    con.read_csv(str(nyc.files("weather")["weather"]), na_values=["NA"]).create("weather")
+    return con.sql("""
+        SELECT origin, temp, dewp, humid, wind_dir, wind_speed, wind_gust, precip, pressure, visib,
+               0.9 / (1 + exp((temp - 55) / 20)) + 0.05 AS probability, time_hour AS event_timestamp
+        FROM weather WHERE wind_speed IS NULL OR wind_speed < 100  -- once, an anemometer read 1,048 mph
+    """)
+
+
+@pytest.fixture(scope="module")
+def winter(weather: duckdb.DuckDBPyRelation) -> pa.Table:
+    return weather.filter(WINTER.predicate("event_timestamp")).to_arrow_table()
+
+
+def changed(table: pa.Table, **columns: str) -> pa.Table:
+    new = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
+    return duckdb_connection().from_arrow(table).project(f"* REPLACE ({new})").to_arrow_table()
+
+
+def test_a_sketch_scores_as_all_rows_do(weather, winter):
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    spring = weather.filter(Window(utc(2013, 3, 25), utc(2013, 7, 1)).predicate("event_timestamp"))
+    names = (*COLUMNS.names, "probability")
+    kinds = {name: CATEGORICAL if name in COLUMNS.categorical else NUMERIC for name in names}
+    definition = DataDefinition(
+        categorical_columns=list(COLUMNS.categorical), numerical_columns=[*COLUMNS.numeric, "probability"]
+    )
+
+    def scores(reference, current):
+        metrics = [ValueDrift(column=name, method=kind, threshold=0.1) for name, kind in kinds.items()]
+        a, b = (Dataset.from_pandas(frame[list(names)], definition) for frame in (current, reference))
+        return [metric["value"] for metric in Report(metrics).run(a, b).dict()["metrics"]]
+
+    sketched = scores(sketch(winter, COLUMNS).frame, sketch(spring, COLUMNS).frame)
+    assert sketched == pytest.approx(scores(winter.to_pandas(), spring.df()), abs=0.01)
+    assert max(sketched) > 1
+
+
+def test_a_sketch_keeps_nulls_and_categories_in_proportion_and_forgets_order(winter):
+    backwards = winter.take(np.arange(winter.num_rows)[::-1])
+
+    drawn = sketch(winter, COLUMNS, size=1000)
+
+    assert drawn.rows == winter.num_rows
+    assert drawn.frame.equals(sketch(backwards, COLUMNS, size=1000).frame)
+    for name in ("wind_gust", "wind_dir"):
+        assert winter[name].null_count > 50
+        assert drawn.frame[name].isna().mean() == pytest.approx(
+            winter[name].null_count / winter.num_rows, abs=1e-3
+        )
+    counts = winter.to_pandas()["origin"].value_counts(normalize=True)
+    assert drawn.frame["origin"].value_counts(normalize=True).to_dict() == pytest.approx(
+        counts.to_dict(), abs=2e-3
+    )
+
+
+def test_windows_share_out_the_rows_of_the_whole(winter):
+    whole, weeks = sketch_windows(winter, COLUMNS, WEEK)
+
+    assert len(weeks) == 11
+    assert sum(week.rows for week in weeks) == whole.rows == winter.num_rows
+    assert weeks[2].frame["temp"].mean() == pytest.approx(
+        np.mean(
+            [
+                row["temp"]
+                for row in winter.select(["temp", "event_timestamp"]).to_pylist()
+                if utc(2013, 1, 21) <= row["event_timestamp"] < utc(2013, 1, 28)
+            ]
+        ),
+        abs=0.05,
+    )
+
+
+def test_two_halves_of_one_shuffled_sample_do_not_drift(winter, tmp_path):
+    order = np.random.default_rng(0).permutation(winter.num_rows)
+    one, other = np.array_split(order, 2)
+
+    found = drift(winter.take(one), winter.take(other), COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    assert not found.drifted
+    assert not any(column.drifted for column in found.columns)
+
+
+def test_weeks_of_a_winter_do_not_drift_from_it_and_a_summer_week_does(weather, winter, tmp_path):
+    cold, mild, hot = (
+        weather.filter(Window(at, at + WEEK).predicate("event_timestamp"))
+        for at in (utc(2013, 1, 21), utc(2013, 2, 11), utc(2013, 7, 15))
+    )
+
+    verdicts = [
+        drift(winter, week, COLUMNS, DriftRule(), tmp_path / "drift.html") for week in (cold, mild, hot)
+    ]
+
+    assert [verdict.drifted for verdict in verdicts] == [False, False, True]
+    # What a fixed threshold of 0.1 would have said of the coldest week of that same winter:
+    assert sum(column.score >= 0.1 for column in verdicts[0].columns) > 5
+    assert "temp" in verdicts[2].reason
+
+
+def test_a_shifted_column_is_found_and_named(winter, tmp_path):
+    rule = DriftRule(share=1 / 11)
+
+    found = drift(winter, changed(winter, pressure="pressure + 60"), COLUMNS, rule, tmp_path / "drift.html")
+
+    assert found.drifted
+    assert [column.column for column in found.columns if column.drifted] == ["pressure"]
+    assert found.table()[0]["column"] == "pressure"
+    assert "pressure" in found.reason
+
+
+def test_a_column_that_vanished_drifts_and_empty_or_constant_ones_do_not(winter, tmp_path):
+    known = changed(winter, wind_dir="NULL::DOUBLE", visib="10.0")
+    current = changed(known, dewp="'nan'::DOUBLE")
+
+    found = drift(known, current, COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    assert [(column.column, column.score) for column in found.columns if column.drifted] == [
+        ("dewp", pytest.approx(1.0, abs=0.01))
+    ]
+    assert not found.drifted
+
+
+@pytest.mark.parametrize("rows", [0, 199])
+def test_too_few_rows_are_not_judged(winter, tmp_path, rows):
+    shifted = changed(winter, temp="temp + 60").slice(0, rows)
+
+    found = drift(winter, shifted, COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    assert not found.drifted
+    assert "Not enough rows" in found.reason
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_is_one_html_file_that_loads_nothing(winter, tmp_path):
+    report = tmp_path / "reports" / "2013-03.html"
+
+    found = drift(winter, winter, COLUMNS, DriftRule(), report)
+
+    page = report.read_text(encoding="utf-8")
+    assert found.report == str(report)
+    assert list(report.parent.iterdir()) == [report]
+    assert all(name in page for name in (*COLUMNS.names, "probability"))
+    loads = r"<(?:script|img|iframe|link)[^>]*\s(?:src|href)=|@import\s+url|url\(.?https?:"
+    assert not re.findall(loads, page)
+
+
+def test_performance_is_judged_by_skill_not_by_how_hard_the_week_was():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=20_000)
+
+    def predictions(base: float) -> tuple[np.ndarray, np.ndarray]:
+        p = 1 / (1 + np.exp(-(logits + base)))
+        return (rng.random(p.size) < p).astype(int), p
+
+    quiet, stormy = predictions(-2.5), predictions(-0.5)
+    expected = evaluate(*quiet)
+
+    harder = performance(*stormy, expected, DriftRule())
+    blind = performance(stormy[0], np.full(20_000, 0.4), expected, DriftRule())
+
+    assert harder.scores.log_loss > 1.5 * expected.log_loss
+    assert not harder.worse
+    assert blind.worse
+    assert "worse" in blind.reason
+
+
+def test_performance_of_one_class_is_not_judged():
+    expected = evaluate([0, 1] * 200, [0.2, 0.8] * 200)
+
+    found = performance(np.zeros(400), np.full(400, 0.9), expected, DriftRule())
+
+    assert not found.worse
+    assert math.isnan(skill(found.scores))

@@ -1,0 +1,361 @@
+"""What MLflow keeps of a candidate, and how the registry names the one that serves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace import registry, tracking
+from headrace.errors import ServerUnreachable
+from headrace.lake import DatasetRef, Lake
+from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.training.encoding import Encoder
+from headrace.training.model import Model
+
+AS_OF = datetime(2013, 6, 3, tzinfo=UTC)
+TRAINING = DatasetRef("training/flights", 3, 300, "00000000000000aa")
+RAW = DatasetRef("raw/flights", 0, 5000, "00000000000000bb")
+SMALL = Candidate("small", "xgboost", {"max_depth": 2, "rounds": 3})
+COLUMNS = Columns(categorical=("carrier",), numeric=("hour", "distance"))
+SPEC = Pipeline("late", "", "", AS_OF, (), (), "", (), "", "", COLUMNS, (SMALL,))
+NOON = datetime(2013, 6, 3, 12, tzinfo=UTC)
+
+
+def rows(n=300):
+    draw = np.random.default_rng(0)
+    return pa.table(
+        {
+            "carrier": draw.choice(["UA", "B6", "DL"], n),
+            "hour": draw.uniform(5, 23, n),
+            "distance": pa.array(draw.uniform(90, 2500, n), mask=draw.random(n) < 0.1),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    import xgboost
+
+    encoder = Encoder.fit(rows(), COLUMNS)
+    data = xgboost.DMatrix(encoder.encode(rows()), np.asarray(rows()["hour"]) > 14)
+    return Model("xgboost", encoder, xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 3))
+
+
+def uri(home):
+    return f"sqlite:///{home}/mlflow/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A home with an empty MLflow database, made once: creating its tables takes two seconds."""
+    home = tmp_path_factory.mktemp("template")
+    tracking.prepare(uri(home), home)
+    return home
+
+
+@pytest.fixture
+def home(template, tmp_path):
+    home = shutil.copytree(template, tmp_path / "home")
+    tracking.prepare(uri(home), home)
+    tracking.load_model.cache_clear()
+    return home
+
+
+@pytest.fixture
+def log(home, model):
+    def log(metrics=(("logloss", 0.41),), candidate=SMALL, model=model, cause="first", training=TRAINING):
+        return tracking.log_candidate(
+            *(SPEC, candidate, model, dict(metrics)),
+            training=training,
+            sources=[RAW],
+            lake=Lake(f"{home}/lake"),
+            home=home,
+            cause=cause,
+            as_of=AS_OF,
+        )
+
+    return log
+
+
+def client():
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def runs():
+    experiment = client().get_experiment_by_name("late").experiment_id
+    return client().search_runs([experiment])
+
+
+def test_processes_that_start_at_once_in_an_empty_home_all_find_one_sound_database(tmp_path):
+    code = f"""
+from pathlib import Path
+from headrace import tracking
+tracking.prepare({uri(tmp_path)!r}, Path({str(tmp_path)!r}))
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    errors = [process.communicate()[1] for process in started]
+
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert sum("Creating initial MLflow database tables" in error for error in errors) == 1
+
+
+def test_a_run_names_the_delta_versions_it_was_trained_on(log, home):
+    run = client().get_run(log().run_id)
+
+    inputs = {
+        (i.tags[0].value, i.dataset.name): (i.dataset.digest, json.loads(i.dataset.source))
+        for i in run.inputs.dataset_inputs
+    }
+    assert inputs == {
+        ("training", "training/flights@v3"): (
+            TRAINING.fingerprint,
+            {"path": f"{home}/lake/training/flights", "delta_table_version": 3},
+        ),
+        ("source", "raw/flights@v0"): (
+            RAW.fingerprint,
+            {"path": f"{home}/lake/raw/flights", "delta_table_version": 0},
+        ),
+    }
+
+
+def test_equal_rows_at_two_versions_stay_two_inputs(log):
+    log()
+    rewritten = dataclasses.replace(TRAINING, version=4)
+    run = client().get_run(log(training=rewritten, cause="again").run_id)
+
+    assert "training/flights@v4" in [i.dataset.name for i in run.inputs.dataset_inputs]
+
+
+def test_a_run_and_its_model_carry_parameters_scores_and_cause(log, home):
+    logged = log()
+    run, kept = client().get_run(logged.run_id), client().get_logged_model(logged.model_id)
+
+    assert run.info.status == "FINISHED"
+    assert run.data.params == kept.params == {"max_depth": "2", "rounds": "3", "seed": "0"}
+    assert run.data.metrics == {m.key: m.value for m in kept.metrics} == {"logloss": 0.41}
+    assert run.data.tags["headrace.cause"] == kept.tags["headrace.cause"] == "first"
+    assert kept.artifact_location.startswith(tracking.artifact_root(home) + "/late/")
+
+
+def test_the_same_work_is_logged_once(log):
+    assert log() == log()
+    assert len(runs()) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cause": 'drift\'s "alarm"'},
+        {"candidate": dataclasses.replace(SMALL, params={"max_depth": 3, "rounds": 3})},
+        {"candidate": dataclasses.replace(SMALL, seed=1)},
+        {"training": dataclasses.replace(TRAINING, fingerprint="00000000000000cc")},
+    ],
+)
+def test_work_that_differs_is_logged_apart(log, other):
+    assert log().run_id != log(**other).run_id
+    assert log(**other) == log(**other)
+
+
+def test_a_step_killed_while_logging_leaves_a_killed_run_and_is_made_good_by_the_next(log, home):
+    code = f"""
+import os, signal
+from dataclasses import dataclass
+from test_tracking import *
+class Dies:
+    framework = "xgboost"
+    def save(self, directory):
+        os.kill(os.getpid(), signal.SIGKILL)
+home = Path({str(home)!r})
+tracking.prepare(uri(home), home)
+tracking.log_candidate(SPEC, SMALL, Dies(), {{"logloss": 0.41}}, training=TRAINING, lake=Lake("lake"),
+                       home=home, cause="first", as_of=AS_OF)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    died = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert [run.info.status for run in runs()] == ["RUNNING"]
+
+    logged = log()
+
+    assert {run.info.run_id == logged.run_id: run.info.status for run in runs()} == {
+        True: "FINISHED",
+        False: "KILLED",
+    }
+    models = client().search_logged_models([runs()[0].info.experiment_id])
+    assert {m.model_id == logged.model_id: str(m.status) for m in models} == {True: "READY", False: "FAILED"}
+
+
+def test_logging_takes_under_a_second_once_warm(log):
+    log()
+    start = time.perf_counter()
+    log(cause="warm")
+
+    assert time.perf_counter() - start < 1
+
+
+def test_a_released_model_predicts_as_the_fitted_one_did(log, model):
+    logged = log()
+    version = registry.register("late", logged)
+    loaded = tracking.load_model(f"models:/late/{version}")
+
+    np.testing.assert_array_equal(loaded.predict(rows()), model.predict(rows()))
+    assert tracking.load_model(f"models:/late/{version}") is loaded
+    np.testing.assert_array_equal(
+        tracking.load_model(logged.model_uri).predict(rows()), loaded.predict(rows())
+    )
+
+
+def test_a_model_is_not_loaded_by_an_alias_that_may_move(home):
+    with pytest.raises(ValueError, match="fixed version"):
+        tracking.load_model("models:/late@champion")
+
+
+def test_stock_mlflow_loads_our_models_its_own_way(log, model):
+    import mlflow.pyfunc
+    import mlflow.xgboost
+
+    address = log().model_uri
+    served = mlflow.pyfunc.load_model(address).predict(rows().to_pandas())
+
+    np.testing.assert_array_equal(served, model.predict(rows()))
+    assert mlflow.xgboost.load_model(address).save_raw() == model.native.save_raw()
+
+
+def test_stock_mlflow_loads_the_sklearn_baseline_without_pickle(log):
+    import mlflow.sklearn
+    from sklearn.linear_model import LogisticRegression
+
+    encoder = Encoder.fit(rows(), COLUMNS)
+    matrix = np.nan_to_num(encoder.encode(rows()))
+    native = LogisticRegression(max_iter=300).fit(matrix, matrix[:, 1] > 14)
+    address = log(model=Model("sklearn", encoder, native)).model_uri
+
+    loaded = mlflow.sklearn.load_model(address)
+    np.testing.assert_array_equal(loaded.coef_, native.coef_)
+
+
+def test_a_package_holds_the_models_files_and_pinned_requirements_and_no_pickle(log, home):
+    log()
+    (package,) = (file.parent for file in (home / "mlflow" / "artifacts").rglob("MLmodel"))
+    files = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
+
+    assert files == {
+        *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"),
+        *("data/model/model.json", "data/model/model.ubj"),
+    }
+    pins = (package / "requirements.txt").read_text().split()
+    assert {pin.split("==")[0] for pin in pins} >= {"headrace", "mlflow", "xgboost"}
+    assert all("==" in pin for pin in pins)
+
+
+@pytest.mark.parametrize("framework", ["xgboost", "torch", "sklearn"])
+def test_requirements_can_be_installed_from_the_index(framework):
+    assert not [pin for pin in tracking.requirements(framework) if "+" in pin]
+
+
+def test_a_run_is_registered_as_one_version_however_often_it_is_asked(log):
+    first, second = log(), log(cause="second")
+
+    assert [registry.register("late", x) for x in (first, first, second, first)] == [1, 1, 2, 1]
+    assert [release.version for release in registry.versions("late")] == [1, 2]
+
+
+def test_there_is_no_champion_before_the_first_promotion(log):
+    assert registry.champion("late") is None
+    assert registry.versions("late") == []
+    registry.register("late", log())
+    assert registry.champion("late") is None
+
+
+def test_a_promoted_challenger_becomes_the_champion_with_the_reason(log):
+    logged = log()
+    version = registry.register("late", logged, {"headrace.flow_run": "http://localhost/run"})
+    registry.set_alias("late", registry.CHALLENGER, version)
+    assert registry.challenger("late").verdict == ""
+
+    for _ in range(2):  # redone after a crash, it ends the same
+        registry.promote("late", version, "It saves 0.01 nats.", NOON)
+
+        assert registry.challenger("late") is None
+        assert registry.champion("late") == registry.Release(
+            pipeline="late",
+            version=1,
+            run_id=logged.run_id,
+            candidate="small",
+            framework="xgboost",
+            training=TRAINING,
+            as_of=AS_OF,
+            metrics={"logloss": 0.41},
+            verdict="promoted",
+            reason="It saves 0.01 nats.",
+        )
+
+
+def test_a_rejected_challenger_stays_registered_and_the_champion_serves_on(log):
+    old, new = registry.register("late", log()), registry.register("late", log(cause="second"))
+    registry.promote("late", old, "first", NOON)
+    registry.set_alias("late", registry.CHALLENGER, new)
+
+    registry.reject("late", new, "It saves nothing.", NOON + timedelta(days=1))
+
+    assert registry.champion("late").version == old
+    assert registry.challenger("late") is None
+    assert [(r.version, r.verdict) for r in registry.versions("late")] == [
+        (old, "promoted"),
+        (new, "rejected"),
+    ]
+
+
+def test_promoting_leaves_a_newer_challenger_alone(log):
+    old, new = registry.register("late", log()), registry.register("late", log(cause="second"))
+    registry.set_alias("late", registry.CHALLENGER, new)
+
+    registry.promote("late", old, "first", NOON)
+
+    assert registry.challenger("late").version == new
+
+
+def test_a_server_that_is_not_there_is_reported_at_once(tmp_path):
+    start = time.perf_counter()
+    with pytest.raises(ServerUnreachable, match="make up"):
+        tracking.prepare("http://127.0.0.1:9", tmp_path)
+
+    assert time.perf_counter() - start < 5
+
+
+def test_a_server_that_is_not_mlflow_is_reported_as_such(tmp_path):
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ServerUnreachable, match="not as MLflow does"):
+            tracking.prepare(f"http://127.0.0.1:{server.server_port}", tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,281 @@
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace.cluster import cluster, crew, listen, on_each
+from headrace.errors import MissingInputs
+from headrace.evaluation import evaluate
+from headrace.lake import duckdb_connection
+from headrace.pipeline import Candidate, Columns
+from headrace.training import fit
+from headrace.training import torch as torch_trainer
+from headrace.training.encoding import Encoder
+from headrace.training.model import EDGE, _load_pyfunc, load
+from headrace.training.xgboost import booster_params, feature_types
+from pipelines import _nycflights13 as nyc
+
+COLUMNS = Columns(
+    ("carrier", "origin", "dest"), ("hour", "minute", "weekday", "distance", "wind_gust", "visib")
+)
+CANDIDATES = (
+    Candidate(
+        "xgboost", "xgboost", {"rounds": 30, "max_depth": 4, "subsample": 0.8, "colsample_bytree": 0.5}
+    ),
+    Candidate("torch", "torch", {"hidden": (16,), "epochs": 2, "lr": 5e-3, "batch": 512}),
+    Candidate("baseline", "sklearn", {"C": 1.0}),
+)
+every_candidate = pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda candidate: candidate.name)
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory):
+    """January's flights, in order of departure: inputs with real nulls, and whether each was late."""
+    con = duckdb_connection()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_HOME", str(tmp_path_factory.mktemp("home")))
+        for name, file in nyc.files("flights", "airports", "weather").items():
+            parquet = file.suffix == ".parquet"
+            table = con.read_parquet(str(file)) if parquet else con.read_csv(str(file), na_values=["NA", ""])
+            table.create_view(name)
+    con.sql(nyc.FLIGHTS).create_view("landed")
+    con.sql(nyc.SCHEDULES).create_view("schedules")
+    return con.sql("""
+        SELECT schedules.*, wind_gust, visib, (arr_delay >= 15)::INTEGER AS label
+        FROM schedules JOIN landed USING (carrier, flight, origin, sched_dep)
+        LEFT JOIN weather ON weather.origin = schedules.origin
+            AND weather.time_hour = date_trunc('hour', sched_dep - INTERVAL 2 HOUR)
+        WHERE arr_delay IS NOT NULL AND sched_dep < TIMESTAMPTZ '2013-02-01 05:00:00+00'
+        ORDER BY sched_dep, carrier, flight, origin
+    """).to_arrow_table()
+
+
+@pytest.fixture(scope="module")
+def training(flights):
+    rows = flights.slice(0, 20_000)
+    return rows, rows["label"].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def holdout(flights):
+    return flights.slice(20_000)
+
+
+@pytest.fixture(scope="module")
+def one():
+    with cluster() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def two():
+    with cluster(workers=2) as client:
+        yield client
+
+
+def saved(model, directory):
+    """The model's files, as bytes."""
+    model.save(directory)
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_an_encoder_turns_nulls_and_strangers_into_nan_and_the_rest_into_codes_and_values():
+    seen = pa.table({"port": ["JFK", None, "EWR"], "gate": [7, 7, 3], "wind": [1, None, 3]})
+    encoder = Encoder.fit(seen, Columns(("port", "gate"), ("wind",)))
+
+    rows = pa.table(
+        {"wind": [None, 2.5, 4], "gate": [3, 7, 9], "port": ["EWR", "JFK", None], "spare": [1, 2, 3]}
+    )
+
+    np.testing.assert_array_equal(
+        encoder.encode(rows), np.array([[0, 0, np.nan], [1, 1, 2.5], [np.nan, np.nan, 4]], dtype=np.float32)
+    )
+
+
+def test_an_encoder_survives_json(training):
+    rows, _ = training
+    encoder = Encoder.fit(rows, COLUMNS)
+
+    again = Encoder.from_json(json.loads(json.dumps(encoder.to_json())))
+
+    assert again == encoder
+    np.testing.assert_array_equal(again.encode(rows), encoder.encode(rows))
+
+
+def test_rows_without_a_column_are_refused_by_its_name(training):
+    rows, _ = training
+    encoder = Encoder.fit(rows, COLUMNS)
+
+    with pytest.raises(MissingInputs, match="`dest`, `visib`") as refused:
+        encoder.encode(rows.drop_columns(["dest", "visib"]))
+
+    assert refused.value.missing == ("dest", "visib")
+
+
+def test_one_worker_makes_the_bytes_of_plain_xgboost(training, one):
+    import xgboost
+
+    rows, labels = training
+    candidate = CANDIDATES[0]
+    encoder = Encoder.fit(rows, COLUMNS)
+    data = xgboost.DMatrix(
+        encoder.encode(rows),
+        labels,
+        feature_names=list(encoder.names),
+        feature_types=feature_types(encoder),
+        enable_categorical=True,
+    )
+    threads = {"nthread": crew(one)[0].threads}
+    plain = xgboost.train(booster_params(candidate.params, 0, "cpu") | threads, data, num_boost_round=30)
+
+    model = fit(candidate, rows, labels, COLUMNS, one)
+
+    assert model.native.save_raw() == plain.save_raw()
+    assert model.native.num_boosted_rounds() == 30
+
+
+@every_candidate
+def test_a_model_ranks_flights_it_has_not_seen(candidate, training, holdout, one):
+    model = fit(candidate, *training, COLUMNS, one)
+
+    assert evaluate(holdout["label"], model.predict(holdout)).auc > 0.6
+
+
+@every_candidate
+def test_two_runs_on_two_workers_make_the_same_files(candidate, training, two, tmp_path):
+    first, second = (fit(candidate, *training, COLUMNS, two) for _ in range(2))
+
+    assert saved(first, tmp_path / "first") == saved(second, tmp_path / "second")
+
+
+def test_which_worker_is_first_to_start_does_not_change_the_trees(training, two, tmp_path):
+    first = fit(CANDIDATES[0], *training, COLUMNS, two)
+    two.restart()
+    again = fit(CANDIDATES[0], *training, COLUMNS, two)
+
+    assert again.native.save_raw() == first.native.save_raw()
+
+
+@every_candidate
+def test_a_loaded_model_predicts_what_the_saved_one_did(candidate, training, holdout, one, tmp_path):
+    model = fit(candidate, *training, COLUMNS, one)
+    files = saved(model, tmp_path)
+
+    again = load(tmp_path)
+
+    np.testing.assert_array_equal(again.predict(holdout), model.predict(holdout))
+    assert saved(again, tmp_path)["model.json"] == files["model.json"]
+    assert not [name for name, content in files.items() if content.startswith(b"\x80\x04")], "a pickle"
+
+
+@every_candidate
+def test_mlflow_gets_the_same_probabilities_from_pandas(candidate, training, holdout, one, tmp_path):
+    model = fit(candidate, *training, COLUMNS, one)
+    model.save(tmp_path)
+    few = holdout.slice(0, 50)
+
+    served = _load_pyfunc(str(tmp_path))
+
+    np.testing.assert_array_equal(served.predict(few.to_pandas(), params=None), model.predict(few))
+
+
+@every_candidate
+def test_a_flight_of_which_nothing_is_known_still_gets_a_probability(candidate, training, one):
+    model = fit(candidate, *training, COLUMNS, one)
+    unknown = pa.table({name: pa.nulls(1) for name in COLUMNS.names})
+
+    (probability,) = model.predict(unknown)
+
+    assert EDGE <= probability <= 1 - EDGE
+
+
+def test_loading_trees_imports_no_other_framework(training, one, tmp_path):
+    fit(CANDIDATES[0], *training, COLUMNS, one).save(tmp_path)
+    script = (
+        "import sys, pathlib; from headrace.training.model import load; load(pathlib.Path(sys.argv[1])); "
+        "print(*{'xgboost', 'torch', 'dask', 'skops'} & set(sys.modules))"
+    )
+
+    out = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+
+    assert out.stdout.split() == ["xgboost"]
+
+
+def test_torch_leaves_the_process_as_it_was(training, one):
+    import torch
+
+    torch.manual_seed(7)
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
+
+    fit(CANDIDATES[1], *training, COLUMNS, one)
+
+    after = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
+    assert after[:2] == before[:2]
+    assert torch.equal(after[2], before[2])
+
+
+def test_an_unknown_torch_parameter_is_refused(training, one):
+    with pytest.raises(TypeError, match="hiden"):
+        fit(Candidate("typo", "torch", {"hiden": (4,)}), *training, COLUMNS, one)
+
+
+def test_a_failing_torch_worker_fails_the_others_at_once(training, two):
+    rows, labels = training
+    matrix, truth = Encoder.fit(rows, COLUMNS).encode(rows), labels.astype(np.float32)
+    workers = crew(two)
+    shape = torch_trainer.Architecture([16, 3, 105], 6, (16,))
+    job = torch_trainer.Job(
+        torch_trainer.Options(), shape, np.zeros(6, np.float32), np.ones(6, np.float32), seed=0
+    )
+    place = listen(two, workers[0])
+    work = [
+        (job, share, truth, torch_trainer.Place(rank, 2, False, *place))
+        for rank, share in enumerate((matrix, matrix[:, :4]))
+    ]
+    started = time.monotonic()
+
+    with pytest.raises(RuntimeError):
+        on_each(two, workers, torch_trainer._train, work)
+
+    fit(CANDIDATES[1], rows, labels, COLUMNS, two)
+    assert time.monotonic() - started < 20
+
+
+def test_scores_agree_with_scikit_learn_ties_included():
+    from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 5000)
+    probabilities = np.round(random.uniform(0.05, 0.95, 5000) * 0.7 + labels * 0.1, 2)
+
+    scores = evaluate(labels, probabilities)
+
+    assert scores.auc == pytest.approx(roc_auc_score(labels, probabilities))
+    assert scores.log_loss == pytest.approx(log_loss(labels, probabilities))
+    assert scores.brier == pytest.approx(brier_score_loss(labels, probabilities))
+    assert (scores.rows, scores.positives) == (5000, labels.sum())
+
+
+def test_one_class_alone_has_no_auc_but_other_scores():
+    scores = evaluate([0, 0], [0.5, 0.5])
+
+    assert scores.auc is None
+    assert scores.log_loss == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "why"),
+    [
+        ([0, 1], [0.5], "shapes"),
+        ([], [], "n >= 1"),
+        ([0, 2], [0.5, 0.5], "0 or 1"),
+        ([0, 1], [0.5, np.nan], "inside"),
+    ],
+)
+def test_scores_of_impossible_values_are_refused(labels, probabilities, why):
+    with pytest.raises(ValueError, match=why):
+        evaluate(labels, probabilities)

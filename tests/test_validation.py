@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from headrace.errors import UnknownSuite
+from headrace.lake import duckdb_connection
+from headrace.validation import Validation, load_suite, validate
+from pipelines import _nycflights13 as nyc
+
+if TYPE_CHECKING:
+    import duckdb
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def con() -> duckdb.DuckDBPyConnection:
+    """DuckDB with ``week``, what landed in the week of 7 January 2013, as the pipeline selects it."""
+    con = duckdb_connection()
+    for view, file in nyc.files("flights", "airports").items():
+        packed = file.suffix == ".parquet"
+        rows = con.read_parquet(str(file)) if packed else con.read_csv(str(file), na_values=["NA"])
+        rows.create_view(view)
+    landed = "landed_at >= '2013-01-07 00:00:00+00' AND landed_at < '2013-01-14 00:00:00+00'"
+    con.execute(f"CREATE TABLE week AS FROM ({nyc.FLIGHTS}) WHERE {landed} ORDER BY ALL")
+    return con
+
+
+@pytest.fixture
+def write(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> Write:
+    def write(query: str) -> Path:
+        file = tmp_path / f"it's {len(list(tmp_path.iterdir()))}.parquet"
+        con.sql(query).write_parquet(str(file))
+        return file
+
+    return write
+
+
+def checked(*files: Path) -> Validation:
+    return validate(files, load_suite("flights.flights"))
+
+
+def test_a_real_week_passes_every_expectation(write: Write) -> None:
+    found = checked(write("FROM week"))
+
+    assert (found.success, found.rows, found.failures) == (True, 6104, [])
+    assert len(found.outcomes) >= 12
+    assert {outcome.unexpected for outcome in found.outcomes} == {0}
+
+
+@pytest.mark.parametrize(
+    ("corrupted", "sentence"),
+    [
+        pytest.param(
+            "SELECT * REPLACE (if(flight % 50 = 0, 'NYC', origin) AS origin) FROM week",
+            '`origin` must be one of EWR, JFK, LGA, but 100 of 6,104 rows hold others (first: "NYC")',
+            id="an unknown origin",
+        ),
+        pytest.param(
+            "SELECT * REPLACE (if(flight = 1, -distance, distance) AS distance) FROM week",
+            "`distance` must be above 0 and at most 5000, but 7 of 6,104 rows break this (first: -2475)",
+            id="a negative distance",
+        ),
+        pytest.param(
+            "SELECT * REPLACE (if(flight = 1, 0, distance) AS distance) FROM week",
+            "`distance` must be above 0 and at most 5000, but 7 of 6,104 rows break this (first: 0)",
+            id="no distance",
+        ),
+        pytest.param(
+            "FROM week UNION ALL (FROM week ORDER BY ALL LIMIT 1)",
+            "`carrier`, `flight`, `origin`, `sched_dep` must be unique together, but 2 of 6,105 rows are "
+            'repeats (first: carrier "9E", flight 3314, origin "JFK", sched_dep 2013-01-07 00:45:00+00:00)',
+            id="a key twice",
+        ),
+        pytest.param(
+            "SELECT * REPLACE (if(flight = 1, NULL, carrier) AS carrier) FROM week",
+            "`carrier` must not be null, but 7 of 6,104 rows are null",
+            id="a null in the key",
+        ),
+        pytest.param(
+            "SELECT * REPLACE (carrier || 'X' AS carrier) FROM week",
+            '`carrier` must match `^[A-Z0-9]{2}$`, but 6,104 of 6,104 rows break this (first: "9EX")',
+            id="a carrier code too long",
+        ),
+        pytest.param(
+            "SELECT * REPLACE (landed_at::TIMESTAMP AS landed_at) FROM week",
+            "`landed_at` must be of type TIMESTAMP WITH TIME ZONE, but it is TIMESTAMP",
+            id="a time without its zone",
+        ),
+    ],
+)
+def test_a_corrupted_week_fails_with_one_sentence(write: Write, corrupted: str, sentence: str) -> None:
+    found = checked(write(corrupted))
+
+    assert not found.success
+    assert found.failures == [sentence]
+
+
+def test_a_dropped_column_fails_everything_said_of_it_and_nothing_else(write: Write) -> None:
+    found = checked(write("SELECT * EXCLUDE (dest) FROM week"))
+
+    shape, *others = found.failures
+    assert shape.endswith("arrived_at, landed_at, but there is no `dest`")
+    assert others == [
+        "`dest` must be of type VARCHAR, but the batch has no column `dest`",
+        "`dest` must not be null, but the batch has no column `dest`",
+    ]
+
+
+def test_what_cannot_be_evaluated_fails_with_its_reason_and_takes_nothing_with_it(write: Write) -> None:
+    found = checked(write("SELECT * REPLACE (distance || ' miles' AS distance) FROM week"))
+
+    assert found.failures == [
+        "`distance` must be of type BIGINT, but it is VARCHAR",
+        "`distance` must be above 0 and at most 5000, but that cannot be evaluated: Binder Error: "
+        "Cannot compare values of type VARCHAR and type DOUBLE - an explicit cast is required",
+    ]
+    assert checked(write("FROM week")).success
+
+
+def test_verdicts_and_counts_are_those_of_the_pandas_engine(
+    write: Write, con: duckdb.DuckDBPyConnection
+) -> None:
+    import great_expectations as gx
+
+    file = write("""
+        SELECT * REPLACE (
+            if(flight % 50 = 0, 'NYC', origin) AS origin,
+            if(flight = 1, -distance, distance) AS distance,
+            if(flight = 3, NULL, dest) AS dest,
+            if(flight % 7 = 0, lower(carrier), carrier) AS carrier,
+            if(flight % 11 = 0, departed_at, arrived_at) AS arrived_at
+        ) FROM week
+        UNION ALL FROM week WHERE flight = 15
+    """)
+    # Types have other names in pandas; everything else means the same.
+    rules = [e for e in load_suite("flights.flights").expectations if "type" not in e.expectation_type]
+    source = gx.get_context(mode="ephemeral").data_sources.add_pandas("pandas")
+    whole = source.add_dataframe_asset("week").add_batch_definition_whole_dataframe("all")
+    batch = whole.get_batch({"dataframe": con.read_parquet(str(file)).df()})
+
+    ours = validate([file], gx.ExpectationSuite("ours", rules))
+
+    theirs = [batch.validate(rule, result_format="BASIC") for rule in rules]
+    assert [(found.success, found.unexpected) for found in ours.outcomes] == [
+        (bool(found.success), found.result.get("unexpected_count", 0)) for found in theirs
+    ]
+    assert sum(not found.success for found in ours.outcomes) == 6
+
+
+def test_a_rule_reads_as_its_author_or_gx_words_it(write: Write) -> None:
+    import great_expectations as gx
+    from great_expectations import expectations as gxe
+
+    rules = [
+        gxe.ExpectColumnValuesToBeBetween(column="dep_delay", max_value=60, mostly=0.99),
+        gxe.ExpectColumnValuesToBeBetween(column="dep_delay", max_value=60, mostly=0.5),
+        gxe.ExpectColumnMeanToBeBetween(column="distance", max_value=500),
+        gxe.ExpectColumnValuesToBeUnique(column="flight", description="Flight numbers never repeat."),
+        gxe.UnexpectedRowsExpectation(unexpected_rows_query="SELECT 1 FROM {batch} WHERE dest = 'HNL'"),
+    ]
+
+    found = validate([write("FROM week ORDER BY ALL")], gx.ExpectationSuite("worded", rules))
+
+    late = "172 of 6,104 rows break this (first: 68)"
+    assert found.failures == [
+        f"`dep_delay` must be at most 60 in at least 99 % of the rows, but {late}",
+        "distance mean must be less than or equal to 500, but it is 1001.5719",
+        "Flight numbers never repeat, but 5,842 of 6,104 rows break this (first: 3314)",
+        "no row may be in `SELECT 1 FROM {batch} WHERE dest = 'HNL'`, but 14 of 6,104 rows are",
+    ]
+    assert (found.outcomes[1].success, found.outcomes[1].observed) == (True, late)
+
+
+def test_a_table_shows_what_was_found(write: Write) -> None:
+    rows = checked(write("SELECT * REPLACE ('NYC' AS origin) FROM week LIMIT 1")).table()
+
+    assert [row for row in rows if row["result"] == "failed"] == [
+        {
+            "result": "failed",
+            "rule": "`origin` must be one of EWR, JFK, LGA",
+            "observed": '1 of 1 rows holds another (first: "NYC")',
+            "column": "origin",
+            "expectation": "expect_column_values_to_be_in_set",
+        }
+    ]
+
+
+def test_several_files_are_one_batch(write: Write) -> None:
+    file = write("FROM week")
+
+    assert checked(write("FROM week WHERE flight < 1000"), write("FROM week WHERE flight >= 1000")).success
+    assert (
+        checked(file, file)
+        .failures[0]
+        .startswith("`carrier`, `flight`, `origin`, `sched_dep` must be unique")
+    )
+
+
+def test_threads_do_not_see_each_others_batches(write: Write) -> None:
+    files = [write(f"FROM week LIMIT {rows}") for rows in range(1, 7)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [found.rows for found in pool.map(checked, files)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("source", ["flights", "schedules", "weather", "planes"])
+def test_every_source_has_a_suite(source: str) -> None:
+    assert len(load_suite(f"flights.{source}").expectations) >= 12
+
+
+def test_an_unknown_suite_names_its_neighbour() -> None:
+    with pytest.raises(UnknownSuite, match=r"No suite `flights\.wether`.*Did you mean `flights\.weather`\?"):
+        load_suite("flights.wether")
+
+
+def test_importing_the_module_does_not_import_gx() -> None:
+    loaded = (
+        "import sys, headrace.validation, validations.flights; print('great_expectations' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+
+    assert shown.stdout == "False\n"
