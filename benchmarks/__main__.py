@@ -39,7 +39,7 @@ def main(names: list[str]) -> int:
 
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} × {platform.machine()}, {memory:.0f} GiB, Python {platform.python_version()}"
+    return f"{os.cpu_count()} x {platform.machine()}, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
 def _print(result: Result) -> None:

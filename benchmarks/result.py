@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -18,7 +18,6 @@ class Result:
     bound_s: float | None
     columns: tuple[str, ...]
     rows: tuple[tuple[object, ...], ...]
-    peak_mb: float = field(default_factory=lambda: peak_mb())
 
     def as_json(self) -> dict[str, Any]:
         """Return the result file's content; ``ratio_to_peer`` above 1 means that ours is faster."""
@@ -29,11 +28,14 @@ class Result:
             "bound_s": self.bound_s and round(self.bound_s, 3),
             "ratio_to_peer": self.peer_s and round(self.peer_s / self.ours_s, 2),
             "ratio_to_bound": self.bound_s and round(self.ours_s / self.bound_s, 2),
-            "peak_mb": round(self.peak_mb),
+            "peak_mb": round(peak_mb()),
             "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows],
         }
 
 
 def peak_mb() -> float:
     """Return the largest resident memory of this process or of a child so far, in MB."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
+    return (
+        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        / 1e3
+    )

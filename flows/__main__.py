@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +30,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 
 def _utc(text: str) -> datetime:
-    at = datetime.fromisoformat(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"`{text}` is no instant; write 2013-04-01 or 2013-04-01T06:00Z") from None
     return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
 
 
@@ -44,43 +48,44 @@ def run(
     result: Annotated[str, typer.Option(help="Write what the flow returns to this JSON file.")] = "",
 ) -> None:
     """Run ``flow``; exit with 1 and one message when it fails in a way we know."""
-    console = Console(stderr=True)
+
+    def refuse(message: object, code: int = 1) -> typer.Exit:
+        Console(stderr=True).print(str(message), style="red", markup=False, highlight=False, soft_wrap=True)
+        return typer.Exit(code)
+
     if flow not in FLOWS:
-        console.print(f"No flow `{flow}`: there are {', '.join(FLOWS)}.", style="red")
-        raise typer.Exit(2)
+        raise refuse(f"No flow `{flow}`: there are {', '.join(FLOWS)}.", 2)
     instants = {"as_of": as_of, "start": start, "end": end}
     try:
         load(pipeline)
-        wanted = {name: _utc(text) for name, text in instants.items() if text}
-    except (HeadraceError, ValueError) as error:
-        console.print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from None
-    try:
+        parameters = {"pipeline": pipeline, **{k: _utc(text) for k, text in instants.items() if text}}
         services.reach_prefect(Settings())
-        returned = _call(flow, {"pipeline": pipeline, **wanted} | ({"cause": cause} if cause else {}))
+        returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
     except HeadraceError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+        raise refuse(error) from None
     if result:
         Path(result).write_text(json.dumps(returned, default=_plain, indent=2))
 
 
 def _call(flow: str, parameters: dict[str, Any]) -> Any:
     os.environ.update(services.environment(Settings()))
+    # Prefect's console would show every task, and a traceback for every error. The UI keeps both;
+    # here only what the flows themselves say is shown, and an error is printed once.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    warnings.simplefilter("ignore")
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
     dag = getattr(import_module(f"flows.{flow}"), flow)
     if unknown := set(parameters) - set(inspect.signature(dag.fn).parameters):
         raise typer.BadParameter(f"`{flow}` takes no {', '.join(sorted(unknown))}")
-    # Prefect's console shows every task and a traceback for every error. The UI keeps both; here
-    # only what the flows themselves say is shown, and errors are printed once.
-    logging.getLogger("prefect").handlers = []
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        quiet = logging.getLogger(name)
-        quiet.handlers = [h for h in quiet.handlers if type(h).__name__ == "APILogHandler"]
-        quiet.propagate = False
-    said = logging.getLogger("headrace")
-    said.handlers = [h for h in said.handlers if type(h).__name__ == "APILogHandler"]
-    said.addHandler(RichHandler(show_time=False, show_level=False, show_path=False, markup=True))
-    return dag(**parameters)
+    wide = Console(soft_wrap=True)
+    said = RichHandler(console=wide, show_time=False, show_level=False, show_path=False)
+    said.addFilter(lambda record: record.pathname.startswith(str(Path(__file__).parent)))
+    logging.getLogger("prefect.flow_runs").addHandler(said)
+    # A run waits up to a second for its heartbeat thread to end. Heartbeats tell the server of runs
+    # that died unseen; here a person looks on.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return dag(**parameters)
 
 
 def _plain(value: Any) -> Any:

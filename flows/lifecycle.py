@@ -7,7 +7,6 @@ deployment's trigger, on a worker. This flow only waits for its verdict, because
 time that is replayed must not run ahead of it.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,8 +26,6 @@ from flows.train import train
 from headrace.lake import Window, windows
 from headrace.pipeline import load
 
-say = logging.getLogger("headrace").info
-
 
 @flow(name="lifecycle", flow_run_name="lifecycle {pipeline}", description=__doc__)
 def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
 
     Every part is idempotent: started again after a kill, it goes on where it stopped.
     """
-    spec = load(pipeline)
+    spec, say = load(pipeline), steps.logger().info
     seconds: Counter[str] = Counter()
     landed: Counter[str] = Counter()
 

@@ -21,7 +21,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from headrace import gate, ingest, registry, tracking
-from headrace.errors import BatchRejected, HeadraceError, NoChampion, NotTakenUp
+from headrace.errors import BatchRejected, HeadraceError, NoChampion, NothingScored, NotTakenUp
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
 from headrace.lake import DatasetRef, Lake, Window, windows
@@ -128,7 +128,7 @@ def apply_features(spec: Pipeline) -> None:
 @step("bring {spec.feature_service} online")
 def bring_online(spec: Pipeline, at: datetime) -> None:
     """Materialise into the online store what became known since the last time."""
-    open_store().materialize_incremental(at - timedelta(microseconds=1))
+    feature_store.materialize(open_store(), at)
 
 
 def open_store() -> Any:
@@ -328,16 +328,19 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
     from headrace.monitoring.drift import drift
     from headrace.monitoring.performance import performance
 
+    prepare_mlflow()
     settings = Settings()
     lake, window = Lake(settings.lake), windows(at - 2 * spec.window, at, spec.window)[-1]
-    serving = champion.fn(spec)
+    predictions = log.read(spec, lake, window)
+    if not predictions.num_rows:
+        raise NothingScored(spec.name, str(window))
+    # the one that made these predictions; by now another may serve
+    serving = registry.version(spec.name, predictions["model_version"][0].as_py())
     seen = dataset.read(spec, serving.training, lake)
     reference = seen.append_column("probability", [tracking.load_model(serving.model_uri).predict(seen)])
     name = f"{spec.name}-{window.end:%Y-%m-%d}"
     report = settings.home / "reports" / f"{name}.html"
-    found = drift(
-        reference, log.read(spec, lake, window), spec.columns, spec.drift, report, every=spec.window
-    )
+    found = drift(reference, predictions, spec.columns, spec.drift, report, every=spec.window)
     known = log.outcomes(spec, lake, window, at)
     promised = Scores(**{k: serving.metrics[k] for k in Scores.__dataclass_fields__})
     fared = performance(known["label"].to_numpy(), known["probability"].to_numpy(), promised, spec.drift)
@@ -415,6 +418,8 @@ def compare_releases(spec: Pipeline, span: Window, at: datetime) -> list[dict[st
     releases = registry.versions(spec.name)
     for release in releases:
         trained_to = release.as_of - spec.holdout
+        if trained_to >= span.end:
+            continue
         unseen = Window(max(span.start, trained_to), span.end)
         rows = log.outcomes(spec, lake, unseen, at)
         auc, first_auc = (

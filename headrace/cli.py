@@ -18,7 +18,10 @@ from headrace.errors import HeadraceError
 from headrace.settings import Settings
 
 app = typer.Typer(
-    help="ML pipelines as scheduled, retryable DAGs.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="ML pipelines as scheduled, retryable DAGs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 console = Console()
 
@@ -28,7 +31,7 @@ def main() -> None:
     try:
         app()
     except HeadraceError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
+        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -56,12 +59,12 @@ def demo(
     """Live through April to July 2013 week by week, and write what happened to demo/summary.json."""
     settings, began = Settings(), time.perf_counter()
     folder = settings.home / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
     lived = folder / "lifecycle.json"
     console.print(
         "[bold]headrace[/] starts a Prefect server and a worker, then lives through the flights of 2013."
     )
     with services.running([services.prefect_server(settings)], settings):
+        folder.mkdir(parents=True, exist_ok=True)
         up_after = time.perf_counter() - began
         console.print(f"Prefect server up after {up_after:.0f} s.")
         with services.running([services.prefect_worker()], settings):

@@ -57,7 +57,9 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=max(CPU_COUNT // workers, 1),
-                dashboard_address=None,
+                # Else Dask's web servers listen to the whole network, the first of them on port 8787.
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
                 silence_logs=logging.ERROR,
                 **here,
             )

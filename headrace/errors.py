@@ -11,6 +11,7 @@ HeadraceError
 ├── NotBuilt
 ├── NotEnoughData
 ├── NoChampion
+├── NothingScored
 ├── AlreadyClaimed
 ├── NotTakenUp
 ├── NotAProject
@@ -153,6 +154,17 @@ class NoChampion(HeadraceError):
         super().__init__(
             f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: the first candidate that "
             "trains becomes the champion."
+        )
+
+
+class NothingScored(HeadraceError):
+    """There are no predictions to watch in a window."""
+
+    def __init__(self, pipeline: str, window: str) -> None:
+        self.pipeline, self.window = pipeline, window
+        super().__init__(
+            f"Pipeline `{pipeline}` made no predictions in {window}. Run `ingest`, `materialize` and `score` up "
+            "to its end, or monitor as of an instant whose last window has data."
         )
 
 

@@ -107,6 +107,17 @@ def versions(pipeline: str) -> list[Release]:
     return sorted(found, key=lambda release: release.version)
 
 
+def version(pipeline: str, number: int) -> Release:
+    """Return one registered version.
+
+    Raises:
+        mlflow.MlflowException: There is none of that number.
+    """
+    from mlflow import MlflowClient
+
+    return _release(MlflowClient().get_model_version(pipeline, str(number)))
+
+
 def set_alias(pipeline: str, alias: str, version: int) -> None:
     """Let ``alias`` name ``version``, whatever it named before."""
     from mlflow import MlflowClient

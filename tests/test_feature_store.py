@@ -74,7 +74,7 @@ def store(lake, settings):
     store = features.open_store(ROOT / "features", settings)
     features.apply(store, "features.flights")
     for window in (FIRST, SECOND):
-        features.materialize(store, window.start, window.end)
+        features.materialize(store, window.end, window.start)
     return store
 
 
@@ -214,10 +214,10 @@ def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, 
     before = features.online(store, "flight_delay", asked)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("feast.infra.online_stores.sqlite.SqliteOnlineStore.online_write_batch", killed)
-        features.materialize(store, SECOND.start, SECOND.end)
+        features.materialize(store, SECOND.end, SECOND.start)
 
     assert features.online(store, "flight_delay", asked) == before
-    features.materialize(store, SECOND.start, SECOND.end)
+    features.materialize(store, SECOND.end, SECOND.start)
     assert features.online(store, "flight_delay", asked) == before
 
 

@@ -152,14 +152,6 @@ def test_two_runs_on_two_workers_make_the_same_files(candidate, training, two, t
     assert saved(first, tmp_path / "first") == saved(second, tmp_path / "second")
 
 
-def test_which_worker_is_first_to_start_does_not_change_the_trees(training, two, tmp_path):
-    first = fit(CANDIDATES[0], *training, COLUMNS, two)
-    two.restart()
-    again = fit(CANDIDATES[0], *training, COLUMNS, two)
-
-    assert again.native.save_raw() == first.native.save_raw()
-
-
 @every_candidate
 def test_a_loaded_model_predicts_what_the_saved_one_did(candidate, training, holdout, one, tmp_path):
     model = fit(candidate, *training, COLUMNS, one)

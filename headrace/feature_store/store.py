@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
@@ -32,6 +35,10 @@ def open_store(repo: Path, settings: Settings) -> FeatureStore:
         if "://" not in store.get("path", "://"):
             store["path"] = str(settings.home / store["path"])
     config.offline_config["lake"] = config.offline_config.get("lake") or settings.lake
+    # It would say at every start that readers are served from a file registry during materialisation;
+    # they are: the flag also lifts the refusal that a killed materialisation leaves behind.
+    logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "On demand feature view is an experimental feature")
     return FeatureStore(config=config)
 
 
@@ -101,20 +108,26 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     return _beside(given, features, wanted)
 
 
-def materialize(
-    store: FeatureStore, start: datetime, end: datetime, views: Sequence[str] | None = None
-) -> None:
-    """Copy the features of ``[start, end)`` (UTC) of ``views``, or of all, into the online store.
+def materialize(store: FeatureStore, end: datetime, start: datetime | None = None) -> None:
+    """Copy what became known before ``end`` (UTC) into the online store, in every view.
 
-    Doing it again, or after a crash, changes nothing; readers are served meanwhile.
+    Without ``start``, each view goes on from where Feast's registry says it was
+    brought last, or begins one ttl before ``end``. Doing it again, or after a
+    crash, changes nothing; readers are served meanwhile.
 
     Raises:
         NotBuilt: A feature table does not exist.
     """
-    from datetime import timedelta
-
-    # Feast takes the end as included
-    store.materialize(start, end - timedelta(microseconds=1), None if views is None else list(views))
+    due: dict[datetime, list[str]] = {}
+    for view in store.list_feature_views():
+        # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
+        first = end - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
+        due.setdefault(start or view.most_recent_end_time or first, []).append(view.name)
+    last = end - timedelta(microseconds=1)  # Feast takes the end as included
+    with redirect_stdout(io.StringIO()):  # it prints a line per view
+        for begin, views in due.items():
+            if begin < last:
+                store.materialize(begin, last, views)
 
 
 def _outputs(service: FeatureService) -> dict[str, pa.DataType]:

@@ -65,4 +65,3 @@ def _check(table: FeatureTable, rows: pa.Table, window: Window) -> None:
     if rows.num_rows and not window.start <= times["min"] <= times["max"] < window.end:
         spread = f"{times['min']:%Y-%m-%dT%H:%MZ} to {times['max']:%Y-%m-%dT%H:%MZ}"
         raise BadFeatureRows(table.table, str(table.sql), f"returns rows of {spread} for the window {window}")
-

@@ -19,7 +19,7 @@ class DriftRule:
     judged. Performance is worse when its skill falls by more than ``skill_drop``.
     """
 
-    share: float = 0.25
+    share: float = 0.2
     least_score: float = 0.1
     min_rows: int = 200
     skill_drop: float = 0.1

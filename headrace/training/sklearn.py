@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile, ZipInfo
 
 from headrace.cluster import crew, on_each
 from headrace.training.encoding import Encoder
@@ -72,10 +75,22 @@ def predict(pipeline: Pipeline, matrix: NDArray[np.float32]) -> NDArray[np.float
 
 
 def save(pipeline: Pipeline, directory: Path) -> dict[str, Any]:
-    """Write the pipeline with skops; there is no architecture beside it."""
+    """Write the pipeline with skops, equal models as equal files; there is no architecture beside it."""
     import skops.io
 
-    skops.io.dump(pipeline, directory / FILE)
+    # skops names parts by their place in memory and stamps them with the time: count them instead.
+    packed = ZipFile(BytesIO(skops.io.dumps(pipeline)))
+    number: dict[str, str] = {}
+    schema = re.sub(
+        r'("__id__": |"file": ")(\d+)',
+        lambda part: part[1] + number.setdefault(part[2], str(len(number))),
+        packed.read("schema.json").decode(),
+    )
+    with ZipFile(directory / FILE, "w") as out:
+        for name in packed.namelist():
+            stem, suffix = name.split(".")
+            content = schema if stem == "schema" else packed.read(name)
+            out.writestr(ZipInfo(f"{number.get(stem, stem)}.{suffix}"), content)
     return {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -108,9 +109,7 @@ def fit(
         for r in range(world)
     ]
     trained = on_each(client, workers, _train, work)[0]
-    network = _network(shape)
-    network.load_state_dict(weights(trained))
-    return Model("torch", encoder, network.eval())
+    return Model("torch", encoder, _restored(shape, weights(trained)))
 
 
 def _moments(numbers: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -126,32 +125,33 @@ def _moments(numbers: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
 def _train(job: Job, matrix: NDArray[np.float32], labels: NDArray[np.float32], place: Place) -> bytes:
     """Train on this worker's share, in step with the others; return the weights as safetensors."""
+    with _repeatable(job.seed), _together(place):
+        return _steps(job, matrix, labels, place)
+
+
+def _steps(job: Job, matrix: NDArray[np.float32], labels: NDArray[np.float32], place: Place) -> bytes:
     import torch
     from safetensors.torch import save as packed
 
     options, device = job.options, "cuda" if place.gpu else "cpu"
-    with _repeatable(job.seed), _together(place):
-        network = _network(job.shape)
-        network.mean, network.spread = torch.from_numpy(job.mean), torch.from_numpy(job.spread)
-        network.to(device)
-        step = torch.nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
-        optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-        batch = max(options.batch // place.world, 1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, options.epochs * -(-len(labels) // batch)
-        )
-        inputs, truth = torch.from_numpy(matrix).to(device), torch.from_numpy(labels).to(device)
-        shuffle = torch.Generator().manual_seed(job.seed * place.world + place.rank)
-        for _ in range(options.epochs):
-            for chosen in torch.split(torch.randperm(len(labels), generator=shuffle).to(device), batch):
-                optimizer.zero_grad()
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                    step(inputs[chosen]), truth[chosen]
-                )
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-        return packed({name: weight.cpu() for name, weight in network.state_dict().items()})
+    network = _network(job.shape)
+    network.mean, network.spread = torch.from_numpy(job.mean), torch.from_numpy(job.spread)
+    network.to(device)
+    step = torch.nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    batch = max(options.batch // place.world, 1)
+    total = options.epochs * -(-len(labels) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    inputs, truth = torch.from_numpy(matrix).to(device), torch.from_numpy(labels).to(device)
+    shuffle = torch.Generator().manual_seed(job.seed * place.world + place.rank)
+    for _ in range(options.epochs):
+        for chosen in torch.split(torch.randperm(len(labels), generator=shuffle).to(device), batch):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(step(inputs[chosen]), truth[chosen])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return packed({name: weight.cpu() for name, weight in network.state_dict().items()})
 
 
 @contextmanager
@@ -175,7 +175,11 @@ def _repeatable(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _together(place: Place) -> Iterator[None]:
-    """Join the process group of all workers, and leave it whatever happens: the others then fail at once."""
+    """Join the process group of all workers, and leave it whatever happens: the others then fail at once.
+
+    DistributedDataParallel must be gone before the group is, or its destructor may wait,
+    holding the interpreter's lock, for a thread of the group that waits for that lock.
+    """
     if place.world == 1:
         yield
         return
@@ -199,6 +203,9 @@ def _together(place: Place) -> Iterator[None]:
     )
     try:
         yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         distributed.destroy_process_group()
 
@@ -259,13 +266,22 @@ def save(network: nn.Module, directory: Path) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     save_file(network.state_dict(), directory / FILE)
-    return asdict(network.shape)  # type: ignore[call-overload,no-any-return]
+    return asdict(network.shape)
 
 
 def load(directory: Path, architecture: Mapping[str, Any]) -> nn.Module:
     """Read what ``save`` wrote."""
     from safetensors.torch import load_file
 
-    network: nn.Module = _network(Architecture(**architecture))
-    network.load_state_dict(load_file(directory / FILE))
+    return _restored(Architecture(**architecture), load_file(directory / FILE))
+
+
+def _restored(shape: Architecture, weights: Mapping[str, Tensor]) -> nn.Module:
+    import torch
+
+    with torch.device(
+        "meta"
+    ):  # no weights of its own, and so no random numbers drawn from the process's stream
+        network: nn.Module = _network(shape)
+    network.load_state_dict(weights, assign=True)
     return network.eval()

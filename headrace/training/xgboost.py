@@ -59,26 +59,29 @@ def fit(
             [da.from_delayed(f, p.shape, p.dtype) for f, p in zip(futures, parts, strict=True)]
         )
 
-    data = xgb.DaskQuantileDMatrix(
-        client,
-        pinned(encoder.encode(rows)),
-        pinned(labels.astype(np.float32)),
-        feature_names=list(encoder.names),
-        feature_types=feature_types(encoder),
-        enable_categorical=True,
-        max_bin=options.get("max_bin"),
-    )
-    # That a partition stays where it was sent is Dask's habit, not its promise, and the model depends on it.
-    parts = {part.key: part for kept in data.worker_map.values() for part in kept}
-    order = zip(workers, data.partition_order, strict=True)
-    data.worker_map = {worker.address: [parts[key]] for worker, key in order}
     network = collective.Config(
         timeout=PATIENCE,
         tracker_timeout=PATIENCE,
         # Left alone, a tracker inside this process would listen to the whole network.
         tracker_host_ip="127.0.0.1" if workers[0].address.startswith("inproc") else None,
     )
-    trained = xgb.train(client, options, data, params.get("rounds", 100), coll_cfg=network)
+    # xgboost.dask sometimes asks for the default client instead, and would hang if another run in this
+    # process has made one since.
+    with client.as_current():
+        data = xgb.DaskQuantileDMatrix(
+            client,
+            pinned(encoder.encode(rows)),
+            pinned(labels.astype(np.float32)),
+            feature_names=list(encoder.names),
+            feature_types=feature_types(encoder),
+            enable_categorical=True,
+            max_bin=options.get("max_bin"),
+        )
+        # That a partition stays where it was sent is Dask's habit, not its promise, and the model needs it.
+        parts = {part.key: part for kept in data.worker_map.values() for part in kept}
+        order = zip(workers, data.partition_order, strict=True)
+        data.worker_map = {worker.address: [parts[key]] for worker, key in order}
+        trained = xgb.train(client, options, data, params.get("rounds", 100), coll_cfg=network)
     booster = trained["booster"]
     booster.set_param({"device": "cpu"})  # where it will predict, whatever it was trained on
     return Model("xgboost", encoder, booster)

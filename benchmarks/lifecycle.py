@@ -1,0 +1,251 @@
+"""Seconds per stage of one pass over the flights of 2013, beside the bare computations.
+
+Ours: the real flows, one after the other in one process, against a real Prefect
+server in a fresh home: ingest (160 batches), materialize (for the first release,
+then to the end of the year), train (three candidates on the first half of the
+year), score (its second half), monitor (its last whole week).
+
+Bound: the same results in one process without a flow, a lake, validation, feature
+store or registry. ingest: one DuckDB ``COPY`` per source; materialize: each feature
+file once over the whole year, then a bare ``sqlite3`` insert of the values that are
+served; train: one join, then the same fits; score: one join and one ``predict``;
+monitor: Evidently's own drift report on 4,000 rows, or all if fewer, of each side.
+
+That both landed the same rows, released a model of the same log-loss and made as
+many predictions of the same mean is checked. Imports and the server's start are
+shown, but neither counts: they are paid once, however much work follows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from benchmarks.result import Result
+from headrace import services
+from headrace.pipeline import WEEK, load
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duckdb import DuckDBPyRelation
+
+    from headrace.pipeline import Columns
+
+RELEASE, END = datetime(2013, 7, 1, tzinfo=UTC), datetime(2014, 1, 6, tzinfo=UTC)
+WATCHED = END - WEEK  # the year's last whole week ends here
+STAGES = ("ingest", "materialize", "train", "score", "monitor")
+KEYS = {
+    "planes": "tailnum",
+    "origin_weather": "origin, known_hour",
+    "origin_delays": "origin, known_hour",
+    "carrier_delays": "carrier, known_hour",
+}
+LIBRARIES = {
+    "ours": (
+        *("flows.ingest", "flows.materialize", "flows.train", "flows.score", "flows.monitor"),
+        *("great_expectations.expectations", "validations.flights", "duckdb_engine", "deltalake"),
+        *("feast.infra.online_stores.sqlite", "features.flights", "mlflow.pyfunc", "dask.distributed"),
+        *("xgboost.dask", "torch", "safetensors.torch", "sklearn.pipeline", "skops.io", "evidently.presets"),
+    ),
+    "bare": (
+        *("duckdb", "sqlite3", "pyarrow.parquet", "dask.distributed", "xgboost.dask", "torch"),
+        *("safetensors.torch", "sklearn.pipeline", "evidently.presets"),
+    ),
+}
+LIMIT = 300
+"""Seconds either side may take."""
+
+
+def run() -> Result:
+    """Pass over the year, ours and bare, each in a fresh process and home."""
+    foreign = ("HEADRACE_", "PREFECT_API", "PREFECT_HOME")  # would point it at someone's real state
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    with TemporaryDirectory() as folder, patch.dict(os.environ, clean, clear=True):
+        with socket.create_server((services.HOST, 0)) as probe:
+            port = probe.getsockname()[1]
+        settings = Settings(home=Path(folder, "ours"), prefect_port=port)
+        began = time.perf_counter()
+        with services.running([services.prefect_server(settings)], settings):
+            started = time.perf_counter() - began
+            ours = _measured("ours", settings)
+        bare = _measured("bare", Settings(home=Path(folder, "bare")))
+    rows = []
+    for stage in STAGES:
+        (seconds, what), (least, same) = ours[stage], bare[stage]
+        assert what == same, f"{stage}: ours {what}, bare {same}: not the same work, so no comparison"
+        rows.append((stage, seconds, least, seconds / least, what))
+    total, bound = (sum(side[stage][0] for stage in STAGES) for side in (ours, bare))
+    return Result(
+        name="lifecycle",
+        about="seconds per stage of one pass over the year; rows in brackets do not count",
+        ours_s=total,
+        peer_s=None,
+        bound_s=bound,
+        columns=("stage", "ours", "bare", "times the bare", "both did"),
+        rows=(
+            *rows,
+            ("all five", total, bound, total / bound, ""),
+            ("(imports)", ours["imports"][0], bare["imports"][0], "", ""),
+            ("(start the Prefect server)", started, "", "", ""),
+        ),
+    )
+
+
+def child(side: str) -> None:
+    """Go through the stages of ``side`` in this process; write down what each took and did."""
+    found, began = {}, time.perf_counter()
+    for library in LIBRARIES[side]:
+        import_module(library)
+    found["imports"] = (time.perf_counter() - began, "")
+    began = time.perf_counter()
+    for stage, did in {"ours": _ours, "bare": _bare}[side]():
+        found[stage] = (time.perf_counter() - began, did)
+        began = time.perf_counter()
+    (Settings().home / "stages.json").write_text(json.dumps(found))
+
+
+def _ours() -> Iterator[tuple[str, str]]:
+    """Name each stage as it ends, and what it did."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows.ingest import ingest
+    from flows.materialize import materialize
+    from flows.monitor import monitor
+    from flows.score import score
+    from flows.train import train
+    from headrace import registry
+    from headrace.lake import Lake
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # as `python -m flows` does
+        yield "ingest", f"{sum(ingest('flights', END).values()):,} rows"
+        for at in (RELEASE, END):
+            materialize("flights", at)
+        yield "materialize", ""
+        train("flights", RELEASE, cause="first release")
+        yield "train", f"log-loss {registry.champion('flights').metrics['log_loss']:.6f}"
+        score("flights", END)
+        made = Lake(Settings().lake).connect({"predictions": "predictions/flights"})
+        yield "score", _made(made.sql("FROM predictions"))
+        monitor("flights", WATCHED)
+        yield "monitor", ""
+
+
+def _bare() -> Iterator[tuple[str, str]]:
+    """Name each stage as it ends, and what it did."""
+    import sqlite3
+
+    import pyarrow.compute as pc
+
+    from headrace import training
+    from headrace.cluster import cluster
+    from headrace.evaluation import evaluate
+    from headrace.ingest import READERS
+    from headrace.lake import Window, duckdb_connection
+
+    spec, home = load("flights"), Settings().home
+    order = f"ORDER BY event_timestamp, {', '.join(spec.keys)}"
+
+    landed, lake = 0, duckdb_connection()
+    for source in spec.sources:
+        con = duckdb_connection()
+        for view, file in source.files().items():
+            con.execute(f"CREATE VIEW {view} AS FROM {READERS[file.suffix].format(file)}")
+        landed += con.execute(f"COPY ({source.select}) TO '{home}/{source.name}.parquet'").fetchone()[0]
+        lake.read_parquet(f"{home}/{source.name}.parquet").create_view(source.name)
+    yield "ingest", f"{landed:,} rows"
+
+    wanted = spec.spine
+    with sqlite3.connect(home / "online.db") as online:
+        online.execute("CREATE TABLE online (key BLOB, name TEXT, value BLOB, PRIMARY KEY (key, name))")
+        for table in spec.feature_tables:
+            keys, file = KEYS[table.name], home / f"features_{table.name}.parquet"
+            span = {"start": spec.start, "end": END}
+            lake.execute(f"COPY ({table.sql.read_text()}) TO '{file}'", span)
+            served = f"FROM '{file}' WHERE known_hour >= {RELEASE.timestamp()} // 3600 - 1"
+            values = lake.execute(f"""
+                FROM (
+                    SELECT concat_ws(' ', '{table.name}', {keys})::BLOB AS key,
+                           COLUMNS(* EXCLUDE (event_timestamp, available_at, {keys}))::VARCHAR::BLOB
+                    {served if "known_hour" in keys else f"FROM '{file}'"}
+                ) UNPIVOT INCLUDE NULLS (value FOR name IN (COLUMNS(* EXCLUDE key)))
+            """)
+            online.executemany("INSERT INTO online VALUES (?, ?, ?)", values.fetchall())
+            features = f"SELECT * EXCLUDE (event_timestamp, available_at) FROM '{file}'"
+            wanted = f"FROM ({wanted}) LEFT JOIN ({features}) USING ({keys})"
+    yield "materialize", ""
+
+    labelled = f"FROM ({wanted}) JOIN ({spec.label}) USING ({', '.join(spec.keys)})"
+    rows = lake.execute(f"{labelled} WHERE available_at < $at {order}", {"at": RELEASE}).to_arrow_table()
+    early = pc.less(rows["event_timestamp"], RELEASE - spec.holdout)
+    seen, held_out = rows.filter(early), rows.filter(pc.invert(early))
+    labels, truth = seen["label"].to_numpy(), held_out["label"].to_numpy()
+    with cluster() as client:
+        fitted = [training.fit(c, seen, labels, spec.columns, client) for c in spec.candidates]
+    losses = [evaluate(truth, model.predict(held_out)).log_loss for model in fitted]
+    model = fitted[losses.index(min(losses))]
+    yield "train", f"log-loss {min(losses):.6f}"
+
+    due = f"FROM ({wanted}) WHERE event_timestamp >= $at {order}"
+    scored = lake.execute(due, {"at": RELEASE}).to_arrow_table()
+    made = lake.from_arrow(scored.append_column("probability", [model.predict(scored)]))
+    made.write_parquet(f"{home}/predictions.parquet")
+    yield "score", _made(made)
+
+    week = made.filter(Window(WATCHED - WEEK, WATCHED).predicate("event_timestamp"))
+    learnt = lake.from_arrow(rows.append_column("probability", [model.predict(rows)]))
+    _evidently(week, learnt, spec.columns, home / "report.html")
+    yield "monitor", ""
+
+
+def _evidently(week: DuckDBPyRelation, learnt: DuckDBPyRelation, columns: Columns, page: Path) -> None:
+    """Write Evidently's drift report with its own defaults, on 4,000 rows of each side at most."""
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset
+
+    kinds = DataDefinition(
+        numerical_columns=[*columns.numeric, "probability"], categorical_columns=list(columns.categorical)
+    )
+    sides = (
+        Dataset.from_pandas(
+            side.select(*columns.names, "probability")
+            .query("side", "FROM side USING SAMPLE reservoir(4000 ROWS) REPEATABLE (0)")
+            .df(),
+            kinds,
+        )
+        for side in (week, learnt)
+    )
+    Report([DataDriftPreset()]).run(*sides).save_html(str(page))
+
+
+def _made(predictions: DuckDBPyRelation) -> str:
+    count, mean = predictions.aggregate("count(*), avg(probability)").fetchone() or (0, 0)
+    return f"{count:,} predictions, mean {mean:.6f}"
+
+
+def _measured(side: str, settings: Settings) -> dict[str, tuple[float, str]]:
+    """Run ``side`` in a process of its own, with ``settings``."""
+    settings.home.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"from benchmarks.lifecycle import child; child('{side}')"],
+        env=services.environment(settings) | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr}")
+    found: dict[str, tuple[float, str]] = json.loads((settings.home / "stages.json").read_text())
+    return found

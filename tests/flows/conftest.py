@@ -1,0 +1,102 @@
+"""One river for all tests here: a real Prefect server, a worker, and four weeks of 2013 lived through."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace import services
+from headrace.settings import Settings
+from tests.conftest import ROOT, free_port
+
+
+@dataclass(frozen=True)
+class River:
+    """A home that has been lived in, and the servers that still run on it."""
+
+    settings: Settings
+    summary: dict[str, Any]
+    said: str
+
+    def prefect(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        """Return the Prefect server's objects of a kind, such as ``flow_runs``."""
+        address = services.environment(self.settings)["PREFECT_API_URL"]
+        answer = httpx.post(f"{address}/{kind}/filter", json=filters, timeout=30)
+        answer.raise_for_status()
+        return answer.json()  # type: ignore[no-any-return]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m flows`` in this home."""
+        return flows(self.settings, *arguments)
+
+
+def flows(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        env=services.environment(settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def eventually(claim: Callable[[], Any], seconds: float = 90) -> Any:
+    """Return what ``claim`` returns once it is true; fail when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := claim()):
+        assert time.monotonic() < deadline, f"never came true within {seconds} s"
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture(scope="session")
+def river(tmp_path_factory: pytest.TempPathFactory) -> Iterator[River]:
+    home = tmp_path_factory.mktemp("river")
+    lived = home / "lived.json"
+    patch = pytest.MonkeyPatch()
+    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
+        patch.delenv(name, raising=False)
+    for name, value in {
+        "HEADRACE_HOME": str(home),
+        "HEADRACE_PREFECT_PORT": str(free_port()),
+        "HEADRACE_MLFLOW_PORT": str(free_port()),
+    }.items():
+        patch.setenv(name, value)
+    patch.chdir(ROOT)
+    settings = Settings()
+    with services.running([services.prefect_server(settings)], settings):
+        services.deploy(settings)
+        with services.running([services.prefect_worker()], settings):
+            done = flows(
+                settings,
+                *("lifecycle", "flights", "--start", "2013-04-01", "--end", "2013-04-29"),
+                *("--result", str(lived)),
+            )
+            assert done.returncode == 0, done.stdout + done.stderr + _logs(settings)
+            yield River(settings, json.loads(lived.read_text()), done.stdout)
+    patch.undo()
+
+
+def _logs(settings: Settings) -> str:
+    return "".join(Path(log).read_text() for log in (settings.home / "logs").glob("*.log"))
+
+
+@pytest.fixture
+def in_river(river: River, monkeypatch: pytest.MonkeyPatch) -> River:
+    """Let flows called in this process run on the river's server and home."""
+    for name, value in services.environment(river.settings).items():
+        if os.environ.get(name) != value:
+            monkeypatch.setenv(name, value)
+    return river

@@ -1,0 +1,197 @@
+"""The whole river on a real Prefect server: what a person would find there afterwards."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from headrace import registry, tracking
+from headrace.lake import Lake, Window
+from headrace.ledger import DONE, Ledger
+from headrace.pipeline import load
+from tests.conftest import ROOT, utc
+from tests.flows.conftest import River, eventually
+
+pytestmark = pytest.mark.timeout(600)
+DRIFT = "drift/2013-04-29"
+
+
+def test_every_week_is_landed_scored_and_watched(river: River) -> None:
+    weeks = river.summary["weeks"]
+    assert [week["as_of"][:10] for week in weeks] == ["2013-04-08", "2013-04-15", "2013-04-22", "2013-04-29"]
+    assert [week["scored"] for week in weeks] == [6_594, 6_614, 6_622, 6_561]
+    assert all(0.6 < week["auc"] < 0.8 for week in weeks)
+    predictions = Lake(river.settings.lake).table("predictions/flights")
+    assert predictions.count() == sum(week["scored"] for week in weeks)
+
+
+def test_drift_starts_the_retraining_through_the_deployments_trigger(river: River) -> None:
+    """The run that retrained was created by Prefect's automation, not by the lifecycle."""
+    drifted = [week for week in river.summary["weeks"] if week["drifted"]]
+    assert [week["cause"] for week in drifted] == [DRIFT]
+    (run,) = river.prefect("flow_runs", flow_runs={"name": {"any_": [f"train flights because of {DRIFT}"]}})
+    assert run["created_by"]["type"] == "AUTOMATION"
+    assert run["state_type"] == "COMPLETED"
+    assert run["parameters"]["as_of"].startswith("2013-04-29T00:00:00")
+    (train,) = river.prefect("deployments", flows={"name": {"any_": ["train"]}})
+    assert run["deployment_id"] == train["id"]
+    assert run["work_pool_name"] == "headrace"
+
+
+def test_the_better_challenger_serves_afterwards(river: River) -> None:
+    retraining = river.summary["weeks"][-1]["retraining"]
+    assert retraining["promoted"] is True
+    assert retraining["gain"]["mean"] > 1.645 * retraining["gain"]["stderr"]
+    tracking.prepare(river.settings.mlflow, river.settings.home)
+    champion = registry.champion("flights")
+    assert champion is not None
+    assert (str(champion.version), champion.verdict) == (retraining["challenger"], "promoted")
+    assert champion.as_of == utc(2013, 4, 29)
+
+
+def test_an_event_that_arrives_again_trains_nothing(river: River) -> None:
+    from prefect.events import emit_event
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from headrace import services
+
+    name = f"train flights because of {DRIFT}"
+    before = len(river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}}))
+    with temporary_settings({PREFECT_API_URL: services.environment(river.settings)["PREFECT_API_URL"]}):
+        emit_event(
+            "headrace.drift",
+            resource={"prefect.resource.id": "headrace.pipeline.flights"},
+            payload={"as_of": "2013-04-29T00:00:00+00:00", "cause": DRIFT, "reason": "again"},
+        )
+
+        def came_and_went() -> bool:
+            runs = river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}})
+            return len(runs) == before + 1 and all(run["state_type"] == "COMPLETED" for run in runs)
+
+        eventually(came_and_went)
+    tracking.prepare(river.settings.mlflow, river.settings.home)
+    assert [release.version for release in registry.versions("flights")] == [1, 2]
+    entries = Ledger(river.settings.ledger).entries("flights", "training", DRIFT)
+    assert [entry.state for entry in entries] == ["claimed", DONE]
+
+
+def test_every_kind_of_run_leaves_artifacts_that_link_onwards(river: River) -> None:
+    artifacts = {artifact["key"]: artifact for artifact in river.prefect("artifacts", sort="UPDATED_DESC")}
+    assert {
+        *("landed-flights", "features-flights", "candidates-flights", "verdict-flights", "scored-flights"),
+        *("monitor-flights", "drift-flights", "lifecycle-flights"),
+    } <= set(artifacts)
+    assert f"{river.settings.mlflow_page}/#/models/flights/versions/" in artifacts["verdict-flights"]["data"]
+    assert "Evidently report](http" in artifacts["monitor-flights"]["data"]
+    candidates = json.loads(artifacts["candidates-flights"]["data"])
+    assert {row["candidate"] for row in candidates} == {"xgboost", "torch", "baseline"}
+
+
+def test_the_registered_model_says_which_rows_made_it(river: River) -> None:
+    from mlflow import MlflowClient
+
+    tracking.prepare(river.settings.mlflow, river.settings.home)
+    champion = registry.champion("flights")
+    assert champion is not None
+    inputs = MlflowClient().get_run(champion.run_id).inputs.dataset_inputs
+    names = {given.dataset.name.split("@v")[0] for given in inputs}
+    assert names == {"training/flights", "raw/flights", "raw/schedules", "raw/weather", "raw/planes"}
+    lake = Lake(river.settings.lake)
+    assert lake.table(champion.training.table).snapshot(champion.training.version) == champion.training
+
+
+def test_no_feature_of_the_training_set_was_known_only_later(river: River) -> None:
+    """Count again, for 500 rows, the flights that had landed by their hour, and find the same numbers."""
+    lake = Lake(river.settings.lake)
+    con = lake.connect({"training": "training/flights", "flights": "raw/flights"})
+    wrong = con.sql(
+        """
+        WITH picked AS (
+            FROM training WHERE origin_landed_3h > 0 ORDER BY md5(concat(carrier, flight, sched_dep)) LIMIT 500
+        ),
+        again AS (
+            SELECT picked.carrier, picked.flight, picked.origin, picked.sched_dep, origin_landed_3h,
+                count(*) AS landed
+            FROM picked JOIN flights ON flights.origin = picked.origin AND flights.arr_delay IS NOT NULL
+                AND landed_at < date_trunc('hour', event_timestamp)
+                AND landed_at >= date_trunc('hour', event_timestamp) - INTERVAL 3 HOUR
+            GROUP BY ALL
+        )
+        SELECT count(*), count(*) FILTER (landed <> origin_landed_3h) FROM again
+        """
+    ).fetchall()
+    assert wrong == [(500, 0)]
+    late = con.sql("SELECT count(*) FROM training WHERE event_timestamp > sched_dep - INTERVAL 2 HOUR")
+    assert late.fetchall() == [(0,)]
+
+
+def test_what_was_served_is_what_the_point_in_time_join_says(river: River) -> None:
+    """Train/serve parity: the logged inputs of every prediction, value by value, nulls included."""
+    from headrace.feature_store import store as feature_store
+
+    spec, lake = load("flights"), Lake(river.settings.lake)
+    store = feature_store.open_store(ROOT / "features", river.settings)
+    spine = lake.connect(spec.raw).sql(
+        f"FROM ({spec.spine}) WHERE event_timestamp >= '2013-04-01' AND event_timestamp < '2013-04-29'"
+    )
+    joined = feature_store.historical(store, spec.feature_service, spine.to_arrow_table())
+    order = [(key, "ascending") for key in spec.keys]
+    served = lake.connect({"p": "predictions/flights"}).sql("FROM p").to_arrow_table().sort_by(order)
+    joined = joined.sort_by(order)
+    assert served.num_rows == joined.num_rows == 26_391
+    for column in (*spec.keys, *spec.columns.names):
+        assert served[column].to_pylist() == joined[column].to_pylist(), column
+    nulls = {name: served[name].null_count / served.num_rows for name in spec.columns.names}
+    assert max(share for name, share in nulls.items() if name != "wind_gust") < 0.25
+
+
+def test_living_it_again_changes_nothing(river: River) -> None:
+    lake = Lake(river.settings.lake)
+    names = ("raw/flights", "features/origin_delays", "training/flights", "predictions/flights")
+    before = {name: lake.table(name).snapshot() for name in names}
+    done = river.run("lifecycle", "flights", "--start", "2013-04-01", "--end", "2013-04-15")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: lake.table(name).snapshot() for name in names} == before
+    assert len(Ledger(river.settings.ledger).entries("flights", "promotion")) == 4
+    assert (
+        Lake(river.settings.lake)
+        .table("predictions/flights")
+        .count(Window(utc(2013, 4, 1), utc(2013, 4, 1) + timedelta(weeks=1)))
+        == 6_602
+    )
+
+
+def test_a_flow_that_is_run_from_the_deployment_by_hand_works(river: River) -> None:
+    """As a person does with `prefect deployment run`; a day without a new window lands nothing."""
+    import subprocess
+    import sys
+
+    from headrace import services
+    from tests.conftest import ROOT
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "prefect", "deployment", "run", "ingest/flights", "--watch"),
+            *("--watch-timeout", "120", "--param", 'as_of="2013-04-29T12:00:00Z"'),
+        ],
+        env=services.environment(river.settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Completed" in done.stdout
+
+
+def test_the_pipelines_schedules_cover_the_whole_river(river: River) -> None:
+    deployments = river.prefect("deployments")
+    crons = {
+        d["entrypoint"].split(":")[1]: [s["schedule"]["cron"] for s in d["schedules"]] for d in deployments
+    }
+    assert set(crons) == {"ingest", "materialize", "train", "score", "monitor", "lifecycle"}
+    assert all(crons[flow] for flow in ("ingest", "materialize", "score", "monitor", "train"))
+    assert load("flights").window == timedelta(weeks=1)
