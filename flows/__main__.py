@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from headrace import services
 from headrace.errors import HeadraceError
@@ -78,8 +77,7 @@ def _call(flow: str, parameters: dict[str, Any]) -> Any:
     dag = getattr(import_module(f"flows.{flow}"), flow)
     if unknown := set(parameters) - set(inspect.signature(dag.fn).parameters):
         raise typer.BadParameter(f"`{flow}` takes no {', '.join(sorted(unknown))}")
-    wide = Console(soft_wrap=True)
-    said = RichHandler(console=wide, show_time=False, show_level=False, show_path=False)
+    said = logging.StreamHandler(sys.stdout)
     said.addFilter(lambda record: record.pathname.startswith(str(Path(__file__).parent)))
     logging.getLogger("prefect.flow_runs").addHandler(said)
     # A run waits up to a second for its heartbeat thread to end. Heartbeats tell the server of runs

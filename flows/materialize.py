@@ -4,6 +4,7 @@ raw tables ─▶ feature tables ─▶ online store
 """
 
 from datetime import datetime
+from itertools import chain
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -14,17 +15,21 @@ from headrace.pipeline import load
 
 @flow(name="materialize", flow_run_name="materialize {pipeline}", description=__doc__)
 def materialize(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
-    """Build every feature window that closed by ``as_of`` (UTC); return new rows per feature table."""
+    """Build every window that closed by ``as_of`` (UTC) and is new, or whose raw rows have changed.
+
+    Returns the rows written per feature table; killed anywhere, it is safe to run again.
+    """
     spec, at = load(pipeline), as_of or steps.now()
-    built = {table.name: steps.build_features(spec, table, at) for table in spec.feature_tables}
-    steps.apply_features(spec)
+    stale = steps.stale(spec, at)
+    steps.apply_features(spec, chain.from_iterable(stale.values()))
+    built = {table.name: steps.build_features(spec, table, due) for table, due in stale.items() if due}
     steps.bring_online(spec, at)
     create_table_artifact(
         key=f"features-{pipeline}",
         table=[
-            {"feature table": name, "windows built": len(new), "rows": f"{sum(new.values()):,}"}
-            for name, new in built.items()
+            {"feature table": table.name, "windows": len(due), "rows": f"{built.get(table.name, 0):,}"}
+            for table, due in stale.items()
         ],
-        description=f"## Features of `{pipeline}` as of {at:%Y-%m-%d %H:%M} UTC",
+        description=f"## Features of `{pipeline}` built as of {at:%Y-%m-%d %H:%M} UTC",
     )
-    return {name: sum(new.values()) for name, new in built.items()}
+    return built

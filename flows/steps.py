@@ -7,7 +7,7 @@ one is idempotent by itself, so running it again is the cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from headrace import gate, ingest, registry, tracking
-from headrace.errors import BatchRejected, HeadraceError, NoChampion, NothingScored, NotTakenUp
+from headrace.errors import BatchRejected, HeadraceError, NoChampion, NothingScored, NotTakenUp, StaleFeatures
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
 from headrace.lake import DatasetRef, Lake, Window, windows
@@ -31,7 +31,7 @@ from headrace.settings import Settings
 from headrace.training import dataset
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
+    from prefect.client.schemas.objects import FlowRun, State
 
     from headrace.gate import Verdict
     from headrace.ingest import Batch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from headrace.validation import Validation
 
 F = TypeVar("F", bound=Callable[..., Any])
-LEASE = timedelta(minutes=30)
+LEASE = timedelta(hours=6)
 FEATURES = Path(__file__).parent.parent / "features"
 
 
@@ -105,30 +105,40 @@ def land(batch: Batch) -> int:
 # ── features ───────────────────────────────────────────────────────────────────
 
 
-@step("build {table.name}")
-def build_features(spec: Pipeline, table: FeatureTable, at: datetime) -> dict[str, int]:
-    """Build the table's windows that are closed and not built yet; return rows per window."""
+@step("find stale windows")
+def stale(spec: Pipeline, at: datetime) -> dict[FeatureTable, list[Window]]:
+    """Return, per feature table, the closed windows that are new or have new raw rows."""
     lake = Lake(Settings().lake)
-    due = windows(spec.start, at, table.window)
-    built = lake.table(table.table).held([str(window) for window in due])
-    times = {source.name: source.time for source in spec.sources}
     return {
-        str(window): tables.build(table, spec.raw, times, window, lake)
-        for window in due
-        if str(window) not in built
+        table: tables.stale(table, spec.raw, _times(spec), windows(spec.start, at, table.window), lake)
+        for table in spec.feature_tables
     }
 
 
+@step("build {table.name}")
+def build_features(spec: Pipeline, table: FeatureTable, due: list[Window]) -> int:
+    """Build the table's windows; return the rows written."""
+    lake = Lake(Settings().lake)
+    return sum(tables.build(table, spec.raw, _times(spec), window, lake) for window in due)
+
+
+def _times(spec: Pipeline) -> dict[str, str]:
+    return {source.name: source.time for source in spec.sources}
+
+
 @step("apply the Feast repository")
-def apply_features(spec: Pipeline) -> None:
-    """Tell Feast's registry what ``features/<pipeline>.py`` declares."""
-    feature_store.apply(open_store(), f"features.{spec.name}")
+def apply_features(spec: Pipeline, due: Iterable[Window]) -> None:
+    """Tell Feast what ``features/<pipeline>.py`` declares, and which windows are about to change."""
+    store = open_store()
+    feature_store.apply(store, f"features.{spec.name}")
+    if due := list(due):
+        feature_store.forget(store, spec.feature_service, min(due).start)
 
 
 @step("bring {spec.feature_service} online")
 def bring_online(spec: Pipeline, at: datetime) -> None:
     """Materialise into the online store what became known since the last time."""
-    feature_store.materialize(open_store(), at)
+    feature_store.materialize(open_store(), spec.feature_service, at)
 
 
 def open_store() -> Any:
@@ -159,6 +169,12 @@ def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
 def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> None:
     """Record the work's result; the first record stands."""
     Ledger(Settings().ledger).finish(spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), **detail)
+
+
+def give_up(_flow: Any, run: FlowRun, _state: State) -> None:
+    """Hook for a run that failed or crashed: let go of its claims."""
+    holder = f"flow run {run.name} ({run.id})"
+    Ledger(Settings().ledger).give_up(run.parameters["pipeline"], holder, datetime.now(UTC))
 
 
 def _holder() -> str:
@@ -235,12 +251,17 @@ def register(spec: Pipeline, fitted: list[Fitted]) -> int:
 
 
 @step("judge")
-def judge(spec: Pipeline, version: int, data: DatasetRef) -> Verdict:
+def judge(spec: Pipeline, version: int, data: DatasetRef, at: datetime) -> Verdict:
     """Compare the challenger with the champion on the holdout, row by row."""
     prepare_mlflow()
     champion = registry.champion(spec.name)
-    if champion is None or champion.version == version:
+    if champion is None:
         return gate.judge(spec.gate, str(version), None, None)
+    if champion.version == version:  # promoted by a run that was killed before it could say so
+        return gate.Verdict(True, champion.reason, str(version))
+    if champion.as_of > at:
+        reason = f"The champion was trained as of {champion.as_of:%Y-%m-%d}, later than the challenger."
+        return gate.Verdict(False, reason, str(version), str(champion.version))
     held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
     ours, theirs = (
         tracking.load_model(f"models:/{spec.name}/{v}").predict(held_out) for v in (version, champion.version)
@@ -293,19 +314,28 @@ def champion(spec: Pipeline) -> Release:
 
 
 def unscored(spec: Pipeline, at: datetime) -> list[Window]:
-    """Return the closed windows since the first release that have no predictions yet."""
+    """Return the closed windows since the first release in which predictions are missing."""
     promotions = Ledger(Settings().ledger).entries(spec.name, "promotion")
-    first = min(datetime.fromisoformat(e.detail["as_of"]) for e in promotions if e.detail)
-    return [w for w in log.pending(spec, Lake(Settings().lake), first, at) if w.start >= first]
+    first = min(datetime.fromisoformat(entry.detail["as_of"]) for entry in promotions if entry.detail)
+    return log.pending(spec, Lake(Settings().lake), first, at)
 
 
 @step("score {window}")
 def score(spec: Pipeline, release: Release, window: Window) -> int:
-    """Predict for one window, from the online store, with the champion."""
-    store = open_store()
+    """Predict for one window, from the online store, with the champion.
+
+    Raises:
+        StaleFeatures: The window's features are not built from all raw rows there are.
+    """
+    lake, store = Lake(Settings().lake), open_store()
+    for table in spec.feature_tables:
+        if tables.stale(table, spec.raw, _times(spec), [window], lake):
+            raise StaleFeatures(spec.name, table.name, str(window))
+    # Online already, unless this window lies before the first that was brought online.
+    feature_store.materialize(store, spec.feature_service, window.end, window.start)
     return log.score(
         spec,
-        Lake(Settings().lake),
+        lake,
         window,
         lambda spine: feature_store.online(store, spec.feature_service, spine),
         tracking.load_model(release.model_uri),

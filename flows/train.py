@@ -13,7 +13,13 @@ from headrace.gate import Verdict
 from headrace.pipeline import load
 
 
-@flow(name="train", flow_run_name="train {pipeline} because of {cause}", description=__doc__)
+@flow(
+    name="train",
+    flow_run_name="train {pipeline} because of {cause}",
+    description=__doc__,
+    on_failure=[steps.give_up],
+    on_crashed=[steps.give_up],
+)
 def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str = "") -> Verdict:
     """Return the gate's verdict on the best candidate trained on what was known at ``as_of`` (UTC).
 
@@ -29,7 +35,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     data = steps.training_set(spec, at)
     fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
     version = steps.register(spec, [fit.result() for fit in fits])
-    verdict = steps.judge(spec, version, data)
+    verdict = steps.judge(spec, version, data, at)
     steps.release(spec, version, verdict, at)
     steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))
     return verdict

@@ -39,7 +39,7 @@ def main() -> None:
 def up() -> None:
     """Serve Prefect, MLflow and a worker until Ctrl-C; deploy everything in prefect.yaml."""
     settings = Settings()
-    servers = [services.prefect_server(settings), services.mlflow_server(settings)]
+    servers = services.embedded(settings)
     with console.status("Starting Prefect and MLflow…"), services.running(servers, settings):
         services.deploy(settings)
         with services.running([services.prefect_worker()], settings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,8 +49,11 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
 
     # The memory limit would count, and then pause, the whole of this process.
     here = {"processes": False, "memory_limit": None} if workers == 1 else {"host": "127.0.0.1"}
-    # Dask's profiler samples every stack each 10 ms; while torch is imported, whose stacks are thousands of
-    # frames deep, it starves the import for minutes.
+    # Threads of one training that spin while they wait for each other take the processors from whatever else
+    # runs: on a busy machine XGBoost is then ten times slower. Read when a framework is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Dask's profiler walks every stack each 10 ms. While torch is imported they are thousands of frames deep,
+    # and the import takes twice as long.
     quiet = {"distributed.worker.profile.enabled": False}
     with ExitStack() as stack:
         stack.enter_context(config.set(quiet))

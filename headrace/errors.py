@@ -12,6 +12,7 @@ HeadraceError
 ├── NotEnoughData
 ├── NoChampion
 ├── NothingScored
+├── StaleFeatures
 ├── AlreadyClaimed
 ├── NotTakenUp
 ├── NotAProject
@@ -120,8 +121,8 @@ class BadFeatureRows(HeadraceError):
     def __init__(self, table: str, sql: str, reason: str) -> None:
         self.table, self.sql, self.reason = table, sql, reason
         super().__init__(
-            f"The query of `{table}` {reason}. It must return `event_timestamp` and `available_at` (UTC), the "
-            f"first inside `[$start, $end)`. Nothing was written. Mend `{sql}` and build the window again."
+            f"The query of `{table}` {reason}. It must return `event_timestamp` and `available_at` (UTC), "
+            f"the first inside `[$start, $end)`. Nothing was written. Mend `{sql}` and build the window again."
         )
 
 
@@ -168,6 +169,17 @@ class NothingScored(HeadraceError):
         )
 
 
+class StaleFeatures(HeadraceError):
+    """A window was to be scored before its features were built from all raw rows there are."""
+
+    def __init__(self, pipeline: str, table: str, window: str) -> None:
+        self.pipeline, self.table, self.window = pipeline, table, window
+        super().__init__(
+            f"Features `{table}` of {window} are not up to date with the raw tables, so nothing was scored. "
+            f"Run the `materialize` flow for `{pipeline}`, then `score` again."
+        )
+
+
 class AlreadyClaimed(HeadraceError):
     """Another run holds the claim on this piece of work."""
 
@@ -175,7 +187,7 @@ class AlreadyClaimed(HeadraceError):
         self.what, self.holder, self.until = what, holder, until
         super().__init__(
             f"{what} is being worked on by {holder} until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. "
-            "Wait for it; if that run died, run again after that time and the work is taken over."
+            "Wait for it; if that run died unseen, run again after that time to take the work over."
         )
 
 

@@ -169,23 +169,27 @@ class Table:
         """Say whether a write with this ``key`` was committed."""
         return bool(self.held([key]))
 
-    def held(self, keys: Iterable[str]) -> set[str]:
-        """Return those of ``keys`` under which a write was committed."""
+    def held(self, keys: Iterable[str]) -> dict[str, int]:
+        """Return, for those of ``keys`` under which a write was committed, the number it carried."""
         if not self.exists():
-            return set()
+            return {}
         table = self.open()
-        return {key for key in keys if table.transaction_version(key) is not None}
+        numbers = {key: table.transaction_version(key) for key in keys}
+        return {key: number for key, number in numbers.items() if number is not None}
 
-    def overwrite(self, rows: pa.Table | pa.RecordBatchReader, window: Window, time: str) -> None:
+    def overwrite(
+        self, rows: pa.Table | pa.RecordBatchReader, window: Window, time: str, number: int = 1
+    ) -> None:
         """Replace the rows whose ``time`` lies in ``window`` with ``rows``.
 
         Readers see the old window or the new one, never a mixture. Two writers
-        of one window leave it as one of them wrote it; the window is then ``held``.
+        of one window leave it as one of them wrote it; the window is then ``held``
+        with ``number``.
         """
         from deltalake import CommitProperties, Transaction, write_deltalake
 
         self._create(rows.schema)
-        marked = CommitProperties(app_transactions=[Transaction(str(window), 1)], max_commit_retries=15)
+        marked = CommitProperties(app_transactions=[Transaction(str(window), number)], max_commit_retries=15)
         write_deltalake(
             self.uri, rows, mode="overwrite", predicate=window.predicate(time), commit_properties=marked
         )

@@ -2,14 +2,16 @@
 
 Events can be lost or arrive twice, and two runs may start at once. So work that
 must happen once is claimed here first, under a unique key, and its result is
-written beside the claim. A claim is a lease: when its holder dies, the next run
-takes the work over after the lease has ended.
+written beside the claim. A claim is a lease: when its holder fails or dies, the
+next run takes the work over, at once if the holder's end was noticed, or when
+the lease has ended.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy import Table as SqlTable
 
-CLAIMED, DONE = "claimed", "done"
+CLAIMED, GIVEN_UP, DONE = "claimed", "given up", "done"
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ class Ledger:
         if done := next((entry for entry in past if entry.state == DONE), None):
             return done
         held = max(past, key=lambda entry: entry.attempt, default=None)
-        if held and held.holder == holder and held.until > now:
+        given_up = {entry.attempt for entry in past if entry.state == GIVEN_UP}
+        until = held.until if held and held.attempt not in given_up else now
+        if held and held.holder == holder and until > now:
             return None
-        if held and held.until > now:
+        if held and until > now:
             raise AlreadyClaimed(f"{kind} {key} of `{pipeline}`", held.holder, held.until)
         try:
             self._write(
@@ -103,6 +107,15 @@ class Ledger:
         except IntegrityError:
             return next(e for e in self.entries(pipeline, kind, key) if e.state == DONE)
         return entry
+
+    def give_up(self, pipeline: str, holder: str, now: datetime) -> None:
+        """End the leases of a holder that failed or died, so that the work can be taken over at once."""
+        from sqlalchemy.exc import IntegrityError
+
+        for claim in self.entries(pipeline):
+            if claim.state == CLAIMED and claim.holder == holder:
+                with suppress(IntegrityError):  # given up before
+                    self._write(replace(claim, state=GIVEN_UP, at=now, until=now))
 
     def entries(self, pipeline: str, kind: str | None = None, key: str | None = None) -> list[Entry]:
         """Return the entries of a pipeline, oldest first, of one kind or key if given."""

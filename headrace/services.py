@@ -85,6 +85,17 @@ def mlflow_server(settings: Settings) -> Service:
     )
 
 
+def embedded(settings: Settings) -> list[Service]:
+    """Return the servers that no setting says run elsewhere."""
+    from headrace import tracking
+
+    servers = [] if "PREFECT_API_URL" in os.environ else [prefect_server(settings)]
+    if not settings.mlflow.startswith("http"):
+        tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
+        servers.append(mlflow_server(settings))
+    return servers
+
+
 @contextmanager
 def running(services: list[Service], settings: Settings) -> Iterator[None]:
     """Run ``services`` until the block ends, each answering before the block begins.

@@ -14,7 +14,7 @@ import pytest
 
 from headrace.errors import BadFeatureRows
 from headrace.feature_store import store as features
-from headrace.feature_store.tables import build
+from headrace.feature_store.tables import build, stale
 from headrace.lake import Lake, duckdb_connection, windows
 from headrace.pipeline import WEEK, load
 from headrace.settings import Settings
@@ -74,7 +74,7 @@ def store(lake, settings):
     store = features.open_store(ROOT / "features", settings)
     features.apply(store, "features.flights")
     for window in (FIRST, SECOND):
-        features.materialize(store, window.end, window.start)
+        features.materialize(store, "flight_delay", window.end, window.start)
     return store
 
 
@@ -214,11 +214,44 @@ def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, 
     before = features.online(store, "flight_delay", asked)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("feast.infra.online_stores.sqlite.SqliteOnlineStore.online_write_batch", killed)
-        features.materialize(store, SECOND.end, SECOND.start)
+        features.forget(store, "flight_delay", SECOND.start)
+        features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
 
     assert features.online(store, "flight_delay", asked) == before
-    features.materialize(store, SECOND.end, SECOND.start)
+    features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
     assert features.online(store, "flight_delay", asked) == before
+
+
+def test_what_is_about_to_be_rebuilt_is_brought_online_again(store, lake):
+    def known():
+        store.refresh_registry()
+        return {view.name: len(view.materialization_intervals) for view in store.list_feature_views()}
+
+    before = known()
+    features.forget(store, "flight_delay", SECOND.end)  # nothing so late was brought
+    assert known() == before
+    assert min(before.values()) > 0
+    features.forget(store, "flight_delay", SECOND.start)
+    assert set(known().values()) == {0}
+    features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
+    features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
+    assert set(known().values()) == {1}
+
+
+def test_a_window_is_stale_until_it_is_built_from_all_raw_rows(lake):
+    """Built too early, or before late rows came: built again; otherwise left alone."""
+    table = replace(FLIGHTS.feature_tables[1], name="early")
+    raw = {**FLIGHTS.raw, "flights": "raw/early"}
+    whole = lake.connect({"f": "raw/flights"}).sql("FROM f WHERE landed_at < '2013-01-14'").to_arrow_table()
+    lake.table("raw/early").append(whole.slice(0, 100), "first")
+    assert stale(table, raw, TIMES, [FIRST, SECOND], lake) == [FIRST, SECOND]
+    for window in (FIRST, SECOND):
+        build(table, raw, TIMES, window, lake)
+    assert stale(table, raw, TIMES, [FIRST, SECOND], lake) == []
+    lake.table("raw/early").append(whole.slice(100), "late")
+    assert SECOND in stale(table, raw, TIMES, [FIRST, SECOND], lake)
+    build(table, raw, TIMES, SECOND, lake)
+    assert stale(table, raw, TIMES, [SECOND], lake) == []
 
 
 def test_a_row_known_only_after_the_prediction_is_not_joined(store, lake):

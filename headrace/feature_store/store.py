@@ -108,26 +108,46 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     return _beside(given, features, wanted)
 
 
-def materialize(store: FeatureStore, end: datetime, start: datetime | None = None) -> None:
-    """Copy what became known before ``end`` (UTC) into the online store, in every view.
+def materialize(store: FeatureStore, service: str, end: datetime, start: datetime | None = None) -> None:
+    """Copy what became known before ``end`` (UTC) into the online store, for every view of ``service``.
 
     Without ``start``, each view goes on from where Feast's registry says it was
-    brought last, or begins one ttl before ``end``. Doing it again, or after a
-    crash, changes nothing; readers are served meanwhile.
+    brought last, or begins one ttl before ``end``; with it, what the registry
+    says was brought is left out. Doing it again, or after a crash, changes
+    nothing; readers are served meanwhile.
 
     Raises:
         NotBuilt: A feature table does not exist.
     """
+    last = end - timedelta(microseconds=1)  # Feast takes the end as included
+    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
     due: dict[datetime, list[str]] = {}
     for view in store.list_feature_views():
+        brought = view.materialization_intervals
+        if view.name not in used or any(a <= (start or last) and last <= b for a, b in brought):
+            continue
         # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
         first = end - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
         due.setdefault(start or view.most_recent_end_time or first, []).append(view.name)
-    last = end - timedelta(microseconds=1)  # Feast takes the end as included
     with redirect_stdout(io.StringIO()):  # it prints a line per view
         for begin, views in due.items():
             if begin < last:
                 store.materialize(begin, last, views)
+
+
+def forget(store: FeatureStore, service: str, since: datetime) -> None:
+    """Make Feast's registry forget that views with rows of ``since`` (UTC) or later were brought online.
+
+    Called before feature rows are rebuilt, so that ``materialize`` brings them
+    again when they are wanted, also when the rebuilding run is killed between.
+    """
+    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
+    for view in store.list_feature_views():
+        if view.name in used and any(end > since for _, end in view.materialization_intervals):
+            # Feast keeps what it knows of a view that is applied again, so it has to go first.
+            view.materialization_intervals = []
+            store.registry.delete_feature_view(view.name, store.project, commit=False)
+            store.registry.apply_feature_view(view, store.project)
 
 
 def _outputs(service: FeatureService) -> dict[str, pa.DataType]:

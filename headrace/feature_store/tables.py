@@ -8,7 +8,7 @@ from headrace.errors import BadFeatureRows
 from headrace.lake import Lake, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
@@ -43,15 +43,44 @@ def build(
         BadFeatureRows: The query leaves a time column out, or returns rows outside ``window``.
     """
     con = lake.connect({f"whole_{view}": wanted for view, wanted in raw.items()})
-    seen = Window(window.start - table.lookback, window.end)
+    seen = 0
     for view in raw:
-        cut = seen.predicate(times[view])
+        cut = _visible(table, window).predicate(times[view])
         con.execute(f'CREATE VIEW "{view}" AS SELECT * FROM "whole_{view}" WHERE {cut}')
+        seen += con.view(view).count("*").fetchall()[0][0]
     query = con.execute(table.sql.read_text(), {"start": window.start, "end": window.end})
     rows = query.to_arrow_table()
     _check(table, rows, window)
-    lake.table(table.table).overwrite(rows, window, "event_timestamp")
+    lake.table(table.table).overwrite(rows, window, "event_timestamp", number=seen)
     return int(rows.num_rows)
+
+
+def stale(
+    table: FeatureTable,
+    raw: Mapping[str, str | DatasetRef],
+    times: Mapping[str, str],
+    due: Sequence[Window],
+    lake: Lake,
+) -> list[Window]:
+    """Return those windows of ``due`` that were built from other raw rows than there are now, or never.
+
+    Raw tables only grow, so the number of rows a window's query can see, which
+    ``build`` notes beside the window, says whether it would see others today.
+    """
+    con = lake.connect(raw)
+    seen = [0] * len(due)
+    for view in raw:
+        visible = (_visible(table, window).predicate(times[view]) for window in due)
+        counts = ", ".join(f"count(*) FILTER (WHERE {predicate})" for predicate in visible)
+        found = con.sql(f'SELECT {counts} FROM "{view}"').fetchall()[0] if due else ()
+        seen = [total + more for total, more in zip(seen, found, strict=True)]
+    built = lake.table(table.table).held([str(window) for window in due])
+    return [window for window, rows in zip(due, seen, strict=True) if rows != built.get(str(window), 0)]
+
+
+def _visible(table: FeatureTable, window: Window) -> Window:
+    """Return when a raw row must have become known to be seen by the window's query."""
+    return Window(window.start - table.lookback, window.end)
 
 
 def _check(table: FeatureTable, rows: pa.Table, window: Window) -> None:

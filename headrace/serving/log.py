@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    import duckdb
     import pyarrow as pa
 
     from headrace.pipeline import Pipeline
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 
 
 def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> list[Window]:
-    """Return the windows between ``since`` and ``as_of`` (UTC) that are closed and not scored yet."""
-    due = windows(since, as_of, spec.window)
-    scored = lake.table(_name(spec)).held([str(window) for window in due])
-    return [window for window in due if str(window) not in scored]
+    """Return the closed windows between ``since`` and ``as_of`` (UTC) in which predictions are missing."""
+    due = [window for window in windows(since, as_of, spec.window) if window.start >= since]
+    if not due:
+        return []
+    missing = _unpredicted(spec, lake, Window(due[0].start, due[-1].end))
+    instants = missing.project("DISTINCT event_timestamp").fetchall()
+    late = {(at - due[0].start) // spec.window for (at,) in instants}
+    return [window for number, window in enumerate(due) if number in late]
 
 
 def score(
@@ -31,30 +36,35 @@ def score(
     model: Model,
     version: int,
 ) -> int:
-    """Make the predictions due within ``window`` and log them; return how many.
+    """Make the predictions of ``window`` that are missing and log them; return how many.
 
     ``online`` adds to a spine the features as the online store serves them.
-    Scoring again replaces the window's rows.
+    Predictions that were made before stay as they were made.
     """
     import pyarrow as pa
 
-    spine = (
-        lake.connect(spec.raw)
-        .execute(
-            f"FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')} "
-            f"ORDER BY event_timestamp, {', '.join(spec.keys)}"
-        )
-        .to_arrow_table()
-    )
-    rows = online(spine)
+    order = f"event_timestamp, {', '.join(spec.keys)}"
+    rows = online(_unpredicted(spec, lake, window).order(order).to_arrow_table())
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names]))
     predictions = (
         rows.select(wanted)
         .append_column("probability", pa.array(model.predict(rows)))
         .append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
     )
-    lake.table(_name(spec)).overwrite(predictions, window, "event_timestamp")
-    return predictions.num_rows
+    table = lake.table(_name(spec))
+    if table.exists():
+        before = read(spec, lake, window)
+        predictions = pa.concat_tables([before, predictions.cast(before.schema)])
+    table.overwrite(predictions, window, "event_timestamp")
+    return int(rows.num_rows)
+
+
+def _unpredicted(spec: Pipeline, lake: Lake, window: Window) -> duckdb.DuckDBPyRelation:
+    """Return the spine rows of ``window`` that have no prediction."""
+    known = lake.table(_name(spec)).exists()
+    con = lake.connect(spec.raw | ({"predictions": _name(spec)} if known else {}))
+    without = f"ANTI JOIN predictions USING ({', '.join(spec.keys)})" if known else ""
+    return con.sql(f"SELECT * FROM ({spec.spine}) {without} WHERE {window.predicate('event_timestamp')}")
 
 
 def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:

@@ -266,7 +266,8 @@ def save(network: nn.Module, directory: Path) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     save_file(network.state_dict(), directory / FILE)
-    return asdict(network.shape)
+    shape: Architecture = network.shape  # type: ignore[assignment]
+    return asdict(shape)
 
 
 def load(directory: Path, architecture: Mapping[str, Any]) -> nn.Module:

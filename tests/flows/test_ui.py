@@ -1,0 +1,49 @@
+"""What a person sees: the Prefect UI in a real browser after a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from headrace import services
+from tests.flows.conftest import River
+
+pytestmark = pytest.mark.timeout(600)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+OFFLINE = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed (Debian package `chromium`)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def test_the_deployments_and_the_drift_run_with_its_artifacts_are_there_to_see(
+    river: River, page: Page
+) -> None:
+    ui = services.prefect_server(river.settings).page
+    page.goto(f"{ui}/deployments")
+    for flow in ("ingest", "materialize", "train", "score", "monitor", "lifecycle"):
+        expect(page.get_by_text(flow, exact=True).first).to_be_visible(timeout=30_000)
+
+    name = "train flights because of drift/2013-04-29"
+    run = river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_ASC")[0]
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    expect(page.get_by_text(name).first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").click()
+    expect(page.get_by_text("verdict-flights").first).to_be_visible()
+    expect(page.get_by_text("candidates-flights").first).to_be_visible()
