@@ -224,10 +224,13 @@ def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, ca
 
 
 @step("register the best candidate")
-def register(spec: Pipeline, fitted: list[Fitted]) -> int:
-    """Register the candidate with the least log-loss as the challenger; return its version."""
+def register(spec: Pipeline, fitted: list[Fitted], data: DatasetRef) -> int:
+    """Register the best candidate as the challenger; return its version."""
     prepare_mlflow()
-    best = min(fitted, key=lambda f: f.scores["log_loss"])
+    held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
+    probabilities = {f.candidate: tracking.load_model(f.logged.model_uri).predict(held_out) for f in fitted}
+    chosen = gate.best(spec.gate, held_out["label"].to_numpy(), probabilities)
+    best = next(f for f in fitted if f.candidate == chosen)
     version = registry.register(spec.name, best.logged)
     registry.set_alias(spec.name, registry.CHALLENGER, version)
     page = Settings().mlflow_page

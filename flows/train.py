@@ -34,7 +34,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
         return Verdict.of(done.detail)
     data = steps.training_set(spec, at)
     fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
-    version = steps.register(spec, [fit.result() for fit in fits])
+    version = steps.register(spec, [fit.result() for fit in fits], data)
     verdict = steps.judge(spec, version, data, at)
     steps.release(spec, version, verdict, at)
     steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))

@@ -122,7 +122,7 @@ class BadFeatureRows(HeadraceError):
         self.table, self.sql, self.reason = table, sql, reason
         super().__init__(
             f"The query of `{table}` {reason}. It must return `event_timestamp` and `available_at` (UTC), "
-            f"the first inside `[$start, $end)`. Nothing was written. Mend `{sql}` and build the window again."
+            f"the first inside `[$start, $end)`. Nothing was written. Mend `{sql}`, then build it again."
         )
 
 
@@ -164,8 +164,8 @@ class NothingScored(HeadraceError):
     def __init__(self, pipeline: str, window: str) -> None:
         self.pipeline, self.window = pipeline, window
         super().__init__(
-            f"Pipeline `{pipeline}` made no predictions in {window}. Run `ingest`, `materialize` and `score` up "
-            "to its end, or monitor as of an instant whose last window has data."
+            f"Pipeline `{pipeline}` made no predictions in {window}. Run `ingest`, `materialize` and `score` "
+            "up to its end, or monitor as of an instant whose last window has data."
         )
 
 

@@ -98,3 +98,24 @@ def judge(gate: Gate, challenger: str, champion: str | None, gain: Gain | None) 
         f"rows; its lower bound {floor:+.4f} is {'above' if promoted else 'not above'} {gate.min_gain:+.4f}."
     )
     return Verdict(promoted, reason, challenger, champion, gain)
+
+
+def best(gate: Gate, labels: ArrayLike, probabilities: Mapping[str, ArrayLike]) -> str:
+    """Return the candidate to put forward: the first, unless a later one passes the gate against it.
+
+    A lucky week does not decide between candidates that are as good as each
+    other; the order in which they were declared does.
+
+    Args:
+        gate: The rule by which one candidate displaces another.
+        labels: True classes, shape ``(n,)``, each 0 or 1.
+        probabilities: For each candidate, in order of preference, its
+            probability of class 1, shape ``(n,)``, for the same rows.
+    """
+    names = iter(probabilities)
+    chosen = next(names)
+    for name in names:
+        gain = paired_gain(labels, probabilities[chosen], probabilities[name])
+        if judge(gate, name, chosen, gain).promoted:
+            chosen = name
+    return chosen

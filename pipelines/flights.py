@@ -67,11 +67,11 @@ PIPELINE = Pipeline(
             {
                 "max_depth": 6,
                 "rounds": 200,
-                "eta": 0.03,
+                "eta": 0.05,
                 # kept simple: winter has to speak for a summer it has not seen
                 "min_child_weight": 50,
                 "reg_lambda": 20,
-                "max_cat_to_onehot": 20,
+                "max_cat_to_onehot": 200,
                 "subsample": 0.8,
                 "colsample_bytree": 0.5,
             },

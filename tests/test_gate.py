@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.gate import Gain, Gate, Verdict, judge, paired_gain
+from headrace.gate import Gain, Gate, Verdict, best, judge, paired_gain
 
 
 def test_without_a_champion_the_challenger_is_promoted() -> None:
@@ -60,6 +60,16 @@ def test_a_model_gains_nothing_over_itself_and_is_never_promoted_over_itself(
 def test_what_cannot_be_compared_is_refused(labels, champion, challenger, complaint) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=complaint):
         paired_gain(labels, champion, challenger)
+
+
+def test_of_candidates_that_only_chance_tells_apart_the_first_declared_is_put_forward() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.1, 0.9, 2000)
+    labels = (rng.uniform(size=2000) < truth).astype(int)
+    near = np.clip(truth + rng.normal(0, 0.01, 2000), 0.01, 0.99)
+    assert best(Gate(), labels, {"a": near, "b": truth}) == "a"
+    assert best(Gate(), labels, {"b": truth, "a": near}) == "b"
+    assert best(Gate(), labels, {"coin": np.full(2000, 0.5), "a": near, "b": truth}) == "a"
 
 
 def test_a_verdict_survives_the_ledger() -> None:

@@ -7,6 +7,7 @@ current   ─▶ sketch ─▶ Evidently: how far is this one? ─▶ drifted co
 from __future__ import annotations
 
 import tempfile
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -131,8 +132,10 @@ def _thresholds(
     whole: Sketch, windows: Sequence[Sketch], kinds: Mapping[str, str], rule: DriftRule
 ) -> dict[str, float]:
     """Return the farthest that any of the reference's own windows strays from the others, per column."""
-    from evidently.legacy.calculations.stattests import get_stattest
-    from evidently.legacy.core import ColumnType
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what its own dependencies deprecate
+        from evidently.legacy.calculations.stattests import get_stattest
+        from evidently.legacy.core import ColumnType
 
     found = dict.fromkeys(kinds, rule.least_score)
     for name, method in kinds.items():
@@ -158,8 +161,10 @@ def _evidently(
     report: Path,
 ) -> dict[str, float]:
     """Return the drift score of each column, and write the report."""
-    from evidently import DataDefinition, Dataset, Report
-    from evidently.presets import DataDriftPreset
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what its own dependencies deprecate
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.presets import DataDriftPreset
 
     definition = DataDefinition(
         numerical_columns=[name for name, method in kinds.items() if method == NUMERIC],

@@ -23,7 +23,7 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     if not due:
         return []
     missing = _unpredicted(spec, lake, Window(due[0].start, due[-1].end))
-    instants = missing.project("DISTINCT event_timestamp").fetchall()
+    instants = missing.project("event_timestamp").distinct().fetchall()
     late = {(at - due[0].start) // spec.window for (at,) in instants}
     return [window for number, window in enumerate(due) if number in late]
 
