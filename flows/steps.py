@@ -316,24 +316,27 @@ def champion(spec: Pipeline) -> Release:
     return release
 
 
+@step("find unscored windows")
 def unscored(spec: Pipeline, at: datetime) -> list[Window]:
-    """Return the closed windows since the first release in which predictions are missing."""
+    """Return the closed windows since the first release in which predictions are missing.
+
+    Raises:
+        StaleFeatures: Their features are not built from all raw rows there are.
+    """
+    lake = Lake(Settings().lake)
     promotions = Ledger(Settings().ledger).entries(spec.name, "promotion")
     first = min(datetime.fromisoformat(entry.detail["as_of"]) for entry in promotions if entry.detail)
-    return log.pending(spec, Lake(Settings().lake), first, at)
+    due = log.pending(spec, lake, first, at)
+    for table in spec.feature_tables:
+        if late := tables.stale(table, spec.raw, _times(spec), due, lake):
+            raise StaleFeatures(spec.name, table.name, str(late[0]))
+    return due
 
 
 @step("score {window}")
 def score(spec: Pipeline, release: Release, window: Window) -> int:
-    """Predict for one window, from the online store, with the champion.
-
-    Raises:
-        StaleFeatures: The window's features are not built from all raw rows there are.
-    """
+    """Predict for one window, from the online store, with the champion."""
     lake, store = Lake(Settings().lake), open_store()
-    for table in spec.feature_tables:
-        if tables.stale(table, spec.raw, _times(spec), [window], lake):
-            raise StaleFeatures(spec.name, table.name, str(window))
     # Online already, unless this window lies before the first that was brought online.
     feature_store.materialize(store, spec.feature_service, window.end, window.start)
     return log.score(

@@ -78,3 +78,20 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run([*ctl, "-o", options, "-l", f"{data}/log", "start"], check=True, env=env, cwd=data)
     yield f"postgresql+psycopg://headrace@127.0.0.1:{port}/postgres"
     subprocess.run([*ctl, "-m", "immediate", "stop"], check=True, env=env, cwd=data)
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The ``host:port`` of an empty Redis, run for these tests alone."""
+    binary = shutil.which("redis-server")
+    if not binary:
+        pytest.skip("Redis is not installed (Debian package `redis-server`)")
+    port = free_port()
+    options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", str(port)]
+    with subprocess.Popen(
+        [binary, *options], cwd=tmp_path_factory.mktemp("redis"), stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        assert any("Ready to accept connections" in line for line in server.stdout)
+        yield f"127.0.0.1:{port}"
+        server.terminate()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
+from sqlalchemy.engine import make_url
 
 from headrace.errors import BadFeatureRows
 from headrace.feature_store import store as features
@@ -180,6 +182,28 @@ def test_the_online_store_gives_what_the_point_in_time_join_gives(store, lake):
     assert set(FLIGHTS.columns.names) <= set(offline.column_names)
     for name in FLIGHTS.columns.numeric:
         assert offline[name].null_count < 0.9 * offline.num_rows, name
+
+
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
+def test_a_real_servers_online_store_gives_it_too(kind, request, lake, tmp_path):
+    """Pointed at Redis or PostgreSQL in ``feature_store.yaml``, as the README says."""
+    if kind == "redis":
+        online = {"type": "redis", "connection_string": request.getfixturevalue("redis")}
+    else:
+        url = make_url(request.getfixturevalue("postgres"))
+        online = {"type": "postgres", "host": url.host, "port": url.port, "user": url.username}
+        online |= {"database": url.database, "password": "", "db_schema": "feast", "sslmode": "disable"}
+    repo = tmp_path / "features"
+    shutil.copytree(ROOT / "features", repo, ignore=shutil.ignore_patterns("__pycache__"))
+    config = yaml.safe_load((repo / "feature_store.yaml").read_text()) | {"online_store": online}
+    (repo / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    store = features.open_store(repo, Settings(home=tmp_path / "home", lake=lake.root))
+    features.apply(store, "features.flights")
+    features.materialize(store, "flight_delay", FIRST.end, FIRST.start)
+    asked = spine(lake, FIRST)
+    served = features.online(store, "flight_delay", asked)
+    assert served == features.historical(store, "flight_delay", asked)
+    assert served["plane_age"].null_count < served.num_rows / 2
 
 
 def test_the_service_reads_the_same_clock_as_the_schedule(store, lake):
