@@ -71,6 +71,7 @@ def _call(flow: str, parameters: dict[str, Any]) -> Any:
     # Prefect's console would show every task, and a traceback for every error. The UI keeps both;
     # here only what the flows themselves say is shown, and an error is printed once.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 

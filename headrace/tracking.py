@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import subprocess
 import tempfile
@@ -95,7 +94,6 @@ def prepare(uri: str, home: Path) -> None:
         _reach(uri)
     import mlflow
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     lock = home / "mlflow" / "init.lock"
