@@ -8,17 +8,18 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 setup: .venv/ready
 
 .venv/ready: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
-	touch $@
+	@echo "Installing into .venv: a minute or two, about 3 GB."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
 
 demo: setup        ## Live through April to July 2013, then say what happened
-	$(BIN)/headrace demo
+	@$(BIN)/headrace demo
 
 up: setup          ## Prefect, MLflow and a worker, until Ctrl-C
-	$(BIN)/headrace up
+	@$(BIN)/headrace up
 
 test: setup        ## Everything that needs only Python; the rest skips and says why
 	$(BIN)/python -m pytest $(ARGS)

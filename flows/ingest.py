@@ -12,7 +12,7 @@ from flows import steps
 from headrace.pipeline import load
 
 
-@flow(name="ingest", flow_run_name="ingest {pipeline}", description=__doc__)
+@flow(name="ingest", flow_run_name=steps.run_name, description=__doc__)
 def ingest(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
     """Land every window that ended by ``as_of`` (UTC) and is not landed yet; return rows per source.
 

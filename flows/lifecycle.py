@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from prefect import flow
@@ -78,7 +78,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         "to": end,
         "landed": dict(landed),
         "weeks": weeks,
-        "releases": steps.compare_releases(spec, Window(end - 5 * spec.window, end), end),
+        "releases": steps.compare_releases(spec, _last_month(end), end),
         "champion": {
             "version": champion.version,
             "candidate": champion.candidate,
@@ -92,6 +92,12 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         description=f"## `{pipeline}` from {start:%Y-%m-%d} to {end:%Y-%m-%d}",
     )
     return summary
+
+
+def _last_month(end: datetime) -> Window:
+    """Return the last calendar month (UTC) that had ended by ``end``."""
+    after = end.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return Window((after - timedelta(days=1)).replace(day=1), after)
 
 
 def _line(week: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from flows import steps
 from headrace.pipeline import load
 
 
-@flow(name="materialize", flow_run_name="materialize {pipeline}", description=__doc__)
+@flow(name="materialize", flow_run_name=steps.run_name, description=__doc__)
 def materialize(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
     """Build every window that closed by ``as_of`` (UTC) and is new, or whose raw rows have changed.
 

@@ -12,7 +12,7 @@ from flows import steps
 from headrace.pipeline import load
 
 
-@flow(name="monitor", flow_run_name="monitor {pipeline}", description=__doc__)
+@flow(name="monitor", flow_run_name=steps.run_name, description=__doc__)
 def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, Any]:
     """Judge the last window that closed by ``as_of`` (UTC); drift emits ``headrace.drift``.
 

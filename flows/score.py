@@ -12,7 +12,7 @@ from flows import steps
 from headrace.pipeline import load
 
 
-@flow(name="score", flow_run_name="score {pipeline}", description=__doc__)
+@flow(name="score", flow_run_name=steps.run_name, description=__doc__)
 def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
     """Score every window that closed by ``as_of`` (UTC) since the first release; return rows per window."""
     spec, at = load(pipeline), as_of or steps.now()

@@ -55,6 +55,13 @@ def now() -> datetime:
     return (scheduled or datetime.now(UTC)).astimezone(UTC)
 
 
+def run_name() -> str:
+    """Name a run by its pipeline and instant, such as ``score flights 2013-04-08``."""
+    given = flow_run.parameters
+    at = given.get("as_of") or now()
+    return f"{flow_run.flow_name} {given['pipeline']} {at:%Y-%m-%d}"
+
+
 def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
     """Dress a function as a task: two retries, unless what went wrong would go wrong again."""
     return task(

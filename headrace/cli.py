@@ -96,8 +96,9 @@ def demo(
 
 def _tell(summary: dict[str, Any]) -> None:
     """Print what happened, as tables."""
+    month = summary["releases"][0]["unseen"][:7] if summary["releases"] else ""
     releases = Table(
-        "version", "candidate", "verdict", "trained to", "unseen rows of July", "AUC", "first champion"
+        "version", "candidate", "verdict", "trained to", f"rows of {month}", "AUC", "AUC of the first"
     )
     for r in summary["releases"]:
         scores = [f"{r[k]:.3f}" if r[k] is not None else "-" for k in ("auc", "auc_of_first")]

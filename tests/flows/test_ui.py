@@ -44,6 +44,6 @@ def test_the_deployments_and_the_drift_run_with_its_artifacts_are_there_to_see(
     page.goto(f"{ui}/runs/flow-run/{run['id']}")
     expect(page.get_by_text(name).first).to_be_visible(timeout=30_000)
     expect(page.get_by_text("Completed").first).to_be_visible()
-    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("Artifacts", exact=True).last.click()
     expect(page.get_by_text("verdict-flights").first).to_be_visible()
     expect(page.get_by_text("candidates-flights").first).to_be_visible()
