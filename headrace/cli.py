@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +29,9 @@ console = Console()
 
 def main() -> None:
     """Run the command line; an error a user can mend is one message and exit code 1."""
+    # Whichever way it is told to end, it takes its servers along, also where SIGINT came ignored.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     try:
         app()
     except HeadraceError as error:

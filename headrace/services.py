@@ -134,7 +134,10 @@ def deploy(settings: Settings) -> None:
     Raises:
         ServerUnreachable: Prefect refused; carries what it printed.
     """
-    pool = [*PREFECT, "work-pool", "create", "headrace", "--type", "process", "--overwrite"]
+    pool = [
+        *(*PREFECT, "work-pool", "create", "headrace", "--type", "process", "--overwrite"),
+        *("--base-job-template", "deployments/process-pool.json"),
+    ]
     for command in (pool, [*PREFECT, "--no-prompt", "deploy", "--all"]):
         done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
         if done.returncode:
