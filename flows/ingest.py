@@ -19,7 +19,7 @@ def ingest(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str
     A batch that fails its suite stops the run before anything of it lands; what
     other windows landed stays, and running again goes on from there.
     """
-    spec, at = load(pipeline), as_of or steps.now()
+    spec, at = load(pipeline), steps.instant(as_of)
     landed: dict[str, int] = {}
     report = []
     for source in spec.sources:

@@ -34,6 +34,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     Every part is idempotent: started again after a kill, it goes on where it stopped.
     """
     spec, say = load(pipeline), steps.logger().info
+    start, end = steps.instant(start), steps.instant(end)
     seconds: Counter[str] = Counter()
     landed: Counter[str] = Counter()
 
@@ -78,7 +79,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         "to": end,
         "landed": dict(landed),
         "weeks": weeks,
-        "releases": steps.compare_releases(spec, _last_month(end), end),
+        "releases": steps.compare_releases(spec, _compared(start, end), end),
         "champion": {
             "version": champion.version,
             "candidate": champion.candidate,
@@ -94,10 +95,11 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     return summary
 
 
-def _last_month(end: datetime) -> Window:
-    """Return the last calendar month (UTC) that had ended by ``end``."""
+def _compared(start: datetime, end: datetime) -> Window:
+    """Return the last calendar month (UTC) lived through from end to end, or all if there was none."""
     after = end.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return Window((after - timedelta(days=1)).replace(day=1), after)
+    first = (after - timedelta(days=1)).replace(day=1)
+    return Window(first, after) if first >= start else Window(start, end)
 
 
 def _line(week: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ def materialize(pipeline: str = "flights", as_of: datetime | None = None) -> dic
 
     Returns the rows written per feature table; killed anywhere, it is safe to run again.
     """
-    spec, at = load(pipeline), as_of or steps.now()
+    spec, at = load(pipeline), steps.instant(as_of)
     stale = steps.stale(spec, at)
     steps.apply_features(spec, chain.from_iterable(stale.values()))
     built = {table.name: steps.build_features(spec, table, due) for table, due in stale.items() if due}

@@ -20,7 +20,7 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
     ``prefect.yaml``; its ``cause`` names the window, so that a window that is
     monitored again retrains once.
     """
-    spec, at = load(pipeline), as_of or steps.now()
+    spec, at = load(pipeline), steps.instant(as_of)
     finding = steps.watch(spec, at)
     if finding["drifted"]:
         steps.announce_drift(spec, at, finding)

@@ -15,7 +15,7 @@ from headrace.pipeline import load
 @flow(name="score", flow_run_name=steps.run_name, description=__doc__)
 def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
     """Score every window that closed by ``as_of`` (UTC) since the first release; return rows per window."""
-    spec, at = load(pipeline), as_of or steps.now()
+    spec, at = load(pipeline), steps.instant(as_of)
     champion = steps.champion(spec)
     scored = {str(w): steps.score(spec, champion, w) for w in steps.unscored(spec, at)}
     create_table_artifact(

@@ -45,21 +45,20 @@ LEASE = timedelta(hours=6)
 FEATURES = Path(__file__).parent.parent / "features"
 
 
-def now() -> datetime:
-    """Return the instant this run was scheduled for, or the present, in UTC.
+def instant(as_of: datetime | None) -> datetime:
+    """Return ``as_of`` in UTC (naive means UTC), or the instant this run was scheduled for, or the present.
 
     The one place that reads a clock for ``as_of``: a run that starts late or is
     retried believes in the instant it was meant for.
     """
-    scheduled: datetime | None = flow_run.scheduled_start_time
-    return (scheduled or datetime.now(UTC)).astimezone(UTC)
+    at: datetime = as_of or flow_run.scheduled_start_time or datetime.now(UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def run_name() -> str:
     """Name a run by its pipeline and instant, such as ``score flights 2013-04-08``."""
     given = flow_run.parameters
-    at = given.get("as_of") or now()
-    return f"{flow_run.flow_name} {given['pipeline']} {at:%Y-%m-%d}"
+    return f"{flow_run.flow_name} {given['pipeline']} {instant(given.get('as_of')):%Y-%m-%d}"
 
 
 def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
@@ -178,14 +177,14 @@ def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> None:
     Ledger(Settings().ledger).finish(spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), **detail)
 
 
-def give_up(_flow: Any, run: FlowRun, _state: State) -> None:
+def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:
     """Hook for a run that failed or crashed: let go of its claims."""
-    holder = f"flow run {run.name} ({run.id})"
-    Ledger(Settings().ledger).give_up(run.parameters["pipeline"], holder, datetime.now(UTC))
+    ledger = Ledger(Settings().ledger)
+    ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}", datetime.now(UTC))
 
 
 def _holder() -> str:
-    return f"flow run {flow_run.name} ({flow_run.id})"
+    return f"flow run {flow_run.id}"
 
 
 @step("build the training set")
@@ -465,6 +464,8 @@ def compare_releases(spec: Pipeline, span: Window, at: datetime) -> list[dict[st
             continue
         unseen = Window(max(span.start, trained_to), span.end)
         rows = log.outcomes(spec, lake, unseen, at)
+        if not rows.num_rows:
+            continue
         auc, first_auc = (
             evaluate(rows["label"].to_numpy(), tracking.load_model(r.model_uri).predict(rows)).auc
             for r in (release, releases[0])

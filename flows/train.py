@@ -27,7 +27,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     challenger stays registered, with the reasons. One ``cause`` trains once,
     however often its event arrives; left empty, it is this run's instant.
     """
-    spec, at = load(pipeline), as_of or steps.now()
+    spec, at = load(pipeline), steps.instant(as_of)
     cause = cause or f"manual/{at:%Y-%m-%dT%H:%M:%S}"
     if done := steps.claim(spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])

@@ -100,9 +100,9 @@ def demo(
 
 def _tell(summary: dict[str, Any]) -> None:
     """Print what happened, as tables."""
-    month = summary["releases"][0]["unseen"][:7] if summary["releases"] else ""
+    span = summary["releases"][0]["unseen"] if summary["releases"] else "none"
     releases = Table(
-        "version", "candidate", "verdict", "trained to", f"rows of {month}", "AUC", "AUC of the first"
+        "version", "candidate", "verdict", "trained to", "unseen rows", "AUC", "AUC of the first"
     )
     for r in summary["releases"]:
         scores = [f"{r[k]:.3f}" if r[k] is not None else "-" for k in ("auc", "auc_of_first")]
@@ -112,6 +112,7 @@ def _tell(summary: dict[str, Any]) -> None:
     spent = Table("stage", "seconds")
     for stage, seconds in summary["seconds"].items():
         spent.add_row(stage, f"{seconds:,.1f}")
+    console.print(f"Every release on the flights of {span} that it was not trained on, beside the first:")
     console.print(releases, spent)
 
 

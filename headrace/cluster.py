@@ -8,6 +8,7 @@ import os
 import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import ServerUnreachable, WorkerLost
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 5
 """Seconds a scheduler may take to answer, and then to have a worker."""
+
+
+STARTING = Lock()
+"""Workers that start at once in one process can trip over each other: one cluster after the other."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +61,23 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
     # and the import takes twice as long.
     quiet = {"distributed.worker.profile.enabled": False}
     with ExitStack() as stack:
-        stack.enter_context(config.set(quiet))
-        target: Any = address or stack.enter_context(
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=max(CPU_COUNT // workers, 1),
-                # Else Dask's web servers listen to the whole network, the first of them on port 8787.
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                silence_logs=logging.ERROR,
-                **here,
+        with STARTING:
+            stack.enter_context(config.set(quiet))
+            target: Any = address or stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=max(CPU_COUNT // workers, 1),
+                    # Else Dask's web servers listen to the whole network, the first of them on port 8787.
+                    dashboard_address="127.0.0.1:0",
+                    worker_dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.ERROR,
+                    **here,
+                )
             )
-        )
-        try:
-            client = stack.enter_context(Client(target, timeout=PATIENCE))
-        except (OSError, ValueError) as error:
-            raise ServerUnreachable("The Dask scheduler", address, str(error)) from error
+            try:
+                client = stack.enter_context(Client(target, timeout=PATIENCE))
+            except (OSError, ValueError) as error:
+                raise ServerUnreachable("The Dask scheduler", address, str(error)) from error
         yield client
 
 

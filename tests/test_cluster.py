@@ -1,5 +1,6 @@
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dask.distributed import LocalCluster
@@ -108,3 +109,12 @@ def _die_or_wait(die):
     if die:
         os._exit(1)
     time.sleep(2)
+
+
+def test_clusters_that_are_wanted_at_once_by_threads_all_start():
+    def work(number):
+        with cluster() as client:
+            return client.submit(lambda x: x + 1, number).result(timeout=30)
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(work, range(12))) == list(range(1, 13))

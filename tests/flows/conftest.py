@@ -39,10 +39,16 @@ class River:
         """Run ``python -m flows`` in this home."""
         return flows(self.settings, *arguments)
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command line, such as Prefect's, in this home; it must succeed."""
+        done = _module(self.settings, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
 
-def flows(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+
+def _module(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "flows", *arguments],
+        [sys.executable, "-m", *arguments],
         env=services.environment(settings),
         cwd=ROOT,
         capture_output=True,
@@ -50,6 +56,11 @@ def flows(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[st
         timeout=280,
         check=False,
     )
+
+
+def flows(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m flows`` in a home."""
+    return _module(settings, "flows", *arguments)
 
 
 def eventually(claim: Callable[[], Any], seconds: float = 90) -> Any:

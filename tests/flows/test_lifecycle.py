@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -160,25 +163,8 @@ def test_living_it_again_changes_nothing(river: River) -> None:
 
 def test_a_flow_that_is_run_from_the_deployment_by_hand_works(river: River) -> None:
     """As a person does with `prefect deployment run`; a day without a new window lands nothing."""
-    import subprocess
-    import sys
-
-    from headrace import services
-    from tests.conftest import ROOT
-
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "prefect", "deployment", "run", "ingest/flights", "--watch"),
-            *("--watch-timeout", "120", "--param", 'as_of="2013-04-29T12:00:00Z"'),
-        ],
-        env=services.environment(river.settings),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    watched = ("--watch", "--watch-timeout", "120", "--param", 'as_of="2013-04-29T12:00:00Z"')
+    done = river.command("prefect", "deployment", "run", "ingest/flights", *watched)
     assert "Completed" in done.stdout
 
 
@@ -190,3 +176,40 @@ def test_the_pipelines_schedules_cover_the_whole_river(river: River) -> None:
     assert set(crons) == {"ingest", "materialize", "train", "score", "monitor", "lifecycle"}
     assert all(crons[flow] for flow in ("ingest", "materialize", "score", "monitor", "train"))
     assert load("flights").window == timedelta(weeks=1)
+
+
+def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(river: River) -> None:
+    """Killed -9 on the worker: the claim is let go, and the same cause, run again, trains once."""
+    from mlflow import MlflowClient
+
+    name, ledger = "train flights because of a kill", Ledger(river.settings.ledger)
+
+    def states() -> list[str]:
+        return [entry.state for entry in ledger.entries("flights", "training", "a kill")]
+
+    def run() -> dict[str, Any]:
+        return river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}})[0]
+
+    parameters = ("--param", 'as_of="2013-04-22T00:00:00Z"', "--param", "cause=a kill")
+    river.command("prefect", "deployment", "run", "train/flights", *parameters)
+    eventually(lambda: states() == ["claimed"])
+    os.kill(int(run()["infrastructure_pid"].split(":")[-1]), signal.SIGKILL)
+    eventually(lambda: run()["state_type"] == "CRASHED")
+    eventually(lambda: states() == ["claimed", "given up"])
+
+    done = river.run("train", "flights", "--as-of", "2013-04-22", "--cause", "a kill")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert states() == ["claimed", "given up", "claimed", DONE]
+    tracking.prepare(river.settings.mlflow, river.settings.home)
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("flights").experiment_id
+    runs = client.search_runs(
+        [experiment], "tags.`headrace.cause` = 'a kill' AND attributes.status = 'FINISHED'"
+    )
+    assert sorted(run.data.tags["headrace.candidate"] for run in runs) == ["baseline", "torch", "xgboost"]
+    serving = registry.champion("flights")
+    assert serving is not None
+    assert serving.as_of == utc(2013, 4, 29), (
+        "a challenger that knows less than the champion does not replace it"
+    )
