@@ -25,7 +25,7 @@ from headrace.errors import BatchRejected, HeadraceError, NoChampion, NothingSco
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
 from headrace.lake import DatasetRef, Lake, Window, windows
-from headrace.ledger import DONE, Entry, Ledger
+from headrace.ledger import CLAIMED, DONE, Entry, Ledger
 from headrace.serving import log
 from headrace.settings import Settings
 from headrace.training import dataset
@@ -437,14 +437,15 @@ def await_retraining(spec: Pipeline, cause: str) -> dict[str, Any]:
     """Return the verdict of the retraining that ``cause`` started, once the ledger has it.
 
     Raises:
-        NotTakenUp: No run claimed it within three minutes.
+        NotTakenUp: After three minutes no run is at work on it.
     """
     ledger, began = Ledger(Settings().ledger), time.monotonic()
     while True:
         entries = ledger.entries(spec.name, "training", cause)
         if done := next((e for e in entries if e.state == DONE), None):
             return done.detail
-        if not entries and time.monotonic() - began > 180:
+        at_work = bool(entries) and entries[-1].state == CLAIMED
+        if not at_work and time.monotonic() - began > 180:
             raise NotTakenUp(spec.name, cause)
         time.sleep(0.25)
 
