@@ -77,7 +77,8 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         "pipeline": pipeline,
         "from": start,
         "to": end,
-        "landed": dict(landed),
+        "batches": steps.batches(spec, end),
+        "rows landed": dict(landed),
         "weeks": weeks,
         "releases": steps.compare_releases(spec, _compared(start, end), end),
         "champion": {

@@ -108,6 +108,17 @@ def land(batch: Batch) -> int:
     return ingest.land(batch, Lake(Settings().lake))
 
 
+def batches(spec: Pipeline, at: datetime) -> dict[str, int]:
+    """Count, per source, the batches landed by ``at``."""
+    lake = Lake(Settings().lake)
+    return {
+        source.name: len(
+            lake.table(source.table).held(str(window) for window in windows(spec.start, at, source.window))
+        )
+        for source in spec.sources
+    }
+
+
 # ── features ───────────────────────────────────────────────────────────────────
 
 

@@ -26,6 +26,7 @@ def test_every_week_is_landed_scored_and_watched(river: River) -> None:
     assert [week["as_of"][:10] for week in weeks] == ["2013-04-08", "2013-04-15", "2013-04-22", "2013-04-29"]
     assert [week["scored"] for week in weeks] == [6_594, 6_614, 6_622, 6_561]
     assert all(0.6 < week["auc"] < 0.8 for week in weeks)
+    assert river.summary["batches"] == {"schedules": 17, "flights": 17, "weather": 17, "planes": 1}
     predictions = Lake(river.settings.lake).table("predictions/flights")
     assert predictions.count() == sum(week["scored"] for week in weeks)
 
