@@ -338,12 +338,15 @@ def unscored(spec: Pipeline, at: datetime) -> list[Window]:
     """Return the closed windows since the first release in which predictions are missing.
 
     Raises:
+        NoChampion: The ledger knows of no release.
         StaleFeatures: Their features are not built from all raw rows there are.
     """
     lake = Lake(Settings().lake)
     promotions = Ledger(Settings().ledger).entries(spec.name, "promotion")
-    first = min(datetime.fromisoformat(entry.detail["as_of"]) for entry in promotions if entry.detail)
-    due = log.pending(spec, lake, first, at)
+    released = [datetime.fromisoformat(entry.detail["as_of"]) for entry in promotions if entry.detail]
+    if not released:  # none, or cut short before the ledger had it: training again settles it
+        raise NoChampion(spec.name)
+    due = log.pending(spec, lake, min(released), at)
     for table in spec.feature_tables:
         if late := tables.stale(table, spec.raw, _times(spec), due, lake):
             raise StaleFeatures(spec.name, table.name, str(late[0]))

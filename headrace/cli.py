@@ -44,7 +44,8 @@ def up() -> None:
     """Serve Prefect, MLflow and a worker until Ctrl-C; deploy everything in prefect.yaml."""
     settings = Settings()
     servers = services.embedded(settings)
-    with console.status("Starting Prefect and MLflow…"), services.running(servers, settings):
+    console.print("Starting; half a minute or so…")
+    with services.running(servers, settings):
         services.deploy(settings)
         with services.running([services.prefect_worker()], settings):
             console.print(_addresses(settings))
