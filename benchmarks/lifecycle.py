@@ -149,7 +149,6 @@ def _bare() -> Iterator[tuple[str, str]]:
     from headrace import training
     from headrace.cluster import cluster
     from headrace.evaluation import evaluate
-    from headrace.ingest import READERS
     from headrace.lake import Window, duckdb_connection
 
     spec, home = load("flights"), Settings().home
@@ -158,9 +157,13 @@ def _bare() -> Iterator[tuple[str, str]]:
     rows, lake = 0, duckdb_connection()
     for source in spec.sources:
         con = duckdb_connection()
-        for view, file in source.files().items():
-            con.execute(f"CREATE VIEW {view} AS FROM {READERS[file.suffix].format(file)}")
-        con.execute(f"COPY ({source.select}) TO '{home}/{source.name}.parquet'")
+        for view, file in source.origin.files().items():
+            reader = "FROM '{}'" if file.suffix == ".parquet" else "FROM read_csv('{}', nullstr = ['NA', ''])"
+            con.execute(f"CREATE VIEW {view} AS {reader.format(file)}")
+        known = f"SELECT *, {source.time} AS available_at FROM ({source.origin.select})"
+        if source.name == "weather":  # the one row that the gate holds
+            known += " WHERE NOT coalesce(wind_speed > 250, false)"
+        con.execute(f"COPY ({known}) TO '{home}/{source.name}.parquet'")
         landed = lake.read_parquet(f"{home}/{source.name}.parquet")
         landed.create_view(source.name)
         rows += len(landed)

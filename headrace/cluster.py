@@ -133,6 +133,35 @@ def on_each(
         client.cancel(tasks)
 
 
+def spread(
+    client: Client, function: Callable[..., Any], arguments: Sequence[tuple]
+) -> Iterator[tuple[int, Any]]:
+    """Run ``function(*arguments[i])`` for each ``i`` on any free worker; yield ``(i, result)`` as they end.
+
+    ``function`` must be idempotent: work of a worker that dies is done again by
+    another. A failure keeps nothing else from being done, and is raised at the end.
+
+    Raises:
+        WorkerLost: Workers kept dying under one piece of work.
+    """
+    from dask.distributed import KilledWorker, as_completed
+
+    places = {client.submit(function, *args, pure=False): place for place, args in enumerate(arguments)}
+    failed: list[BaseException] = []
+    try:
+        for future in as_completed(places):
+            if future.status == "error":
+                failed.append(future.exception())
+            else:
+                yield places[future], future.result()
+    finally:
+        client.cancel(list(places))
+    if failed and isinstance(failed[0], KilledWorker):
+        raise WorkerLost([failed[0].last_worker.address]) from failed[0]
+    if failed:
+        raise failed[0]
+
+
 def listen(client: Client, worker: Worker) -> tuple[str, int, int]:
     """Open a socket on ``worker``: its host, its port, and its descriptor in that process."""
     host = worker.address.split("://")[-1].rpartition(":")[0].strip("[]")

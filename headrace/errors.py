@@ -3,10 +3,18 @@
 HeadraceError
 ├── UnknownPipeline
 ├── UnknownSuite
+├── UnsupportedExpectation
+├── EmptySuite
 ├── SourceUnreadable
 ├── MissingColumns
 ├── MissingInputs
 ├── BatchRejected
+├── LotChanged
+├── NotInQuarantine
+├── AlreadyDecided
+├── NotReleasable
+├── StillRejected
+├── Superseded
 ├── BadFeatureRows
 ├── NotBuilt
 ├── NotEnoughData
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from headrace.validation import Validation
+    from headrace.quarantine import Entry
 
 
 class HeadraceError(Exception):
@@ -62,6 +70,28 @@ class UnknownSuite(HeadraceError):
             f"No suite `{name}`: `validations/` has {', '.join(known) or 'none'}.{hint} A suite is named "
             "`<module>.<function>`; write the function, returning a `gx.ExpectationSuite`, or correct "
             "`Source.suite` in `pipelines/`."
+        )
+
+
+class UnsupportedExpectation(HeadraceError):
+    """A suite holds an expectation that cannot be run on a batch."""
+
+    def __init__(self, suite: str, expectation: str, reason: str) -> None:
+        self.suite, self.expectation, self.reason = suite, expectation, reason
+        super().__init__(
+            f"Suite `{suite}` holds `{expectation}`, which cannot be run: {reason}. Nothing was validated. "
+            "Take it out of the suite in `validations/`; `docs/expectations.md` lists what can be run."
+        )
+
+
+class EmptySuite(HeadraceError):
+    """A suite expects nothing, so that every batch would pass."""
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        super().__init__(
+            f"Suite `{suite}` expects nothing, and every batch would pass it. Nothing was validated. Add an "
+            "expectation to its function in `validations/`."
         )
 
 
@@ -100,18 +130,93 @@ class MissingInputs(HeadraceError):
 
 
 class BatchRejected(HeadraceError):
-    """A batch broke its suite; nothing of it was landed."""
+    """Batches may not pass; all of each waits in quarantine, and what else there was has landed."""
 
-    def __init__(
-        self, source: str, window: str, failures: Sequence[str], suite: str, validation: Validation
-    ) -> None:
-        self.source, self.window, self.failures, self.suite = source, window, tuple(failures), suite
-        self.validation = validation
-        broken = "\n".join(f"  - {failure}" for failure in failures)
+    def __init__(self, rejected: Sequence[Entry]) -> None:
+        self.rejected = tuple(rejected)
+        shown = []
+        for entry in rejected[:3]:
+            broken = "\n".join(f"  - {reason}" for reason in entry.reasons)
+            shown.append(f"`{entry.id}` was rejected, all {entry.of:,} rows, by `{entry.suite}`:\n{broken}")
+        if more := len(rejected) - len(shown):
+            shown.append(f"{more} more were rejected.")
+        first = rejected[0]
+        again = (
+            "Mend the source and run the same ingest again, or widen the suite in `validations/`, then "
+            f"`headrace quarantine release {first.id}`"
+            if first.table.startswith("raw/")
+            else "Mend what computes it, or widen the suite in `validations/`, and run the same again"
+        )
         super().__init__(
-            f"Batch {window} of `{source}` was rejected: {len(failures)} expectations failed.\n{broken}\n"
-            f"Nothing was landed. Mend the source, or widen the suite `{suite}` in `validations/`, "
-            "then run the same ingest again."
+            "\n".join(shown) + f"\nIt waits in quarantine: `headrace quarantine show {first.id}`. {again}."
+        )
+
+
+class LotChanged(HeadraceError):
+    """Two runs put different rows before the gate under one name."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(
+            f"Another run has other rows of `{id}` in quarantine: source or suite changed in between. "
+            "Nothing of this run's batch was landed. Run again."
+        )
+
+
+class NotInQuarantine(HeadraceError):
+    """Nothing of that name is held."""
+
+    def __init__(self, id: str, known: Sequence[str]) -> None:
+        self.id, self.known = id, tuple(known)
+        near = difflib.get_close_matches(id, known, n=1, cutoff=0.4)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(f"Nothing is in quarantine as `{id}`.{hint} `headrace quarantine list` shows all.")
+
+
+class AlreadyDecided(HeadraceError):
+    """A quarantine entry was released or dropped before."""
+
+    def __init__(self, id: str, decision: str, at: datetime) -> None:
+        self.id, self.decision, self.at = id, decision, at
+        super().__init__(
+            f"`{id}` was {decision} on {at:%Y-%m-%d %H:%M} UTC, and stays so. "
+            f"`headrace quarantine show {id}` shows what was held."
+        )
+
+
+class NotReleasable(HeadraceError):
+    """What is held was computed by headrace, and is computed again rather than released."""
+
+    def __init__(self, id: str, table: str) -> None:
+        self.id, self.table = id, table
+        step = {"features": "materialize"}.get(table.split("/", maxsplit=1)[0], "score")
+        super().__init__(
+            f"`{id}` was computed, so it is not released: mend what computes `{table}`, or widen its suite "
+            f"in `validations/`, and run `{step}` again. Then `headrace quarantine drop {id}`."
+        )
+
+
+class StillRejected(HeadraceError):
+    """What is to be released does not pass; it stays in quarantine."""
+
+    def __init__(self, id: str, reasons: Sequence[str], suite: str) -> None:
+        self.id, self.reasons, self.suite = id, tuple(reasons), suite
+        broken = "\n".join(f"  - {reason}" for reason in reasons)
+        super().__init__(
+            f"`{id}` still does not pass:\n{broken}\nIt stays in quarantine. Widen the suite `{suite}` in "
+            f"`validations/`, or mend the rows: `headrace quarantine show {id} --to rows.csv`, then "
+            f"`headrace quarantine release {id} --rows rows.csv`."
+        )
+
+
+class Superseded(HeadraceError):
+    """What is to be released was brought anew by its source."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(
+            f"The source of `{id}` brought that window anew, so what is held of it cannot land any more. "
+            "`headrace quarantine list` shows what waits."
         )
 
 

@@ -8,9 +8,10 @@ the rows of its window. Readers name a version and see that snapshot for ever.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 from uuid import uuid4
 
 from headrace.errors import NotBuilt
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
+AVAILABLE = "available_at"
+"""The column of raw and feature tables that says from which instant (UTC) a row may be used."""
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 """The origin of the window grid, so that weeks start on Mondays."""
 
@@ -41,6 +44,12 @@ class Window:
 
     def __str__(self) -> str:
         return f"{self.start:%Y-%m-%dT%H:%MZ}/{self.end:%Y-%m-%dT%H:%MZ}"
+
+    @property
+    def label(self) -> str:
+        """Its start, as short as it can be said: a date, or a date and a time."""
+        whole_day = self.start.time() == time.min
+        return f"{self.start:%Y-%m-%d}" if whole_day else f"{self.start:%Y-%m-%dT%H:%M}"
 
     def predicate(self, column: str) -> str:
         """Return the window as an SQL condition that Delta and DuckDB both read."""
@@ -124,10 +133,12 @@ class Table:
             step = {"raw": "ingest", "features": "materialize", "training": "train"}
             raise NotBuilt(self.name, step.get(self.name.split("/")[0], "score")) from None
 
-    def append(self, rows: pa.Table | pa.RecordBatchReader, key: str) -> bool:
+    def append(self, rows: pa.Table | pa.RecordBatchReader, key: str, number: int = 1) -> bool:
         """Append ``rows`` once: a second call with the same ``key`` changes nothing.
 
-        Two writers with one key may race; Delta lets one commit win.
+        Two writers with one key may race; Delta lets one commit win. The key is
+        then ``held`` with ``number``. Columns that the table lacks are added to
+        it, null in the rows it has.
 
         Returns:
             Whether this call is the one that landed the rows.
@@ -141,9 +152,11 @@ class Table:
         table = self.open()
         if table.transaction_version(key) is not None:
             return False
-        once = CommitProperties(app_transactions=[Transaction(key, 1)], max_commit_retries=15)
+        once = CommitProperties(app_transactions=[Transaction(key, number)], max_commit_retries=15)
+        grows = bool(set(rows.schema.names) - {field.name for field in table.schema().fields})
+        mode: Literal["merge"] | None = "merge" if grows else None
         try:
-            write_deltalake(table, rows, mode="append", commit_properties=once)
+            write_deltalake(table, rows, mode="append", schema_mode=mode, commit_properties=once)
         except CommitFailedError:
             if self.holds(key):
                 return False
@@ -194,7 +207,7 @@ class Table:
             self.uri, rows, mode="overwrite", predicate=window.predicate(time), commit_properties=marked
         )
 
-    def replace(self, rows: pa.Table) -> int:
+    def replace(self, rows: pa.Table | pa.RecordBatchReader) -> int:
         """Make ``rows`` the whole table; earlier versions stay readable.
 
         Returns:
@@ -216,18 +229,13 @@ class Table:
 
             return con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
         if all(Path(file).is_absolute() for file in files):
-            return con.read_parquet(files, union_by_name=True)
+            return con.read_parquet([unquote(file) for file in files], union_by_name=True)
         return con.from_arrow(table.to_pyarrow_dataset())
 
     def snapshot(self, version: int | None = None) -> DatasetRef:
         """Pin the table at ``version`` (or the newest), with its row count and fingerprint."""
         at = self.open(version).version()
-        relation = self.relation(duckdb_connection(), at)
-        columns = ", ".join(f'"{column}"' for column in sorted(relation.columns))
-        # A sum, not an XOR: two equal rows must not cancel out.
-        digest = f"sum(md5_number_lower(row({columns})::VARCHAR)::HUGEINT) % (1::HUGEINT << 64)"
-        rows, total = relation.aggregate(f"count(*), coalesce({digest}, 0)").fetchone() or (0, 0)
-        return DatasetRef(self.name, at, rows, f"{int(total):016x}")
+        return DatasetRef(self.name, at, *fingerprint(self.relation(duckdb_connection(), at)))
 
     def count(self, window: Window | None = None, time: str = "event_timestamp") -> int:
         """Count the rows, or those whose ``time`` lies in ``window``; 0 if the table does not exist."""
@@ -240,10 +248,19 @@ class Table:
         return int(count)
 
 
-def duckdb_connection() -> duckdb.DuckDBPyConnection:
-    """Open an in-memory DuckDB whose time zone is UTC."""
+def fingerprint(rows: duckdb.DuckDBPyRelation) -> tuple[int, str]:
+    """Return how many rows there are, and a digest of them that does not depend on their order."""
+    columns = ", ".join(f'"{column}"' for column in sorted(rows.columns))
+    # A sum, not an XOR: two equal rows must not cancel out.
+    digest = f"sum(md5_number_lower(row({columns})::VARCHAR)::HUGEINT) % (1::HUGEINT << 64)"
+    count, total = rows.aggregate(f"count(*), coalesce({digest}, 0)").fetchone() or (0, 0)
+    return count, f"{int(total):016x}"
+
+
+def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB in UTC: in memory, or at ``file``; it takes ``memory`` (such as 1GB) at most."""
     import duckdb
 
-    con = duckdb.connect()
+    con = duckdb.connect(str(file or ":memory:"), config={"memory_limit": memory} if memory else {})
     con.execute("SET TimeZone = 'UTC'")
     return con

@@ -13,28 +13,36 @@ from headrace.gate import Gate
 from headrace.monitoring.rule import DriftRule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from headrace.sources import Call, Files, Query
 
 WEEK = timedelta(weeks=1)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where raw rows come from.
+    """Where raw rows come from, and what they must be like to land.
 
-    ``select`` is a DuckDB query over the views named in ``files`` (CSV, JSON
-    lines or Parquet; ``NA`` and empty are null); its columns are what lands.
-    ``time`` names the column, in UTC, that says when a row became known: no
-    flow believing in an earlier instant ever sees the row. ``suite`` names what
-    a batch must pass before it lands: a function of ``validations/``.
+    ``origin`` reads them. ``time`` names the column, in UTC, that says when a
+    row became known: no flow believing in an earlier instant ever sees the row.
+    Rows that come after their window has landed count from when they came;
+    windows are looked at again for such rows until ``late`` after their end.
+    ``suite`` names what a batch must pass: a function of ``validations/``; the
+    columns it lists are the declared ones. A column beyond them is kept
+    ``"aside"``, as JSON beside its row, until the suite lists it, or made to
+    ``"land"``, or to ``"reject"`` the batch. ``keys`` identify a row: another
+    one with the same keys that comes late is set aside, never landed.
     """
 
     name: str
-    files: Callable[[], Mapping[str, Path]]
-    select: str
+    origin: Files | Query | Call
     time: str
     suite: str
+    keys: tuple[str, ...] = ()
     window: timedelta = WEEK
+    late: timedelta = 4 * WEEK
+    new_columns: Literal["aside", "land", "reject"] = "aside"
 
     @property
     def table(self) -> str:
@@ -49,12 +57,14 @@ class FeatureTable:
     The query sees each source as a view of its name, cut to
     ``[start - lookback, end)``, and is given ``$start`` and ``$end``. It
     returns ``event_timestamp`` and ``available_at`` (UTC) beside keys and features.
+    ``suite``, if named, is what a window's rows must pass before they are written.
     """
 
     name: str
     sql: Path
     lookback: timedelta
     window: timedelta = WEEK
+    suite: str = ""
 
     @property
     def table(self) -> str:
@@ -93,6 +103,7 @@ class Pipeline:
     ``keys``, the join keys of the feature service, and ``event_timestamp``,
     the instant the prediction is made (UTC). ``label`` selects ``keys``,
     ``label`` (0 or 1) and ``available_at``, the instant the truth was known.
+    ``suite``, if named, is what predictions must pass before they are logged.
     """
 
     name: str
@@ -111,6 +122,7 @@ class Pipeline:
     drift: DriftRule = field(default_factory=DriftRule)
     holdout: timedelta = WEEK
     window: timedelta = WEEK
+    suite: str = ""
 
     @property
     def raw(self) -> dict[str, str]:

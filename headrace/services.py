@@ -85,6 +85,24 @@ def mlflow_server(settings: Settings) -> Service:
     )
 
 
+def docs_server(settings: Settings) -> Service:
+    """Return a web server of the Data Docs, which are plain files."""
+    site = settings.home / "validations" / "docs"
+    site.mkdir(parents=True, exist_ok=True)
+    address = f"http://{HOST}:{settings.docs_port}"
+    command = [
+        sys.executable,
+        "-m",
+        "http.server",
+        str(settings.docs_port),
+        "--bind",
+        HOST,
+        "--directory",
+        str(site),
+    ]
+    return Service("Data Docs", command, settings.docs_port, "HEADRACE_DOCS_PORT", f"{address}/", address)
+
+
 def embedded(settings: Settings) -> list[Service]:
     """Return the servers that no setting says run elsewhere."""
     from headrace import tracking
@@ -93,7 +111,7 @@ def embedded(settings: Settings) -> list[Service]:
     if not settings.mlflow.startswith("http"):
         tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
         servers.append(mlflow_server(settings))
-    return servers
+    return [*servers, docs_server(settings)]
 
 
 @contextmanager
@@ -163,7 +181,7 @@ def reach_prefect(settings: Settings) -> None:
 
 def log_file(service: Service, settings: Settings) -> Path:
     """Return where a service's output is kept."""
-    return settings.home / "logs" / f"{service.name.lower()}.log"
+    return settings.home / "logs" / f"{service.name.lower().replace(' ', '-')}.log"
 
 
 def _listens(port: int) -> bool:

@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     dask_workers: int = Field(1, ge=1, description="Local workers; more than one means processes")
     prefect_port: int = Field(4200, description="Where `headrace up` serves Prefect")
     mlflow_port: int = Field(5000, description="Where `headrace up` serves MLflow")
+    docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
 
     @model_validator(mode="before")
     @classmethod
@@ -41,3 +42,8 @@ class Settings(BaseSettings):
         """Where a person looks at MLflow: the tracking server, or what `headrace up` serves."""
         served = self.mlflow.startswith("http")
         return self.mlflow.rstrip("/") if served else f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def docs_page(self) -> str:
+        """Where a person looks at Data Docs: what `headrace up` serves."""
+        return f"http://127.0.0.1:{self.docs_port}"

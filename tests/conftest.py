@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -33,8 +34,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def utc(year: int, month: int = 1, day: int = 1, hour: int = 0) -> datetime:
-    return datetime(year, month, day, hour, tzinfo=UTC)
+def utc(year: int, month: int = 1, day: int = 1, hour: int = 0, minute: int = 0) -> datetime:
+    return datetime(year, month, day, hour, minute, tzinfo=UTC)
 
 
 def free_port() -> int:
@@ -56,28 +57,27 @@ def settings(home: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The SQLAlchemy URL of an empty PostgreSQL, run for these tests alone."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("PostgreSQL is not installed (Debian package `postgresql`)")
-    binaries, data, port = found[-1].parent, tmp_path_factory.mktemp("postgres"), free_port()
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        for folder in (data, *data.parents):
-            if folder == Path("/tmp"):
-                break
-            folder.chmod(0o711)
-        shutil.chown(data, "postgres", "postgres")
-    env = os.environ | {"HOME": str(data)}
-    run = [*as_user, str(binaries / "initdb"), "-D", f"{data}/db", "-U", "headrace", "-A", "trust"]
-    subprocess.run(run, check=True, env=env, stdout=subprocess.DEVNULL, cwd=data)
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={data} -c fsync=off"
-    ctl = [*as_user, str(binaries / "pg_ctl"), "-D", f"{data}/db", "-w"]
-    subprocess.run([*ctl, "-o", options, "-l", f"{data}/log", "start"], check=True, env=env, cwd=data)
-    yield f"postgresql+psycopg://headrace@127.0.0.1:{port}/postgres"
-    subprocess.run([*ctl, "-m", "immediate", "stop"], check=True, env=env, cwd=data)
+    binaries, port, as_user = found[-1].parent, free_port(), []
+    # Not below pytest's own folder, which is for one user's eyes only.
+    with tempfile.TemporaryDirectory(prefix="headrace-postgres-") as data:
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(data, "postgres", "postgres")
+        env = os.environ | {"HOME": data}
+        init = [*as_user, str(binaries / "initdb"), "-D", f"{data}/db", "-U", "headrace", "-A", "trust"]
+        subprocess.run(init, check=True, env=env, stdout=subprocess.DEVNULL, cwd=data)
+        options = (
+            f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={data} -c fsync=off"
+        )
+        ctl = [*as_user, str(binaries / "pg_ctl"), "-D", f"{data}/db", "-w"]
+        subprocess.run([*ctl, "-o", options, "-l", f"{data}/log", "start"], check=True, env=env, cwd=data)
+        yield f"postgresql+psycopg://headrace@127.0.0.1:{port}/postgres"
+        subprocess.run([*ctl, "-m", "immediate", "stop"], check=True, env=env, cwd=data)
 
 
 @pytest.fixture(scope="session")

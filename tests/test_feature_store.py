@@ -17,13 +17,12 @@ from sqlalchemy.engine import make_url
 from headrace.errors import BadFeatureRows
 from headrace.feature_store import store as features
 from headrace.feature_store.tables import build, stale
-from headrace.lake import Lake, duckdb_connection, windows
+from headrace.lake import Lake, Window, duckdb_connection, windows
 from headrace.pipeline import WEEK, load
 from headrace.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 FLIGHTS = load("flights")
-TIMES = {source.name: source.time for source in FLIGHTS.sources}
 WEEKS = windows(FLIGHTS.start, datetime(2013, 1, 21, tzinfo=UTC), WEEK)
 FIRST, SECOND, THIRD = WEEKS
 
@@ -58,16 +57,12 @@ def lake(settings):
     lake = Lake(settings.lake)
     for source in FLIGHTS.sources:
         con = duckdb_connection()
-        for name, file in source.files().items():
-            read = con.read_parquet if file.suffix == ".parquet" else con.read_csv
-            read(str(file), **({} if file.suffix == ".parquet" else {"na_values": ["NA"]})).create_view(name)
-        until = f"{source.time} < '{THIRD.end.isoformat()}'"
-        lake.table(source.table).append(
-            con.sql(f"FROM ({source.select}) WHERE {until}").to_arrow_table(), "all"
-        )
+        (part,) = source.origin.read(con, source.name, source.time, Window(FIRST.start, THIRD.end))
+        rows = con.sql(f"SELECT *, {source.time} AS available_at FROM {part.relation}")
+        lake.table(source.table).append(rows.to_arrow_table(), "all")
     for table in FLIGHTS.feature_tables:
         for window in WEEKS:
-            build(table, FLIGHTS.raw, TIMES, window, lake)
+            build(table, FLIGHTS.raw, window, lake)
     return lake
 
 
@@ -128,7 +123,7 @@ def test_weather_of_an_hour_is_the_last_observation_strictly_before_it(lake):
 def test_building_a_window_again_changes_no_row(lake):
     for table in FLIGHTS.feature_tables:
         before = lake.table(table.table).snapshot()
-        build(table, FLIGHTS.raw, TIMES, SECOND, lake)
+        build(table, FLIGHTS.raw, SECOND, lake)
         after = lake.table(table.table).snapshot()
         assert after.version > before.version
         assert (after.rows, after.fingerprint) == (before.rows, before.fingerprint)
@@ -138,7 +133,7 @@ def test_first_windows_built_at_once_all_land(lake):
     for attempt in range(5):
         table = replace(FLIGHTS.feature_tables[1], name=f"at_once_{attempt}")
         with ThreadPoolExecutor(len(WEEKS)) as pool:
-            rows = list(pool.map(lambda window, t=table: build(t, FLIGHTS.raw, TIMES, window, lake), WEEKS))
+            rows = list(pool.map(lambda window, t=table: build(t, FLIGHTS.raw, window, lake), WEEKS))
         assert rows == [3 * 168] * len(WEEKS)
         built, one_by_one = (lake.table(t).snapshot() for t in (table.table, "features/origin_delays"))
         assert built.fingerprint == one_by_one.fingerprint
@@ -147,7 +142,7 @@ def test_first_windows_built_at_once_all_land(lake):
 def test_a_window_without_rows_leaves_an_empty_table(lake):
     table = replace(FLIGHTS.feature_tables[3], name="no_planes")
 
-    assert build(table, FLIGHTS.raw, TIMES, SECOND, lake) == 0
+    assert build(table, FLIGHTS.raw, SECOND, lake) == 0
 
     assert lake.table("features/no_planes").exists()
     assert lake.table("features/no_planes").count() == 0
@@ -166,7 +161,7 @@ def test_rows_that_a_rebuild_could_not_replace_are_refused(lake, tmp_path, query
     table = replace(FLIGHTS.feature_tables[0], name="bad", sql=sql)
 
     with pytest.raises(BadFeatureRows, match=complaint):
-        build(table, FLIGHTS.raw, TIMES, SECOND, lake)
+        build(table, FLIGHTS.raw, SECOND, lake)
 
     assert not lake.table("features/bad").exists()
 
@@ -268,14 +263,14 @@ def test_a_window_is_stale_until_it_is_built_from_all_raw_rows(lake):
     raw = {**FLIGHTS.raw, "flights": "raw/early"}
     whole = lake.connect({"f": "raw/flights"}).sql("FROM f WHERE landed_at < '2013-01-14'").to_arrow_table()
     lake.table("raw/early").append(whole.slice(0, 100), "first")
-    assert stale(table, raw, TIMES, [FIRST, SECOND], lake) == [FIRST, SECOND]
+    assert stale(table, raw, [FIRST, SECOND], lake) == [FIRST, SECOND]
     for window in (FIRST, SECOND):
-        build(table, raw, TIMES, window, lake)
-    assert stale(table, raw, TIMES, [FIRST, SECOND], lake) == []
+        build(table, raw, window, lake)
+    assert stale(table, raw, [FIRST, SECOND], lake) == []
     lake.table("raw/early").append(whole.slice(100), "late")
-    assert SECOND in stale(table, raw, TIMES, [FIRST, SECOND], lake)
-    build(table, raw, TIMES, SECOND, lake)
-    assert stale(table, raw, TIMES, [SECOND], lake) == []
+    assert SECOND in stale(table, raw, [FIRST, SECOND], lake)
+    build(table, raw, SECOND, lake)
+    assert stale(table, raw, [SECOND], lake) == []
 
 
 def test_a_row_known_only_after_the_prediction_is_not_joined(store, lake):

@@ -1,4 +1,4 @@
-"""Ingestion: what is due lands once, what is bad does not land at all, and says why."""
+"""Ingestion: what a source brings lands once or is held, whatever happens meanwhile; nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import timedelta
-from functools import partial
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from headrace import ingest
-from headrace.errors import BatchRejected, MissingColumns, SourceUnreadable
-from headrace.lake import Lake, windows
+from headrace import ingest, quarantine
+from headrace.cluster import cluster, spread
+from headrace.errors import MissingColumns, SourceUnreadable
+from headrace.ingest import Settled
+from headrace.lake import Lake, Window, windows
+from headrace.ledger import Ledger
 from headrace.pipeline import Source, load
 from headrace.settings import Settings
-from tests.conftest import ROOT, utc
+from headrace.sources import Files
+from tests.conftest import ROOT, free_port, utc
 
 SPEC = load("flights")
 SCHEDULES, FLIGHTS, WEATHER, PLANES = SPEC.sources
+METER = dataclasses.replace(SPEC, name="meter", start=utc(2024, 1, 1), sources=())
+FIRST, SECOND = windows(utc(2024, 1, 1), utc(2024, 1, 15), timedelta(weeks=1))
 
 
 @pytest.fixture
@@ -29,132 +38,452 @@ def lake(settings: Settings) -> Lake:
     return Lake(settings.lake)
 
 
-def staged(source: Source, as_of: object, lake: Lake, tmp_path: Path) -> list[ingest.Batch]:
-    return ingest.stage(source, SPEC.start, as_of, lake, tmp_path / "staging")  # type: ignore[arg-type]
+@pytest.fixture(autouse=True)
+def suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the suites of ``tests/validations`` be found beside the project's."""
+    import validations
+
+    monkeypatch.setattr(validations, "__path__", [*validations.__path__, str(ROOT / "tests" / "validations")])
 
 
-def test_a_year_of_every_source_lands_whole_and_each_row_in_the_window_it_became_known(
-    lake: Lake, tmp_path: Path
-) -> None:
+def ledger(lake: Lake) -> Ledger:
+    return Ledger(f"sqlite:///{Path(lake.root).parent}/ledger.db")
+
+
+def run(source: Source, as_of: datetime, lake: Lake, spec: object = SPEC) -> list[Settled]:
+    """Ingest as the flow does."""
+    with ingest.staging(Path(lake.root).parent) as folder:
+        batches = ingest.stage(spec, source, as_of, lake, ledger(lake), folder)  # type: ignore[arg-type]
+        return [ingest.settle(batch, source, lake, as_of) for batch in batches]
+
+
+Meter = Callable[..., Source]
+
+
+@pytest.fixture
+def meter(tmp_path: Path) -> Meter:
+    """A source of made-up readings: ``meter(rows, **changes)``, each row ``(meter, read_at, value, …)``."""
+
+    def meter(rows: list[tuple], header: str = "meter,read_at,value", **changes: object) -> Source:
+        file = tmp_path / "readings.csv"
+        lines = [",".join("" if v is None else str(v) for v in row) for row in rows]
+        file.write_text("\n".join([header, *lines]) + "\n")
+        source = Source("meter", Files({"readings": file}), time="read_at", suite="readings.meter")
+        return dataclasses.replace(source, **changes)  # type: ignore[arg-type]
+
+    return meter
+
+
+def readings(window: Window, count: int, value: float = 50.5) -> list[tuple]:
+    return [(f"m{n}", (window.start + timedelta(minutes=n)).isoformat(), value) for n in range(count)]
+
+
+def landed(lake: Lake, columns: str = "meter, value") -> list[tuple]:
+    return lake.connect({"t": "raw/meter"}).sql(f"SELECT {columns} FROM t ORDER BY ALL").fetchall()
+
+
+# ── what lands ─────────────────────────────────────────────────────────────────
+
+
+def test_a_year_of_every_source_lands_or_is_held_each_row_in_the_window_it_became_known(lake: Lake) -> None:
     for source, rows in ((SCHEDULES, 336_776), (FLIGHTS, 336_776), (WEATHER, 26_115), (PLANES, 3_322)):
-        batches = staged(source, utc(2014, 1, 13), lake, tmp_path)
-        for batch in batches:
-            ingest.land(batch, lake)
+        settled = run(source, utc(2014, 1, 13), lake)
+        held = sum(s.entry.held.rows for s in settled if s.entry)
         table = lake.table(source.table)
-        assert table.count() == rows
-        assert [table.count(b.window, source.time) for b in batches[::10]] == [b.rows for b in batches[::10]]
+        assert table.count() + held == sum(s.batch.lot.rows for s in settled) == rows
+        assert held == (1 if source is WEATHER else 0)  # 1,048 mph at Newark on 12 February
+        assert [table.count(s.batch.lot.window, source.time) for s in settled[::10]] == [
+            s.landed for s in settled[::10]
+        ]
 
 
-def test_a_flight_lands_at_the_instant_its_destinations_clock_shows(lake: Lake, tmp_path: Path) -> None:
-    (batch, *_) = staged(FLIGHTS, utc(2013, 1, 7), lake, tmp_path)
-    ingest.land(batch, lake)
+def test_a_flight_lands_at_the_instant_its_destinations_clock_shows(lake: Lake) -> None:
+    run(FLIGHTS, utc(2013, 1, 7), lake)
     # UA 1545 left Newark at 05:17 (UTC-5) on 1 January and was in Houston (UTC-6) at 08:30
     found = lake.connect({"f": "raw/flights"}).sql(
-        "SELECT departed_at, arrived_at FROM f WHERE carrier = 'UA' AND flight = 1545 ORDER BY 1 LIMIT 1"
+        "SELECT departed_at, arrived_at, available_at = landed_at FROM f "
+        "WHERE carrier = 'UA' AND flight = 1545 ORDER BY 1 LIMIT 1"
     )
-    assert [str(at) for at in found.fetchall()[0]] == [
-        "2013-01-01 10:17:00+00:00",
-        "2013-01-01 14:30:00+00:00",
+    departed, arrived, on_time = found.fetchall()[0]
+    assert (departed, arrived, on_time) == (utc(2013, 1, 1, 10, 17), utc(2013, 1, 1, 14, 30), True)
+
+
+def test_only_closed_windows_are_due_and_what_landed_is_not_brought_again(lake: Lake) -> None:
+    assert run(WEATHER, utc(2013, 1, 6), lake) == []
+    assert [str(s.batch) for s in run(WEATHER, utc(2013, 1, 15), lake)] == [
+        "weather/2012-12-31/1",
+        "weather/2013-01-07/1",
+    ]
+    assert [str(s.batch) for s in run(WEATHER, utc(2013, 1, 21), lake)] == ["weather/2013-01-14/1"]
+    assert run(WEATHER, utc(2013, 1, 21), lake) == []
+
+
+# ── late rows ──────────────────────────────────────────────────────────────────
+
+
+def test_late_rows_are_appended_from_the_instant_they_came_and_nothing_is_rewritten(
+    lake: Lake, meter: Meter
+) -> None:
+    early = readings(FIRST, 2)
+    run(meter(early), FIRST.end, lake, METER)
+    late = [("m9", FIRST.start.isoformat(), 60.5), early[0]]  # one new, one exactly as one that landed
+
+    (settled,) = run(meter([*early, *late]), SECOND.end, lake, METER)
+
+    assert str(settled.batch) == "meter/2024-01-01/2"
+    assert landed(lake, "meter, available_at = read_at, available_at") == [
+        ("m0", False, SECOND.end),
+        ("m0", True, FIRST.start),
+        ("m1", True, FIRST.start + timedelta(minutes=1)),
+        ("m9", False, SECOND.end),
+    ]
+    assert run(meter([*early, *late]), SECOND.end, lake, METER) == []
+
+
+def test_a_window_is_looked_at_for_late_rows_no_longer_than_declared(lake: Lake, meter: Meter) -> None:
+    run(meter(readings(FIRST, 2)), FIRST.end, lake, METER)
+    more = meter(readings(FIRST, 3), late=timedelta(0))
+    assert run(more, SECOND.end, lake, METER) == []
+    assert [s.landed for s in run(meter(readings(FIRST, 3)), SECOND.end, lake, METER)] == [1]
+
+
+def test_a_late_row_with_a_key_that_landed_is_held_and_names_the_key(lake: Lake, meter: Meter) -> None:
+    run(meter(readings(FIRST, 3)), FIRST.end, lake, METER)
+    corrected = meter([*readings(FIRST, 2), ("m2", FIRST.start.isoformat(), 1.5)], keys=("meter",))
+
+    (settled,) = run(corrected, SECOND.end, lake, METER)
+
+    assert settled.entry
+    assert settled.entry.reasons == ("`meter` must not have landed before, but 1 of 1 rows break this",)
+    assert len(landed(lake)) == 3
+    assert run(corrected, SECOND.end, lake, METER) == []
+
+
+# ── what is held ───────────────────────────────────────────────────────────────
+
+
+def test_rows_that_break_a_rule_within_its_tolerance_are_held_with_it_and_the_rest_lands(
+    lake: Lake, meter: Meter
+) -> None:
+    (settled,) = run(
+        meter([*readings(FIRST, 7), ("bad", FIRST.start.isoformat(), 101.5)]), FIRST.end, lake, METER
+    )
+
+    assert settled.entry
+    assert (settled.landed, settled.entry.whole, settled.entry.held.rows) == (7, False, 1)
+    held = lake.connect({"h": settled.entry.held}).sql("FROM h").fetchall()
+    rule = "`value` must be at least 0 and at most 100 in at least 75 % of the rows"
+    assert held == [("bad", FIRST.start, 101.5, [rule])]
+    assert (
+        run(meter([*readings(FIRST, 7), ("bad", FIRST.start.isoformat(), 101.5)]), FIRST.end, lake, METER)
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ([("b", 1, 101.5), ("c", 2, -1.5), ("d", 3, 102.5)], "75 % of the rows, but 3 of 10 rows"),
+        ([(None, 1, 5.5)], "`meter` must not be null"),
+        ([("b", 1, 5000.5)], "maximum"),
+    ],
+    ids=["beyond the tolerance", "no tolerance", "a rule for the table"],
+)
+def test_beyond_a_tolerance_or_by_a_rule_for_the_table_the_whole_batch_is_held(
+    lake: Lake, meter: Meter, bad: list[tuple], reason: str
+) -> None:
+    rows = [(name, (FIRST.start + timedelta(hours=hour)).isoformat(), value) for name, hour, value in bad]
+    rows += readings(FIRST, 10 - len(rows))
+
+    (settled,) = run(meter([*rows, *readings(SECOND, 3)]), FIRST.end, lake, METER)
+
+    assert settled.entry
+    assert (settled.landed, settled.entry.whole, settled.entry.held.rows) == (0, True, 10)
+    assert reason in " ".join(settled.entry.reasons)
+    assert not lake.table("raw/meter").exists()
+    assert [s.landed for s in run(meter([*rows, *readings(SECOND, 3)]), SECOND.end, lake, METER)] == [3]
+
+
+def test_a_window_held_as_a_whole_lands_whole_and_on_time_once_its_source_is_mended(
+    lake: Lake, meter: Meter
+) -> None:
+    bad = meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 5.5)])
+    assert [s.landed for s in run(bad, FIRST.end, lake, METER)] == [0]
+    assert run(bad, SECOND.end, lake, METER) == []
+    worse = meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 6.5)])
+    assert [s.landed for s in run(worse, SECOND.end, lake, METER)] == [0]
+    mended = meter([*readings(FIRST, 3), ("m3", FIRST.start.isoformat(), 5.5)], late=timedelta(0))
+
+    (settled,) = run(mended, SECOND.end, lake, METER)
+
+    assert (settled.landed, settled.entry) == (4, None)
+    assert landed(lake, "meter, available_at = read_at") == [(f"m{n}", True) for n in range(4)]
+    first, second = quarantine.entries(lake)
+    assert quarantine.superseded(first, lake)
+    assert quarantine.superseded(second, lake)
+    assert quarantine.waiting(lake, ledger(lake), "meter") == []
+    assert run(mended, SECOND.end, lake, METER) == []
+
+
+def test_rows_without_a_time_belong_to_no_window_and_are_held(lake: Lake, meter: Meter) -> None:
+    rows = [*readings(FIRST, 3), ("m7", None, 5.5)]
+    dated, undated = run(meter(rows), FIRST.end, lake, METER)
+    assert undated.entry
+    assert (dated.landed, undated.entry.id, undated.entry.held.rows) == (3, "meter/undated/1", 1)
+    assert "`read_at` must not be null" in undated.entry.reasons[-1]
+    assert run(meter(rows), FIRST.end, lake, METER) == []
+
+
+@hypothesis_settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["a", "b", "c", None]),
+                st.integers(-3 * 24, 12 * 24),
+                st.sampled_from([1.5, 50.5, 99.5, 100.5, 2000.5]),
+            ),
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_every_row_of_a_growing_source_lands_or_is_held_exactly_once(
+    meter: Meter, tmp_path_factory: pytest.TempPathFactory, growth: list[list[tuple]]
+) -> None:
+    lake = Lake(str(tmp_path_factory.mktemp("home") / "lake"))
+    rows: list[tuple] = []
+    for turn, more in enumerate(growth):
+        rows += [(m, (FIRST.start + timedelta(hours=h)).isoformat(), v) for m, h, v in more]
+        for _ in range(2):  # a second run must find nothing to do
+            run(
+                meter([*rows, ("x", FIRST.end.isoformat(), 7.5)]),
+                SECOND.end + timedelta(days=turn),
+                lake,
+                METER,
+            )
+    due = [(m, v) for m, at, v in rows if FIRST.start <= datetime.fromisoformat(at) < SECOND.end]
+    found = landed(lake) if lake.table("raw/meter").exists() else []
+    for entry in quarantine.waiting(lake, ledger(lake), "meter"):
+        found += lake.connect({"h": entry.held}).sql("SELECT meter, value FROM h").fetchall()
+    assert sorted(map(str, found)) == sorted(map(str, [*due, ("x", 7.5)]))
+
+
+# ── schema drift ───────────────────────────────────────────────────────────────
+
+
+def test_a_new_column_is_kept_aside_as_json_and_reported(lake: Lake, meter: Meter) -> None:
+    rows = [(*row, "mild") for row in readings(FIRST, 2)]
+    (settled,) = run(meter(rows, "meter,read_at,value,mood"), FIRST.end, lake, METER)
+    assert (settled.aside, settled.landed) == (("mood",), 2)
+    assert landed(lake, "meter, aside") == [("m0", '{"mood":"mild"}'), ("m1", '{"mood":"mild"}')]
+
+
+def test_a_source_may_let_new_columns_land_or_reject_them(lake: Lake, meter: Meter) -> None:
+    run(meter(readings(FIRST, 2), suite="readings.lenient"), FIRST.end, lake, METER)
+    header, rows = "meter,read_at,value,mood", [(*row, "mild") for row in readings(SECOND, 2)]
+    rejecting = meter(rows, header, suite="readings.lenient", new_columns="reject")
+
+    (settled,) = run(rejecting, SECOND.end, lake, METER)
+    assert settled.entry
+    assert settled.entry.reasons == ("the columns must be declared, but `mood` is not",)
+
+    landing = meter(
+        [(*row, "wild") for row in readings(SECOND, 3)], header, suite="readings.lenient", new_columns="land"
+    )
+    (settled,) = run(landing, SECOND.end, lake, METER)
+    assert settled.landed == 3
+    assert landed(lake, "meter, mood") == [
+        ("m0", "wild"),
+        ("m0", None),
+        ("m1", "wild"),
+        ("m1", None),
+        ("m2", "wild"),
     ]
 
 
-def test_only_closed_windows_are_due_and_landed_ones_are_not_staged_again(lake: Lake, tmp_path: Path) -> None:
-    assert staged(WEATHER, utc(2013, 1, 6), lake, tmp_path) == []
-    first = staged(WEATHER, utc(2013, 1, 15), lake, tmp_path)
-    assert [str(batch) for batch in first] == ["weather 2012-12-31", "weather 2013-01-07"]
-    for batch in first:
-        ingest.land(batch, lake)
-    assert [str(b) for b in staged(WEATHER, utc(2013, 1, 21), lake, tmp_path)] == ["weather 2013-01-14"]
+def test_a_retyped_column_rejects_the_batch(lake: Lake, meter: Meter) -> None:
+    run(meter(readings(FIRST, 2)), FIRST.end, lake, METER)
+    words = [(m, at, "high") for m, at, _ in readings(SECOND, 2)]
+    (settled,) = run(meter(words, suite="readings.lenient"), SECOND.end, lake, METER)
+    assert settled.entry
+    assert settled.entry.reasons == ("`value` must be DOUBLE, as in batches before, but is VARCHAR",)
+    assert len(landed(lake)) == 2
 
 
-def test_landing_a_batch_twice_changes_nothing(lake: Lake, tmp_path: Path) -> None:
-    (batch,) = staged(WEATHER, utc(2013, 1, 7), lake, tmp_path)
-    copy = batch.file.read_bytes()
-    ingest.land(batch, lake)
-    batch.file.write_bytes(copy)  # as if a second run had staged before the first one landed
-    ingest.land(batch, lake)
-    ingest.land(batch, lake)
-    assert lake.table("raw/weather").count() == batch.rows
+def test_one_file_that_lacks_a_column_holds_its_own_windows_only(lake: Lake, tmp_path: Path) -> None:
+    for number, window in enumerate((FIRST, SECOND)):
+        names = ("meter", "read_at", "value")[: 3 - number]
+        lines = [",".join(map(str, row[: len(names)])) for row in readings(window, 3)]
+        (tmp_path / f"r{number}.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+    source = Source("meter", Files({"r": tmp_path / "r*.csv"}), time="read_at", suite="readings.lenient")
+
+    good, bad = run(source, SECOND.end, lake, METER)
+
+    assert good.landed == 3
+    assert bad.entry
+    assert (bad.landed, bad.entry.whole) == (0, True)
+    assert "`value` must be in every file, but this batch's lack it" in bad.entry.reasons
 
 
-def altered(source: Source, path: Path, old: str, new: str, view: str) -> Source:
+def altered(source: Source, path: Path, old: str, new: str) -> Source:
     """Return ``source`` reading a copy of its CSV in which ``old`` stands as ``new``."""
-    text = source.files()[view].read_text()
+    files = source.origin.files()  # type: ignore[union-attr, operator]
+    text = Path(files[source.name]).read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    return dataclasses.replace(source, files=lambda: {**source.files(), view: path})
+    origin = dataclasses.replace(source.origin, files={**files, source.name: path})
+    return dataclasses.replace(source, origin=origin)
 
 
-def test_a_missing_column_is_named_and_nothing_lands(lake: Lake, tmp_path: Path) -> None:
-    source = altered(WEATHER, tmp_path / "w.csv", "wind_gust", "gusts", "weather")
+def test_a_column_that_no_file_has_is_named_and_nothing_lands(lake: Lake, tmp_path: Path) -> None:
+    source = altered(WEATHER, tmp_path / "w.csv", "wind_gust", "gusts")
     with pytest.raises(
         MissingColumns, match=r"Source `weather` lacks `wind_gust`; it has .*gusts.*Nothing was landed"
     ):
-        staged(source, utc(2013, 1, 7), lake, tmp_path)
+        run(source, utc(2013, 1, 7), lake)
     assert not lake.table("raw/weather").exists()
 
 
-def test_a_file_that_cannot_be_parsed_is_named_with_its_line(lake: Lake, tmp_path: Path) -> None:
-    text = WEATHER.files()["weather"].read_text()
-    broken = tmp_path / "broken.csv"
-    broken.write_text(text + 'EWR,2013,12,"31')
-    source = dataclasses.replace(WEATHER, files=lambda: {"weather": broken})
-    with pytest.raises(
-        SourceUnreadable, match=r"Source `weather` cannot be read from .*broken.csv"
-    ) as caught:
-        staged(source, utc(2013, 1, 7), lake, tmp_path)
-    assert "Nothing was landed" in str(caught.value)
-    assert not lake.table("raw/weather").exists()
+def test_a_column_named_as_one_of_ours_is_refused(lake: Lake, meter: Meter) -> None:
+    rows = [(*row, "x") for row in readings(FIRST, 2)]
+    with pytest.raises(SourceUnreadable, match="`aside`, which is a name of headrace's own"):
+        run(meter(rows, "meter,read_at,value,aside"), FIRST.end, lake, METER)
 
 
-@pytest.mark.parametrize("name", ["nowhere.csv", "table.xlsx"])
-def test_a_file_that_is_missing_or_of_an_unknown_kind_is_named(name: str, lake: Lake, tmp_path: Path) -> None:
-    source = dataclasses.replace(WEATHER, files=lambda: {"weather": tmp_path / name})
-    with pytest.raises(SourceUnreadable, match=name.replace(".", r"\.")):
-        staged(source, utc(2013, 1, 7), lake, tmp_path)
+# ── faults ─────────────────────────────────────────────────────────────────────
 
-
-def test_a_batch_that_breaks_its_suite_does_not_land(lake: Lake, tmp_path: Path) -> None:
-    source = altered(WEATHER, tmp_path / "w.csv", "EWR,2013,1,1,1,", "NYC,2013,1,1,1,", "weather")
-    (batch,) = staged(source, utc(2013, 1, 7), lake, tmp_path)
-    with pytest.raises(BatchRejected, match=r"`origin` must be one of EWR, JFK, LGA.*NYC") as caught:
-        ingest.check(batch, source.suite)
-    assert len(caught.value.failures) == 1
-    assert not lake.table("raw/weather").exists()
-    assert batch.file.exists()
-
-
-KILLED = """
+CHILD = """
 import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from headrace import ingest
-from headrace.lake import Lake, Table
+
+import deltalake
+import headrace.validation.run  # once for all children: Great Expectations takes seconds to import
+from headrace import ingest, lake, quarantine
+from headrace.ledger import Ledger
 from headrace.pipeline import load
+import validations.flights
 
-step, root = sys.argv[1:]
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+def then_die(function):
+    def done(*args, **kwargs):
+        function(*args, **kwargs)
+        die()
+    return done
 
-source, lake = load("flights").sources[2], Lake(root + "/lake")
-if step == "staged": ingest.land = die
-if step == "landed": Path.unlink = die
-if step == "landing":
-    import deltalake
-    deltalake.write_deltalake = die
-for batch in ingest.stage(source, datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 1, 21, tzinfo=UTC), lake,
-                          Path(root, "staging")):
-    ingest.land(batch, lake)
+def child(step, root):
+    if step == "read": ingest._new_rows = die
+    if step == "staged": ingest.settle = die
+    if step == "validated": quarantine.validate = then_die(quarantine.validate)
+    if step == "held rows written": lake.Table.replace = then_die(lake.Table.replace)
+    if step == "held": quarantine._hold = then_die(quarantine._hold)
+    if step == "table made": lake.Table._create = then_die(lake.Table._create)
+    if step == "landing":
+        write = deltalake.write_deltalake
+        deltalake.write_deltalake = lambda *a, **k: die() if k["mode"] == "append" else write(*a, **k)
+    if step == "landed": ingest._land = then_die(ingest._land)
+    spec, at = load("flights"), datetime(2013, 2, 18, tzinfo=UTC)
+    weather, ledger = spec.sources[2], Ledger(f"sqlite:///{root}/ledger.db")
+    with ingest.staging(Path(root)) as folder:
+        for batch in ingest.stage(spec, weather, at, lake.Lake(root + "/lake"), ledger, folder):
+            ingest.settle(batch, weather, lake.Lake(root + "/lake"), at)
+
+# Each line asks for some children at once; their exit codes are the answer.
+for line in sys.stdin:
+    asked = [ask.split(",") for ask in line.split()]
+    pids = []
+    for step, root in asked:
+        pid = os.fork()
+        if not pid:
+            child(step.replace("_", " "), root)
+            os._exit(0)
+        pids.append(pid)
+    print(*[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
 """
+STEPS = ("read", "staged", "validated", "held rows written", "held", "table made", "landing", "landed")
 
 
-@pytest.mark.parametrize("step", ["staged", "landing", "landed"])
-def test_an_ingest_killed_at_any_step_and_run_again_leaves_no_gap_and_no_double(
-    step: str, tmp_path: Path
+@pytest.fixture(scope="module")
+def ingests() -> Iterator[Callable[..., list[int]]]:
+    """Run real processes that ingest seven weeks of weather: ``ingests((step to die at, home), …)``."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CHILD]
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin
+        assert parent.stdout
+
+        def ingests(*asked: tuple[str, Path]) -> list[int]:
+            assert parent.stdin
+            assert parent.stdout
+            print(
+                *(f"{step.replace(' ', '_')},{home}" for step, home in asked), file=parent.stdin, flush=True
+            )
+            return [int(code) for code in parent.stdout.readline().split()]
+
+        yield ingests
+        parent.stdin.close()
+
+
+def state(home: Path) -> tuple:
+    """Return what landed, how much, and what is held."""
+    lake = Lake(f"{home}/lake")
+    held = [(e.id, e.whole, e.reasons, e.held.fingerprint) for e in quarantine.entries(lake)]
+    raw = lake.table("raw/weather").snapshot()
+    return raw.fingerprint, raw.rows, held
+
+
+@pytest.fixture(scope="module")
+def clean(ingests: Callable[..., list[int]], tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    home = tmp_path_factory.mktemp("clean")
+    assert ingests(("nowhere", home)) == [0]
+    found = state(home)
+    assert (found[1], [entry[:2] for entry in found[2]]) == (3_434, [("weather/2013-02-11/1", False)])
+    return found
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_ingest_killed_at_any_step_and_run_again_leaves_what_a_clean_run_leaves(
+    step: str, ingests: Callable[..., list[int]], clean: tuple, tmp_path: Path
 ) -> None:
-    run = partial(subprocess.run, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-    assert run([sys.executable, "-c", KILLED, step, str(tmp_path)]).returncode == -signal.SIGKILL
-    assert run([sys.executable, "-c", KILLED, "never", str(tmp_path)]).returncode == 0
-    table = Lake(f"{tmp_path}/lake").table("raw/weather")
-    weeks = windows(utc(2013, 1, 1), utc(2013, 1, 21), timedelta(weeks=1))
-    assert [table.count(week, "observed_at") for week in weeks] == [411, 504, 504]
-    assert list(Path(tmp_path, "staging").rglob("*.parquet")) == []
+    assert ingests((step, tmp_path)) == [-signal.SIGKILL]
+    assert ingests(("nowhere", tmp_path)) == [0]
+    assert state(tmp_path) == clean
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_three_ingests_at_once_land_and_hold_each_row_once(
+    ingests: Callable[..., list[int]], clean: tuple, tmp_path: Path
+) -> None:
+    assert ingests(*[("nowhere", tmp_path)] * 3) == [0, 0, 0]
+    assert state(tmp_path) == clean
+
+
+def test_batches_are_settled_in_parallel_by_workers_of_a_scheduler_elsewhere(
+    settings: Settings, lake: Lake
+) -> None:
+    port = free_port()
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}"]
+    local = ["--host", "127.0.0.1", "--no-dashboard"]
+    commands = [[*scheduler, *local, "--port", str(port)]]
+    commands += [[*worker, *local, "--nthreads", "1", "--no-nanny"] for _ in range(2)]
+    started = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in commands]
+    at = utc(2013, 3, 11)
+    try:
+        with ingest.staging(settings.home) as folder, cluster(f"tcp://127.0.0.1:{port}") as client:
+            client.wait_for_workers(2, timeout=60)
+            batches = ingest.stage(SPEC, WEATHER, at, lake, ledger(lake), folder)
+            work = [(batch, WEATHER, lake, at) for batch in batches]
+            done = dict(spread(client, ingest.settle, work))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert len(done) == len(batches) == 10
+    assert lake.table("raw/weather").count() == sum(b.lot.rows for b in batches) - 1

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import json
+import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+from urllib.parse import quote
 
+import duckdb
+import great_expectations as gx
 import pytest
+from great_expectations import expectations as gxe
+from great_expectations.data_context.store.validation_results_store import ValidationResultsStore
 
-from headrace.errors import UnknownSuite
+from headrace.errors import EmptySuite, UnknownSuite, UnsupportedExpectation
 from headrace.lake import duckdb_connection
-from headrace.validation import Validation, load_suite, validate
+from headrace.validation import Validation, load_suite, publish, validate
 from pipelines import _nycflights13 as nyc
-
-if TYPE_CHECKING:
-    import duckdb
 
 Write = Callable[[str], Path]
 
@@ -128,8 +133,6 @@ def test_what_cannot_be_evaluated_fails_with_its_reason_and_takes_nothing_with_i
 def test_verdicts_and_counts_are_those_of_the_pandas_engine(
     write: Write, con: duckdb.DuckDBPyConnection
 ) -> None:
-    import great_expectations as gx
-
     file = write("""
         SELECT * REPLACE (
             if(flight % 50 = 0, 'NYC', origin) AS origin,
@@ -156,9 +159,6 @@ def test_verdicts_and_counts_are_those_of_the_pandas_engine(
 
 
 def test_a_rule_reads_as_its_author_or_gx_words_it(write: Write) -> None:
-    import great_expectations as gx
-    from great_expectations import expectations as gxe
-
     rules = [
         gxe.ExpectColumnValuesToBeBetween(column="dep_delay", max_value=60, mostly=0.99),
         gxe.ExpectColumnValuesToBeBetween(column="dep_delay", max_value=60, mostly=0.5),
@@ -219,6 +219,132 @@ def test_every_source_has_a_suite(source: str) -> None:
 def test_an_unknown_suite_names_its_neighbour() -> None:
     with pytest.raises(UnknownSuite, match=r"No suite `flights\.wether`.*Did you mean `flights\.weather`\?"):
         load_suite("flights.wether")
+
+
+def test_only_critical_failures_decide(write: Write) -> None:
+    rules = [
+        gxe.ExpectColumnValuesToNotBeNull(column="dest", severity="warning"),
+        gxe.ExpectColumnMaxToBeBetween(column="flight", max_value=1, severity="info"),
+    ]
+    file = write("SELECT * REPLACE (if(flight = 1, NULL, dest) AS dest) FROM week")
+
+    found = validate([file], gx.ExpectationSuite("told", rules))
+
+    assert (found.suite, found.success, found.failures) == ("told", True, [])
+    assert found.warnings == [
+        "`dest` must not be null, but 7 of 6,104 rows are null",
+        "flight maximum value must be less than or equal to 1, but it is 6055",
+    ]
+    assert [row["result"] for row in found.table()] == ["warning", "info"]
+
+
+def test_no_row_broken_is_no_file_and_an_old_one_goes(write: Write, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.parquet"
+    rows = "SELECT * REPLACE (if(flight = 1, NULL, dest) AS dest) FROM week"
+
+    validate([write(rows)], load_suite("flights.flights"), broken)
+    assert duckdb.read_parquet(str(broken)).fetchall()[0][1] == ["`dest` must not be null"]
+
+    validate([write("FROM week")], load_suite("flights.flights"), broken)
+    assert not broken.exists()
+
+
+def test_a_rule_for_rows_that_cannot_be_evaluated_judges_none(write: Write, tmp_path: Path) -> None:
+    rule = gxe.ExpectColumnValuesToNotBeNull(column="gone")
+
+    found = validate([write("FROM week")], gx.ExpectationSuite("gone", [rule]), tmp_path / "broken.parquet")
+
+    assert [(o.success, o.row_rule, o.unexpected) for o in found.outcomes] == [(False, False, 0)]
+    assert not (tmp_path / "broken.parquet").exists()
+
+
+def test_a_validation_travels_and_is_plain(write: Write) -> None:
+    found = checked(write("SELECT * REPLACE (if(flight = 1, -distance, distance) AS distance) FROM week"))
+
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert json.loads(json.dumps(found.result)) == found.result
+    assert b"great_expectations." not in pickle.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (gxe.ExpectColumnValuesToBeDateutilParseable(column="dest"), "only Python's dateutil can tell"),
+        (gxe.ExpectTableRowCountToEqualOtherTable(other_table_name="planes"), "a batch is one table"),
+        (
+            gxe.ExpectColumnValuesToNotBeNull(
+                column="dest", row_condition="dest > 1", condition_parser="pandas"
+            ),
+            "its `row_condition` is not SQL",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_when_the_suite_is_loaded(
+    rule: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(lambda: gx.ExpectationSuite("wrong", [rule]), monkeypatch)
+
+    with pytest.raises(UnsupportedExpectation, match=reason) as refused:
+        load_suite("flights.declared")
+
+    assert (refused.value.suite, refused.value.expectation) == ("flights.declared", type(rule).__name__)
+
+
+def test_a_suite_that_expects_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(lambda: gx.ExpectationSuite("nothing", []), monkeypatch)
+
+    with pytest.raises(EmptySuite, match=r"`flights\.declared` expects nothing"):
+        load_suite("flights.declared")
+
+
+def declare(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.__module__ = "validations.flights"
+    monkeypatch.setattr("validations.flights.declared", suite, raising=False)
+
+
+def test_published_results_are_gx_data_docs(write: Write, tmp_path: Path) -> None:
+    broken = checked(write("SELECT * REPLACE (if(flight = 1, -distance, distance) AS distance) FROM week"))
+    found = {"flights/2013-01-07/1": broken, "flights/2013-01-07/2": checked(write("FROM week"))}
+
+    pages = publish(found, tmp_path / "validations")
+
+    index = (tmp_path / "validations/docs/index.html").read_text()
+    assert list(pages) == list(found)
+    for name, page in pages.items():
+        html = page.read_text()
+        assert name in html
+        assert name in index
+        assert ("-2475" in html) == (not found[name].success)
+        assert (page.parent / linked(html)).resolve().exists()
+        assert quote(page.relative_to(tmp_path / "validations/docs").as_posix()) in index
+    store = ValidationResultsStore(
+        {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(tmp_path / "validations/results"),
+            "suppress_store_backend_id": True,
+        }
+    )
+    stored = [store.get(key) for key in store.list_keys()]
+    assert {result.meta["run_id"]["run_name"]: result.success for result in stored} == {
+        "flights/2013-01-07/1": False,
+        "flights/2013-01-07/2": True,
+    }
+
+
+def linked(html: str) -> str:
+    return re.search(r'href="([^"]*expectations/flights\.html)"', html)[1]
+
+
+def test_publishing_again_replaces_and_publishing_at_once_loses_nothing(write: Write, tmp_path: Path) -> None:
+    found = [checked(write(f"FROM week LIMIT {rows}")) for rows in range(1, 7)]
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda n: publish({f"flights/{n % 3}/1": found[n]}, tmp_path), range(6)))
+
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 3
+    assert len(list((tmp_path / "docs/validations").rglob("*.html"))) == 3
+    index = (tmp_path / "docs/index.html").read_text()
+    assert all(f"flights/{n}/1" in index for n in range(3))
 
 
 def test_importing_the_module_does_not_import_gx() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
-from headrace.lake import Lake, Window
+from headrace.lake import AVAILABLE, Lake, Window
+from headrace.quarantine import guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 def build(
     table: FeatureTable,
     raw: Mapping[str, str | DatasetRef],
-    times: Mapping[str, str],
     window: Window,
     lake: Lake,
+    pipeline: str = "",
 ) -> int:
     """Compute ``table``'s rows of ``window`` from raw rows and put them in place of those there.
 
@@ -31,9 +32,9 @@ def build(
     Args:
         table: What to build; its query is described there.
         raw: Raw tables or snapshots by view name; all the query reads.
-        times: For each view of ``raw``, its column (UTC) that says when a row became known.
-        window: Event time to build; the query sees rows of ``[start - lookback, end)`` only.
+        window: Event time to build; the query sees what became known in ``[start - lookback, end)``.
         lake: Where ``raw`` is read and the feature table written.
+        pipeline: Whose table it is: under that name the quarantine keeps what does not pass its suite.
 
     Returns:
         The number of rows written.
@@ -41,16 +42,19 @@ def build(
     Raises:
         NotBuilt: A raw table does not exist.
         BadFeatureRows: The query leaves a time column out, or returns rows outside ``window``.
+        BatchRejected: The rows break the table's suite; the window stays as it was.
     """
     con = lake.connect({f"whole_{view}": wanted for view, wanted in raw.items()})
     seen = 0
     for view in raw:
-        cut = _visible(table, window).predicate(times[view])
+        cut = _visible(table, window).predicate(AVAILABLE)
         con.execute(f'CREATE VIEW "{view}" AS SELECT * FROM "whole_{view}" WHERE {cut}')
         seen += con.view(view).count("*").fetchall()[0][0]
     query = con.execute(table.sql.read_text(), {"start": window.start, "end": window.end})
     rows = query.to_arrow_table()
     _check(table, rows, window)
+    if table.suite:
+        rows = guard(rows, table.suite, lake, pipeline, table.table, window)
     lake.table(table.table).overwrite(rows, window, "event_timestamp", number=seen)
     return int(rows.num_rows)
 
@@ -58,7 +62,6 @@ def build(
 def stale(
     table: FeatureTable,
     raw: Mapping[str, str | DatasetRef],
-    times: Mapping[str, str],
     due: Sequence[Window],
     lake: Lake,
 ) -> list[Window]:
@@ -70,7 +73,7 @@ def stale(
     con = lake.connect(raw)
     seen = [0] * len(due)
     for view in raw:
-        visible = (_visible(table, window).predicate(times[view]) for window in due)
+        visible = (_visible(table, window).predicate(AVAILABLE) for window in due)
         counts = ", ".join(f"count(*) FILTER (WHERE {predicate})" for predicate in visible)
         found = con.sql(f'SELECT {counts} FROM "{view}"').fetchall()[0] if due else ()
         seen = [total + more for total, more in zip(seen, found, strict=True)]

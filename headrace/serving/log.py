@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.lake import Lake, Window, windows
+from headrace.quarantine import entries, guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,9 @@ def score(
 
     ``online`` adds to a spine the features as the online store serves them.
     Predictions that were made before stay as they were made.
+
+    Raises:
+        BatchRejected: The predictions break the pipeline's suite; none is logged.
     """
     import pyarrow as pa
 
@@ -52,19 +56,27 @@ def score(
         .append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
     )
     table = lake.table(_name(spec))
+    if spec.suite:
+        predictions = guard(predictions, spec.suite, lake, spec.name, table.name, window)
+    made = int(predictions.num_rows)
     if table.exists():
         before = read(spec, lake, window)
         predictions = pa.concat_tables([before, predictions.cast(before.schema)])
     table.overwrite(predictions, window, "event_timestamp")
-    return int(rows.num_rows)
+    return made
 
 
 def _unpredicted(spec: Pipeline, lake: Lake, window: Window) -> duckdb.DuckDBPyRelation:
-    """Return the spine rows of ``window`` that have no prediction."""
-    known = lake.table(_name(spec)).exists()
-    con = lake.connect(spec.raw | ({"predictions": _name(spec)} if known else {}))
-    without = f"ANTI JOIN predictions USING ({', '.join(spec.keys)})" if known else ""
-    return con.sql(f"SELECT * FROM ({spec.spine}) {without} WHERE {window.predicate('event_timestamp')}")
+    """Return the spine rows of ``window`` that have no prediction, not even one that is held."""
+    con = lake.connect(spec.raw)
+    made = [lake.table(_name(spec)).relation(con)] if lake.table(_name(spec)).exists() else []
+    for entry in entries(lake, _name(spec)):
+        if not entry.whole:
+            made.append(lake.table(entry.held.table).relation(con, entry.held.version))
+    for number, rows in enumerate(made):
+        rows.create_view(f"made{number}")
+    without = "".join(f" ANTI JOIN made{n} USING ({', '.join(spec.keys)})" for n in range(len(made)))
+    return con.sql(f"SELECT * FROM ({spec.spine}){without} WHERE {window.predicate('event_timestamp')}")
 
 
 def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from headrace.evaluation import evaluate
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
 from headrace.lake import Lake, Window, windows
+from headrace.ledger import Ledger
 from headrace.pipeline import load
 from headrace.settings import Settings
 from headrace.training import dataset
@@ -31,12 +31,11 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> object:
     settings = Settings()
     lake = Lake(settings.lake)
     for source in SPEC.sources:
-        for batch in ingest.stage(source, SPEC.start, YEAR_TO, lake, Path(home, "staging")):
-            ingest.land(batch, lake)
-    times = {source.name: source.time for source in SPEC.sources}
+        for batch in ingest.stage(SPEC, source, YEAR_TO, lake, Ledger(settings.ledger), home):
+            ingest.settle(batch, source, lake, YEAR_TO)
     for table in SPEC.feature_tables:
         for window in windows(SPEC.start, YEAR_TO, table.window):
-            tables.build(table, SPEC.raw, times, window, lake)
+            tables.build(table, SPEC.raw, window, lake)
     store = feature_store.open_store(ROOT / "features", settings)
     feature_store.apply(store, "features.flights")
     spine = dataset.labelled_spine(SPEC, lake, Window(SPEC.start, utc(2013, 8, 1)), YEAR_TO)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from headrace.errors import BatchRejected, MissingColumns
 from headrace.lake import Lake
-from headrace.pipeline import Pipeline, load
 from headrace.settings import Settings
+from pipelines import _nycflights13 as nyc
 from tests.conftest import ROOT, free_port
 from tests.flows.conftest import River, flows
 
@@ -72,16 +72,20 @@ def test_outside_a_project_the_command_says_so(settings: Settings, tmp_path: Pat
     assert "has no `prefect.yaml`" in done.stderr
 
 
-def with_weather(tmp_path: Path, old: str, new: str) -> Pipeline:
-    """Return the flights pipeline with a copy of the weather file in which ``old`` stands as ``new``."""
-    spec = load("flights")
-    weather = next(source for source in spec.sources if source.name == "weather")
-    text = weather.files()["weather"].read_text()
-    assert old in text
-    changed = tmp_path / "weather.csv"
-    changed.write_text(text.replace(old, new, 1))
-    broken = dataclasses.replace(weather, files=lambda: {"weather": changed})
-    return dataclasses.replace(spec, sources=(broken,))
+@pytest.fixture
+def spoil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Put a copy of the weather file, in which one text stands for another, in the package's place."""
+
+    def spoil(old: str, new: str) -> Path:
+        text = nyc.files("weather")["weather"].read_text()
+        assert old in text
+        file = tmp_path / "data" / "weather.csv"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text.replace(old, new))
+        monkeypatch.setenv("NYCFLIGHTS13_DATA", str(file.parent))
+        return file
+
+    return spoil
 
 
 @pytest.fixture
@@ -91,39 +95,46 @@ def fresh_lake(in_river: River, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Lake(Settings().lake)
 
 
-def ingest_on(river: River, spec: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from flows import ingest as module
-    from headrace import services
-    from tests.conftest import utc
-
-    monkeypatch.setattr(module, "load", lambda name: spec)
-    with temporary_settings({PREFECT_API_URL: services.environment(river.settings)["PREFECT_API_URL"]}):
-        module.ingest("flights", utc(2013, 1, 15))
-
-
 @pytest.mark.timeout(600)
-def test_a_rejected_batch_leaves_its_broken_rules_as_an_artifact_and_lands_nothing(
-    river: River, fresh_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_rejected_batch_leaves_its_broken_rules_where_people_look_and_all_else_lands(
+    river: River, fresh_lake: Lake, spoil: Callable[[str, str], Path]
 ) -> None:
-    spec = with_weather(tmp_path, "EWR,2013,1,8,1,", "NYC,2013,1,8,1,")  # in the second week
-    with pytest.raises(BatchRejected, match=r"1 expectations? failed"):
-        ingest_on(river, spec, monkeypatch)
+    file = spoil("EWR,2013,1,8,", "NYC,2013,1,8,")  # in the second week
+    done = flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15")
+    assert done.returncode == 1
+    assert "`weather/2013-01-07/1` was rejected, all 504 rows" in done.stderr
+    assert "`origin` must be one of EWR, JFK, LGA, but 24 of 504 rows hold others" in done.stderr
+    assert "headrace quarantine show weather/2013-01-07/1" in done.stderr
+    assert "Traceback" not in done.stderr
     assert fresh_lake.table("raw/weather").count() == 411  # the first week, which is sound
-    artifacts = river.prefect("artifacts", artifacts={"key": {"any_": ["rejected-weather"]}})
-    table = json.loads(artifacts[0]["data"])
-    failed = [row["rule"] for row in table if row["result"] == "failed"]
+    assert fresh_lake.table("raw/flights").count() == 11_650
+
+    artifact = river.prefect("artifacts", artifacts={"key": {"any_": ["checked-raw-weather"]}})[0]
+    failed = [row["rule"] for row in json.loads(artifact["data"]) if row["result"] == "failed"]
     assert failed == ["`origin` must be one of EWR, JFK, LGA"]
+    link = re.search(r"\[Data Docs\]\(http://127\.0\.0\.1:8080/(\S+)\)", artifact["description"])
+    assert link
+    page = Settings().home / "validations" / "docs" / link[1]
+    assert "weather/2013-01-07/1" in page.read_text()
+    events = river.prefect("events", filter={"event": {"name": ["headrace.quarantine"]}})["events"]
+    assert [event["payload"]["rows"] for event in events] == [504]
+
+    again = flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15")
+    assert again.returncode == 0, again.stderr
+    assert "weather/2013-01-07/1" in again.stdout  # still waits, and is told so
+    file.write_text(file.read_text().replace("NYC", "EWR"))
+    assert flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15").returncode == 0
+    assert fresh_lake.table("raw/weather").count() == 411 + 504
 
 
 @pytest.mark.timeout(600)
 def test_a_missing_column_fails_the_run_at_once_with_its_name(
-    river: River, fresh_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    river: River, fresh_lake: Lake, spoil: Callable[[str, str], Path]
 ) -> None:
-    spec = with_weather(tmp_path, "wind_gust", "gusts")
-    with pytest.raises(MissingColumns, match="lacks `wind_gust`"):
-        ingest_on(river, spec, monkeypatch)
+    spoil("wind_gust", "gusts")
+    done = flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15")
+    assert done.returncode == 1
+    assert "Source `weather` lacks `wind_gust`" in done.stderr
     assert not fresh_lake.table("raw/weather").exists()
     runs = river.prefect(
         "task_runs", task_runs={"name": {"any_": ["read weather"]}}, sort="EXPECTED_START_TIME_DESC"

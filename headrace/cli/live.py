@@ -1,9 +1,8 @@
-"""The ``headrace`` command: what a person types; each command imports only what it uses."""
+"""``headrace up`` and ``headrace demo``."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -15,31 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace import services
-from headrace.errors import HeadraceError
 from headrace.settings import Settings
 
-app = typer.Typer(
-    help="ML pipelines as scheduled, retryable DAGs.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 console = Console()
 
 
-def main() -> None:
-    """Run the command line; an error a user can mend is one message and exit code 1."""
-    # Whichever way it is told to end, it takes its servers along, also where SIGINT came ignored.
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
-    try:
-        app()
-    except HeadraceError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-
-
-@app.command()
 def up() -> None:
     """Serve Prefect, MLflow and a worker until Ctrl-C; deploy everything in prefect.yaml."""
     settings = Settings()
@@ -56,7 +35,6 @@ def up() -> None:
                 console.print("Ending.")
 
 
-@app.command()
 def demo(
     start: Annotated[str, typer.Option(help="The first release's instant, UTC.")] = "2013-04-01",
     end: Annotated[str, typer.Option(help="Where to stop, UTC.")] = "2013-08-05",
@@ -122,9 +100,6 @@ def _addresses(settings: Settings) -> Table:
     prefect = services.prefect_server(settings).page
     table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
     table.add_row("MLflow", settings.mlflow_page, f"{settings.mlflow_page}/#/models")
+    table.add_row("Data Docs", settings.docs_page, "what each batch was checked for, and what was found")
     table.add_row("state", str(settings.home), "lake, ledger, features, logs")
     return table
-
-
-if __name__ == "__main__":
-    main()

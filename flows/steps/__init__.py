@@ -1,0 +1,42 @@
+"""Library functions dressed as tasks: names a person recognises, retries, timeouts, artifacts.
+
+Tasks pass snapshots and file names, never frames. They are not cached: every
+one is idempotent by itself, so running it again is the cache.
+"""
+
+from flows.steps.common import claim, finish, give_up, instant, logger, run_name
+from flows.steps.features import apply_features, bring_online, build_features, stale
+from flows.steps.ingest import batches, read, report, settle, staging
+from flows.steps.monitoring import announce_drift, await_retraining, compare_releases, watch
+from flows.steps.scoring import champion, score, unscored
+from flows.steps.training import fit, judge, register, release, training_set
+
+__all__ = [
+    "announce_drift",
+    "apply_features",
+    "await_retraining",
+    "batches",
+    "bring_online",
+    "build_features",
+    "champion",
+    "claim",
+    "compare_releases",
+    "finish",
+    "fit",
+    "give_up",
+    "instant",
+    "judge",
+    "logger",
+    "read",
+    "register",
+    "release",
+    "report",
+    "run_name",
+    "score",
+    "settle",
+    "staging",
+    "stale",
+    "training_set",
+    "unscored",
+    "watch",
+]

@@ -1,0 +1,98 @@
+"""What every step shares: how a function becomes a task, which instant it is, who claims what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from headrace import tracking
+from headrace.errors import HeadraceError
+from headrace.feature_store import store as feature_store
+from headrace.ledger import Entry, Ledger
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
+
+    from headrace.pipeline import Pipeline
+
+F = TypeVar("F", bound=Callable[..., Any])
+LEASE = timedelta(hours=6)
+FEATURES = Path(__file__).parent.parent.parent / "features"
+
+
+def instant(as_of: datetime | None) -> datetime:
+    """Return ``as_of`` in UTC (naive means UTC), or the instant this run was scheduled for, or the present.
+
+    The one place that reads a clock for ``as_of``: a run that starts late or is
+    retried believes in the instant it was meant for.
+    """
+    at: datetime = as_of or flow_run.scheduled_start_time or datetime.now(UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def run_name() -> str:
+    """Name a run by its pipeline and instant, such as ``score flights 2013-04-08``."""
+    given = flow_run.parameters
+    return f"{flow_run.flow_name} {given['pipeline']} {instant(given.get('as_of')):%Y-%m-%d}"
+
+
+def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
+    """Dress a function as a task: two retries, unless what went wrong would go wrong again."""
+    return task(
+        task_run_name=name,
+        retries=2,
+        retry_delay_seconds=[2, 10],
+        retry_condition_fn=_worth_retrying,
+        timeout_seconds=minutes * 60,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
+    return not isinstance(state.result(raise_on_failure=False), HeadraceError)
+
+
+def logger() -> Any:
+    """Return the run's logger."""
+    return get_run_logger()
+
+
+def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
+    """Claim a piece of work for this flow run, or return the entry that says it is done."""
+    return Ledger(Settings().ledger).claim(
+        spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), lease=LEASE
+    )
+
+
+def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> None:
+    """Record the work's result; the first record stands."""
+    Ledger(Settings().ledger).finish(spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), **detail)
+
+
+def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:
+    """Hook for a run that failed or crashed: let go of its claims."""
+    ledger = Ledger(Settings().ledger)
+    ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}", datetime.now(UTC))
+
+
+def _holder() -> str:
+    return f"flow run {flow_run.id}"
+
+
+def open_store() -> Any:
+    """Open the project's Feast repository."""
+    return feature_store.open_store(FEATURES, Settings())
+
+
+def prepare_mlflow() -> None:
+    """Point this process at MLflow."""
+    settings = Settings()
+    tracking.prepare(settings.mlflow, settings.home)

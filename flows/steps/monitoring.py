@@ -1,0 +1,145 @@
+"""Prediction log ▶ drift and performance ▶ event; and what a replay waits for and compares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+
+from flows.steps.common import prepare_mlflow, step
+from headrace import registry, tracking
+from headrace.errors import NothingScored, NotTakenUp
+from headrace.lake import Lake, Window, windows
+from headrace.ledger import CLAIMED, DONE, Ledger
+from headrace.pipeline import Pipeline
+from headrace.serving import log
+from headrace.settings import Settings
+from headrace.training import dataset
+
+
+@step("compare with the champion's training data")
+def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
+    """Measure drift and performance of the last closed window; keep the report in MLflow."""
+    from headrace.evaluation import Scores
+    from headrace.monitoring.drift import drift
+    from headrace.monitoring.performance import performance
+
+    prepare_mlflow()
+    settings = Settings()
+    lake, window = Lake(settings.lake), windows(at - 2 * spec.window, at, spec.window)[-1]
+    predictions = log.read(spec, lake, window)
+    if not predictions.num_rows:
+        raise NothingScored(spec.name, str(window))
+    # the one that made these predictions; by now another may serve
+    serving = registry.version(spec.name, predictions["model_version"][0].as_py())
+    seen = dataset.read(spec, serving.training, lake)
+    reference = seen.append_column("probability", [tracking.load_model(serving.model_uri).predict(seen)])
+    name = f"{spec.name}-{window.end:%Y-%m-%d}"
+    report = settings.home / "reports" / f"{name}.html"
+    found = drift(reference, predictions, spec.columns, spec.drift, report, every=spec.window)
+    known = log.outcomes(spec, lake, window, at)
+    promised = Scores(**{k: serving.metrics[k] for k in Scores.__dataclass_fields__})
+    fared = performance(known["label"].to_numpy(), known["probability"].to_numpy(), promised, spec.drift)
+    metrics = {
+        "drift_share": found.share,
+        "auc": fared.scores.auc,
+        "log_loss": fared.scores.log_loss,
+        "skill": fared.skill,
+        "champion_version": serving.version,
+    }
+    metrics = {k: float(v) for k, v in metrics.items() if v is not None}
+    page = settings.mlflow_page
+    if found.report:
+        page += tracking.log_watch(spec.name, name, metrics, report, home=settings.home, as_of=window.end)
+    create_markdown_artifact(
+        key=f"monitor-{spec.name}",
+        markdown=f"## {'Drift' if found.drifted else 'No drift'} in {window}\n\n{found.reason}\n\n"
+        f"{fared.reason} AUC {fared.scores.auc or 0:.3f}, log-loss {fared.scores.log_loss:.3f}.\n\n"
+        f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
+        f"{serving.version}) ({serving.candidate}), as of {serving.as_of:%Y-%m-%d}. "
+        f"[Evidently report]({page}) (served by `make up`).",
+    )
+    create_table_artifact(key=f"drift-{spec.name}", table=found.table(), description=f"## Drift in {window}")
+    return {
+        "window": str(window),
+        "drifted": found.drifted,
+        "cause": f"drift/{window.end:%Y-%m-%d}",
+        "reason": found.reason,
+        "performance": fared.reason,
+        "champion": serving.version,
+        "report": found.report,
+        **metrics,
+    }
+
+
+@step("announce drift")
+def announce_drift(spec: Pipeline, at: datetime, finding: Mapping[str, Any]) -> None:
+    """Emit ``headrace.drift``; the ledger, not the event, makes sure that one window retrains once."""
+    emit_event(
+        "headrace.drift",
+        resource={
+            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
+            "prefect.resource.name": spec.name,
+        },
+        payload={"as_of": at.isoformat(), "cause": finding["cause"], "reason": finding["reason"]},
+        id=uuid5(NAMESPACE_URL, f"headrace/{spec.name}/{finding['cause']}"),
+    )
+
+
+@step("wait for the retraining", minutes=30)
+def await_retraining(spec: Pipeline, cause: str) -> dict[str, Any]:
+    """Return the verdict of the retraining that ``cause`` started, once the ledger has it.
+
+    Raises:
+        NotTakenUp: After three minutes no run is at work on it.
+    """
+    ledger, began = Ledger(Settings().ledger), time.monotonic()
+    while True:
+        entries = ledger.entries(spec.name, "training", cause)
+        if done := next((e for e in entries if e.state == DONE), None):
+            return done.detail
+        at_work = bool(entries) and entries[-1].state == CLAIMED
+        if not at_work and time.monotonic() - began > 180:
+            raise NotTakenUp(spec.name, cause)
+        time.sleep(0.25)
+
+
+@step("compare the releases")
+def compare_releases(spec: Pipeline, span: Window, at: datetime) -> list[dict[str, Any]]:
+    """Set every release beside the first one, on the predictions of ``span`` neither was trained on."""
+    from headrace.evaluation import evaluate
+
+    prepare_mlflow()
+    lake = Lake(Settings().lake)
+    compared: list[dict[str, Any]] = []
+    releases = registry.versions(spec.name)
+    for release in releases:
+        trained_to = release.as_of - spec.holdout
+        if trained_to >= span.end:
+            continue
+        unseen = Window(max(span.start, trained_to), span.end)
+        rows = log.outcomes(spec, lake, unseen, at)
+        if not rows.num_rows:
+            continue
+        auc, first_auc = (
+            evaluate(rows["label"].to_numpy(), tracking.load_model(r.model_uri).predict(rows)).auc
+            for r in (release, releases[0])
+        )
+        compared.append(
+            {
+                "version": release.version,
+                "candidate": release.candidate,
+                "verdict": release.verdict,
+                "trained_to": trained_to,
+                "unseen": str(unseen),
+                "rows": rows.num_rows,
+                "auc": auc,
+                "auc_of_first": first_auc,
+            }
+        )
+    return compared

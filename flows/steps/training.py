@@ -1,0 +1,142 @@
+"""Training set ▶ candidates ▶ challenger ▶ gate ▶ champion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.steps.common import claim, finish, open_store, prepare_mlflow, step
+from headrace import gate, registry, tracking
+from headrace.feature_store import store as feature_store
+from headrace.gate import Verdict
+from headrace.lake import DatasetRef, Lake
+from headrace.pipeline import Candidate, Pipeline
+from headrace.settings import Settings
+from headrace.tracking import Logged
+from headrace.training import dataset
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A candidate as MLflow keeps it, with its scores on the holdout."""
+
+    candidate: str
+    logged: Logged
+    scores: Mapping[str, float]
+    seconds: float
+
+
+@step("build the training set")
+def training_set(spec: Pipeline, at: datetime) -> DatasetRef:
+    """Join features to labelled predictions, point in time, and pin the result."""
+    store = open_store()
+    return dataset.build(
+        spec,
+        Lake(Settings().lake),
+        at,
+        lambda spine: feature_store.historical(store, spec.feature_service, spine),
+    )
+
+
+@step("fit {candidate.name}", minutes=60)
+def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, cause: str) -> Fitted:
+    """Fit one candidate on the cluster, score it on the holdout and log both to MLflow."""
+    from headrace import training
+    from headrace.cluster import cluster
+    from headrace.evaluation import evaluate
+
+    settings, start = Settings(), time.perf_counter()
+    lake = Lake(settings.lake)
+    rows, held_out = (dataset.read(spec, data, lake, holdout=side) for side in (False, True))
+    with cluster(settings.dask_address, settings.dask_workers) as client:
+        model = training.fit(candidate, rows, rows["label"].to_numpy(), spec.columns, client)
+    scores = evaluate(held_out["label"].to_numpy(), model.predict(held_out))
+    metrics = {k: float(v) for k, v in asdict(scores).items()}
+    tracking.prepare(settings.mlflow, settings.home)
+    logged = tracking.log_candidate(
+        spec,
+        candidate,
+        model,
+        metrics,
+        training=data,
+        sources=[lake.table(source.table).snapshot() for source in spec.sources],
+        lake=lake,
+        home=settings.home,
+        cause=cause,
+        as_of=at,
+    )
+    return Fitted(candidate.name, logged, metrics, time.perf_counter() - start)
+
+
+@step("register the best candidate")
+def register(spec: Pipeline, fitted: list[Fitted], data: DatasetRef) -> int:
+    """Register the best candidate as the challenger; return its version."""
+    prepare_mlflow()
+    held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
+    probabilities = {f.candidate: tracking.load_model(f.logged.model_uri).predict(held_out) for f in fitted}
+    chosen = gate.best(spec.gate, held_out["label"].to_numpy(), probabilities)
+    best = next(f for f in fitted if f.candidate == chosen)
+    version = registry.register(spec.name, best.logged)
+    registry.set_alias(spec.name, registry.CHALLENGER, version)
+    page = Settings().mlflow_page
+    create_table_artifact(
+        key=f"candidates-{spec.name}",
+        table=[
+            {
+                "candidate": f.candidate,
+                "AUC": f"{f.scores['auc']:.4f}",
+                "log-loss": f"{f.scores['log_loss']:.4f}",
+                "Brier": f"{f.scores['brier']:.4f}",
+                "seconds": f"{f.seconds:.1f}",
+                "challenger": "✓" if f is best else "",
+                "run": f"[{f.logged.run_id[:8]}]({page}{f.logged.page})",
+            }
+            for f in sorted(fitted, key=lambda f: f.scores["log_loss"])
+        ],
+        description=f"## Candidates, scored on {best.scores['rows']:,.0f} held-out rows",
+    )
+    return version
+
+
+@step("judge")
+def judge(spec: Pipeline, version: int, data: DatasetRef, at: datetime) -> Verdict:
+    """Compare the challenger with the champion on the holdout, row by row."""
+    prepare_mlflow()
+    champion = registry.champion(spec.name)
+    if champion is None:
+        return gate.judge(spec.gate, str(version), None, None)
+    if champion.version == version:  # promoted by a run that was killed before it could say so
+        return gate.Verdict(True, champion.reason, str(version))
+    if champion.as_of > at:
+        reason = f"The champion was trained as of {champion.as_of:%Y-%m-%d}, later than the challenger."
+        return gate.Verdict(False, reason, str(version), str(champion.version))
+    held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
+    ours, theirs = (
+        tracking.load_model(f"models:/{spec.name}/{v}").predict(held_out) for v in (version, champion.version)
+    )
+    gain = gate.paired_gain(held_out["label"].to_numpy(), theirs, ours)
+    return gate.judge(spec.gate, str(version), str(champion.version), gain)
+
+
+@step("release")
+def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> None:
+    """Carry out the verdict: intent in the ledger, then the alias, then done."""
+    prepare_mlflow()
+    if not verdict.promoted:
+        registry.reject(spec.name, version, verdict.reason, at)
+    elif not claim(spec, "promotion", str(version)):
+        registry.promote(spec.name, version, verdict.reason, at)
+        finish(spec, "promotion", str(version), as_of=at, reason=verdict.reason)
+    page = Settings().mlflow_page
+    create_markdown_artifact(
+        key=f"verdict-{spec.name}",
+        markdown=f"## Version {version} is {'promoted' if verdict.promoted else 'rejected'}\n\n"
+        f"{verdict.reason}\n\n"
+        f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version})\n"
+        f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
+        f"- As of: {at:%Y-%m-%d %H:%M} UTC\n",
+    )

@@ -1,0 +1,34 @@
+"""The ``headrace`` command: what a person types; each command imports only what it uses."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+from rich.console import Console
+
+from headrace.cli import live, quarantine
+from headrace.errors import HeadraceError
+
+app = typer.Typer(
+    help="ML pipelines as scheduled, retryable DAGs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(live.up)
+app.command()(live.demo)
+app.add_typer(quarantine.app, name="quarantine")
+
+
+def main() -> None:
+    """Run the command line; an error a user can mend is one message and exit code 1."""
+    # Whichever way it is told to end, it takes its servers along, also where SIGINT came ignored.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    try:
+        app()
+    except HeadraceError as error:
+        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

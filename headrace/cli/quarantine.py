@@ -1,0 +1,174 @@
+"""``headrace quarantine``: what may not pass, why, and what becomes of it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.lake import Lake
+    from headrace.ledger import Ledger
+    from headrace.quarantine import Entry
+
+app = typer.Typer(help="Look at what may not pass, and decide on it.", no_args_is_help=True)
+console = Console()
+WAITS = "waits"
+Id = Annotated[str, typer.Argument(help="Such as flights/2013-03-04/1; `list` shows them.")]
+
+
+@app.command("list")
+def listed(
+    everything: Annotated[bool, typer.Option("--all", help="Also what was decided on.")] = False,
+) -> None:
+    """List what waits for a decision."""
+    from headrace.quarantine import entries
+
+    lake, ledger = _state()
+    table = Table("entry", "rows held", "of", "held as of (UTC)", "reasons", "decision")
+    shown = 0
+    for entry in entries(lake):
+        what = _decision(entry, lake, ledger)
+        if what != WAITS and not everything:
+            continue
+        shown += 1
+        more = f"\n… and {len(entry.reasons) - 2} more" if len(entry.reasons) > 2 else ""
+        reasons = escape("\n".join(entry.reasons[:2])) + more
+        table.add_row(
+            entry.id, f"{entry.held.rows:,}", f"{entry.of:,}", f"{entry.as_of:%Y-%m-%d %H:%M}", reasons, what
+        )
+    console.print(table if shown else "Nothing waits in quarantine.")
+    if shown:
+        console.print("[bold]headrace quarantine show[/] ENTRY shows its rows.", highlight=False)
+
+
+@app.command()
+def show(
+    id: Id,
+    rows: Annotated[int, typer.Option(help="How many rows to show.")] = 10,
+    to: Annotated[str, typer.Option(help="Write all held rows to this .csv or .parquet file.")] = "",
+) -> None:
+    """Show why an entry is held, and its rows, those that broke a rule first."""
+    from headrace.quarantine import find
+
+    lake, ledger = _state()
+    entry = find(lake, id)
+    console.print(f"[bold]{entry.id}[/]: {entry.held.rows:,} of {entry.of:,} rows held by `{entry.suite}`,")
+    console.print(f"as of {entry.as_of:%Y-%m-%d %H:%M} UTC, because:", highlight=False)
+    for reason in entry.reasons:
+        console.print(f"  - {reason}", markup=False, highlight=False)
+    if (what := _decision(entry, lake, ledger)) != WAITS:
+        console.print(f"It was {what}.", markup=False, highlight=False)
+    if to:
+        _export(lake, entry, Path(to))
+        console.print(f"All {entry.held.rows:,} rows are in {to}.")
+        return
+    con = lake.connect({"held": entry.held})
+    found = con.sql(f"FROM held ORDER BY broken_rules IS NULL LIMIT {rows}")
+    table = Table(*found.columns[:-1], "breaks")
+    for *values, broken in found.fetchall():
+        table.add_row(*(_cell(value) for value in values), "\n".join(broken or []))
+    console.print(table)
+
+
+@app.command()
+def release(
+    id: Id,
+    rows: Annotated[str, typer.Option(help="A .csv or .parquet file with the rows, mended.")] = "",
+    as_of: Annotated[str, typer.Option(help="From when late rows count, UTC; the present if left out.")] = "",
+) -> None:
+    """Validate an entry again, as its suite is now, and land it, once."""
+    from headrace import ingest
+    from headrace.errors import SourceUnreadable
+    from headrace.pipeline import load
+    from headrace.quarantine import find
+
+    settings = Settings()
+    lake, ledger = _state()
+    entry, now = find(lake, id), datetime.now(UTC)
+    if rows and not Path(rows).exists():
+        raise SourceUnreadable(id, [rows], "there is no such file")
+    at = datetime.fromisoformat(as_of) if as_of else now
+    with ingest.staging(settings.home) as folder:
+        landed = ingest.release(
+            load(entry.pipeline),
+            entry,
+            lake,
+            ledger,
+            folder=folder,
+            as_of=at.replace(tzinfo=at.tzinfo or UTC),
+            holder=_person(),
+            now=now,
+            rows=Path(rows) if rows else None,
+        )
+    console.print(f"{landed:,} rows of {id} landed in `{entry.table}`.")
+
+
+@app.command()
+def drop(
+    id: Id,
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Decide that an entry's rows shall never land; they are kept, and not brought again."""
+    from headrace import quarantine
+
+    lake, ledger = _state()
+    entry = quarantine.find(lake, id)
+    if not yes:
+        typer.confirm(f"Shall the {entry.held.rows:,} rows of {id} never land?", abort=True)
+    quarantine.drop(entry, ledger, reason=reason, holder=_person(), now=datetime.now(UTC))
+    console.print(f"{entry.held.rows:,} rows of {id} will not land.")
+
+
+def _state() -> tuple[Lake, Ledger]:
+    from headrace.lake import Lake
+    from headrace.ledger import Ledger
+
+    settings = Settings()
+    return Lake(settings.lake), Ledger(settings.ledger)
+
+
+def _decision(entry: Entry, lake: Lake, ledger: Ledger) -> str:
+    from headrace.quarantine import decisions, superseded
+
+    if made := decisions(ledger, entry.pipeline).get(entry.id):
+        told = [f"{made.detail['decision']} {made.at:%Y-%m-%d %H:%M} UTC by {made.holder}"]
+        return ": ".join([*told, *filter(None, [made.detail.get("reason")])])
+    return "superseded: its source brought the window anew" if superseded(entry, lake) else WAITS
+
+
+def _person() -> str:
+    """Say who decides: the ledger keeps it."""
+    return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
+
+
+def _export(lake: Lake, entry: Entry, to: Path) -> None:
+    from headrace.errors import SourceUnreadable
+
+    rows = lake.connect({"held": entry.held}).sql("SELECT * EXCLUDE (broken_rules) FROM held")
+    match to.suffix:
+        case ".csv":
+            rows.write_csv(str(to))
+        case ".parquet":
+            rows.write_parquet(str(to))
+        case other:
+            raise SourceUnreadable(
+                entry.id, [str(to)], f"rows are written as .csv or .parquet, not `{other}`"
+            )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    return "" if value is None else escape(str(value))

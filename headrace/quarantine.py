@@ -1,0 +1,301 @@
+"""Quarantine: rows and batches that may not pass wait here, with their reasons, until a person decides.
+
+Each entry is a Delta table of its own, ``quarantine/<id>``, since what is wrong
+with a batch may be its very columns; ``quarantine/entries`` lists them, each
+once. A decision, to release or to drop, is an entry of the ledger. What is held
+is held before the rest of its lot lands, so that a kill in between loses nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from headrace.errors import AlreadyDecided, BatchRejected, LotChanged, NotInQuarantine
+from headrace.lake import DatasetRef, Window, duckdb_connection, fingerprint
+from headrace.ledger import DONE
+from headrace.validation import load_suite, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    import duckdb
+    import pyarrow as pa
+
+    from headrace.lake import Lake
+    from headrace.ledger import Entry as Decision
+    from headrace.ledger import Ledger
+    from headrace.validation import Validation
+
+ENTRIES = "quarantine/entries"
+KIND = "quarantine"
+LEASE = timedelta(minutes=10)
+PART, WHOLE = 1, 2
+"""How ``quarantine/entries`` marks an entry's id: some rows of a lot are held, or all of it."""
+
+
+@dataclass(frozen=True)
+class Lot:
+    """What is put before the gate: the rows of one window of one table, as a Parquet file.
+
+    ``id`` is what its entry will be called, should it get one.
+    """
+
+    id: str
+    pipeline: str
+    table: str
+    window: Window
+    file: Path
+    rows: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is held of a lot ``of`` so many rows, and why.
+
+    ``held`` is the snapshot of the rows, each with the rules it broke in
+    ``broken_rules``; all rows of the lot if ``whole``.
+    """
+
+    id: str
+    pipeline: str
+    table: str
+    window: Window
+    whole: bool
+    of: int
+    suite: str
+    reasons: tuple[str, ...]
+    as_of: datetime
+    held: DatasetRef
+
+    @property
+    def number(self) -> int:
+        """The last part of its id: entries of a window are numbered."""
+        return int(self.id.rpartition("/")[2])
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """What the gate made of a lot: ``passing`` is a query for the ``passed`` rows that may land."""
+
+    validation: Validation
+    passing: str
+    passed: int
+    entry: Entry | None
+
+
+def sift(
+    lot: Lot,
+    suite: str,
+    lake: Lake,
+    as_of: datetime,
+    *,
+    columns: Sequence[str] | None = None,
+    reasons: Sequence[str] = (),
+    barred: Sequence[tuple[int, str]] = (),
+) -> Sifted:
+    """Validate a lot and hold what may not pass; once, however often it is called.
+
+    Rows that break a row rule within its tolerance are held and the rest
+    passes. Beyond a tolerance, or when another rule fails, all of it is held.
+
+    Args:
+        lot: What to validate; readable as long as ``passing`` is used.
+        suite: Name of the suite.
+        lake: Where the quarantine is.
+        as_of: The instant (UTC) at which this happens.
+        columns: What the suite is shown of the lot; everything if left out.
+        reasons: Why the lot is held as a whole whatever the suite says.
+        barred: Rows to hold besides: position in the file, and the rule broken.
+
+    Raises:
+        LotChanged: Under this id another run holds other rows.
+    """
+    broken = lot.file.with_suffix(".broken.parquet")
+    validation = validate([lot.file], load_suite(suite), broken, columns)
+    con = duckdb_connection()
+    con.execute(f"CREATE VIEW lot AS FROM read_parquet('{lot.file}', file_row_number = true)")
+    con.execute("CREATE TABLE breaches (row BIGINT, rule VARCHAR)")
+    if broken.exists():
+        con.execute(f"INSERT INTO breaches SELECT row, unnest(rules) FROM '{broken}'")
+    if barred:
+        con.executemany("INSERT INTO breaches VALUES (?, ?)", barred)
+    con.execute("CREATE VIEW broken AS SELECT row, list(rule) AS broken_rules FROM breaches GROUP BY row")
+    marked = (
+        "SELECT lot.* EXCLUDE file_row_number, broken_rules FROM lot {} JOIN broken ON row = file_row_number"
+    )
+    passing, passed, entry = f"FROM read_parquet('{lot.file}')", lot.rows, None
+    if why := [*validation.failures, *reasons]:
+        entry = _hold(lake, lot, True, suite, why, as_of, con.sql(marked.format("LEFT")))
+        passing, passed = f"{passing} LIMIT 0", 0
+    elif broken.exists() or barred:
+        told = con.sql("SELECT rule, count(*) FROM breaches GROUP BY rule ORDER BY rule").fetchall()
+        why = [f"{rule}, but {rows:,} of {lot.rows:,} rows break this" for rule, rows in told]
+        entry = _hold(lake, lot, False, suite, why, as_of, con.sql(marked.format("")))
+        con.execute(f"COPY (SELECT row FROM broken) TO '{broken}'")
+        passing = (
+            f"SELECT * EXCLUDE file_row_number FROM read_parquet('{lot.file}', file_row_number = true) lot "
+            f"ANTI JOIN '{broken}' broken ON broken.row = lot.file_row_number"
+        )
+        ((passed,),) = con.sql(f"SELECT count(*) FROM ({passing})").fetchall()
+    held = entry.held.rows if entry else 0
+    assert passed + held == lot.rows, f"{lot.id}: {lot.rows} rows in, {passed} passed, {held} held"
+    return Sifted(validation, passing, passed, entry)
+
+
+def guard(rows: pa.Table, suite: str, lake: Lake, pipeline: str, table: str, window: Window) -> pa.Table:
+    """Return those of ``rows`` that may be written to a computed table; the others are held.
+
+    Raises:
+        BatchRejected: None may; all are held.
+    """
+    import pyarrow.parquet as pq
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "rows.parquet")
+        pq.write_table(rows, file)
+        number = len(entries(lake, table, window)) + 1
+        lot = Lot(f"{table}/{window.label}/{number}", pipeline, table, window, file, rows.num_rows)
+        sifted = sift(lot, suite, lake, window.end)
+        if sifted.entry and sifted.entry.whole:
+            raise BatchRejected([sifted.entry])
+        return (
+            duckdb_connection().sql(sifted.passing).to_arrow_table().cast(rows.schema)
+            if sifted.entry
+            else rows
+        )
+
+
+def _hold(
+    lake: Lake,
+    lot: Lot,
+    whole: bool,
+    suite: str,
+    reasons: Sequence[str],
+    as_of: datetime,
+    rows: duckdb.DuckDBPyRelation,
+) -> Entry:
+    import pyarrow as pa
+
+    count, digest = fingerprint(rows)
+    past = entries(lake, lot.table, lot.window)
+    if same := next((e for e in past if e.held.fingerprint == digest and e.whole == whole), None):
+        return same  # this very step was killed after it, or ran before
+    table = lake.table(f"quarantine/{lot.id}")
+    held = DatasetRef(table.name, table.replace(rows.to_arrow_reader()), count, digest)
+    entry = Entry(
+        lot.id, lot.pipeline, lot.table, lot.window, whole, lot.rows, suite, tuple(reasons), as_of, held
+    )
+    line = {
+        **{"id": lot.id, "pipeline": lot.pipeline, "table": lot.table},
+        **{"start": lot.window.start, "end": lot.window.end, "whole": whole, "of": lot.rows},
+        **{"suite": suite, "reasons": list(reasons), "as_of": as_of},
+        **{"rows": held.rows, "version": held.version, "fingerprint": held.fingerprint},
+    }
+    listed = lake.table(ENTRIES).append(
+        pa.Table.from_pylist([line], _schema()), key=lot.id, number=WHOLE if whole else PART
+    )
+    if not listed and find(lake, lot.id).held.fingerprint != held.fingerprint:
+        raise LotChanged(lot.id)
+    return entry
+
+
+def entries(lake: Lake, table: str | None = None, window: Window | None = None) -> list[Entry]:
+    """Return what was ever held, oldest first, of one table or window if given."""
+    if not lake.table(ENTRIES).exists():
+        return []
+    found = lake.connect({"entries": ENTRIES}).sql("FROM entries ORDER BY as_of, id").to_arrow_table()
+    listed = [
+        Entry(
+            **{name: line[name] for name in ("id", "pipeline", "table", "whole", "of", "suite", "as_of")},
+            window=Window(line["start"], line["end"]),
+            reasons=tuple(line["reasons"]),
+            held=DatasetRef(f"quarantine/{line['id']}", line["version"], line["rows"], line["fingerprint"]),
+        )
+        for line in found.to_pylist()
+    ]
+    return [e for e in listed if table in (None, e.table) and window in (None, e.window)]
+
+
+def find(lake: Lake, id: str) -> Entry:
+    """Return the entry of that id.
+
+    Raises:
+        NotInQuarantine: There is none.
+    """
+    known = {entry.id: entry for entry in entries(lake)}
+    if id not in known:
+        raise NotInQuarantine(id, list(known))
+    return known[id]
+
+
+@contextmanager
+def deciding(entry: Entry, ledger: Ledger, holder: str, now: datetime) -> Iterator[Callable[..., object]]:
+    """Claim the decision on an entry; the block calls what it is given with it once it is carried out.
+
+    Raises:
+        AlreadyDecided: There is one.
+        AlreadyClaimed: Someone else is deciding.
+    """
+    made = ledger.claim(entry.pipeline, KIND, entry.id, holder=holder, now=now, lease=LEASE)
+    if made:
+        raise AlreadyDecided(entry.id, made.detail["decision"], made.at)
+
+    def decide(decision: str, **detail: object) -> None:
+        ledger.finish(entry.pipeline, KIND, entry.id, holder=holder, now=now, decision=decision, **detail)
+
+    try:
+        yield decide
+    except BaseException:
+        ledger.give_up(entry.pipeline, holder, now)
+        raise
+
+
+def drop(entry: Entry, ledger: Ledger, *, reason: str, holder: str, now: datetime) -> None:
+    """Decide that an entry's rows shall never land. They are kept, and its source never brings them again.
+
+    Raises:
+        AlreadyDecided: It was released or dropped before.
+    """
+    with deciding(entry, ledger, holder, now) as decide:
+        decide("dropped", rows=entry.held.rows, reason=reason)
+
+
+def decisions(ledger: Ledger, pipeline: str) -> dict[str, Decision]:
+    """Return, by the ids of entries, what was decided on them."""
+    made = ledger.entries(pipeline, KIND)
+    return {found.key: found for found in made if found.state == DONE}
+
+
+def waiting(lake: Lake, ledger: Ledger, pipeline: str) -> list[Entry]:
+    """Return the pipeline's entries that nobody decided on yet."""
+    decided = decisions(ledger, pipeline)
+    return [
+        entry
+        for entry in entries(lake)
+        if entry.pipeline == pipeline and entry.id not in decided and not superseded(entry, lake)
+    ]
+
+
+def superseded(entry: Entry, lake: Lake) -> bool:
+    """Say whether the source brought the window anew since it was held as a whole."""
+    if not entry.whole:
+        return False
+    later = any(e.whole and e.number > entry.number for e in entries(lake, entry.table, entry.window))
+    return later or lake.table(entry.table).holds(str(entry.window))
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    instant = pa.timestamp("us", "UTC")
+    texts = dict.fromkeys(("id", "pipeline", "table", "suite", "fingerprint"), pa.string())
+    numbers = dict.fromkeys(("of", "rows", "version"), pa.int64())
+    instants = dict.fromkeys(("start", "end", "as_of"), instant)
+    others = {"whole": pa.bool_(), "reasons": pa.list_(pa.string())}
+    return pa.schema({**texts, **numbers, **instants, **others})

@@ -1,0 +1,159 @@
+"""DuckDB for Great Expectations: the data source, engine, dialect and inspector that GX lacks.
+
+Importing this module imports GX and registers ``context.data_sources.add_duckdb``.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import great_expectations as gx
+from great_expectations.core.metric_function_types import SummarizationMetricNameSuffixes
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.datasource.fluent.sql_datasource import SQLDatasource
+from great_expectations.execution_engine.sqlalchemy_execution_engine import SqlAlchemyExecutionEngine
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from great_expectations.core.batch_definition import BatchDefinition
+    from great_expectations.validator.metric_configuration import MetricConfiguration
+    from sqlalchemy import Connection
+
+BATCH, NUMBERED, ROW = "batch", "numbered_batch", "headrace_row"
+"""The view GX validates; the same rows with their position in the batch; the column that holds it."""
+
+
+class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
+    """GX's SQL engine on one DuckDB connection, which computes nothing twice for a batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dialect_module: Any = _Dialect()
+        self.known: dict[Any, Any] = {}
+        self.counting = False
+
+    def open(self, files: Sequence[Path], columns: Sequence[str] | None) -> tuple[int, list[str]]:
+        """Make the rows of Parquet ``files`` the batch, or some ``columns``; return its size and columns."""
+        self.known.clear()
+        listed = ", ".join("'{}'".format(str(file).replace("'", "''")) for file in files)
+        with self.get_connection() as con:
+            seen = ", ".join(f'"{column}"' for column in columns) if columns else "*"
+            con.exec_driver_sql(
+                f"CREATE OR REPLACE VIEW {BATCH} AS SELECT {seen} FROM read_parquet([{listed}])"
+            )
+            counts = con.exec_driver_sql(f"SELECT num_rows FROM parquet_file_metadata([{listed}])").scalars()
+            before = [0]
+            for count in counts:
+                before.append(before[-1] + int(count))
+            con.exec_driver_sql(
+                f"CREATE OR REPLACE VIEW {NUMBERED} AS "
+                f"SELECT *, file_row_number + {before}[file_index::BIGINT + 1] AS {ROW} "
+                f"FROM read_parquet([{listed}])"
+            )
+            con.commit()
+            columns = [row[0] for row in con.exec_driver_sql(f"DESCRIBE {BATCH}")]
+        return before[-1], columns
+
+    def get_inspector(self) -> Any:
+        """Return what tells GX the names and types of columns."""
+        return _Inspector(self)
+
+    @contextmanager
+    def get_connection(self) -> Iterator[Connection]:
+        """Lend the one connection."""
+        # One for good: DuckDB's results, which GX reads afterwards, die with their connection.
+        if self._connection is None:
+            self._connection = self.engine.connect()
+            self._connection.exec_driver_sql("SET TimeZone = 'UTC'")
+        try:
+            yield self._connection
+        except SQLAlchemyError:
+            self._connection.rollback()  # DuckDB refuses everything after an error in a transaction
+            raise
+
+    def resolve_metrics(
+        self,
+        metrics_to_resolve: Iterable[MetricConfiguration],
+        metrics: dict[Any, Any] | None = None,
+        runtime_configuration: dict[str, Any] | None = None,
+    ) -> dict[Any, Any]:
+        """Resolve what is not known yet; while counting, look for no example of a broken row."""
+        wanted = list(metrics_to_resolve)
+        examples = f".{SummarizationMetricNameSuffixes.UNEXPECTED_VALUES.value}"
+        skipped = [m for m in wanted if self.counting and m.metric_name.endswith(examples)]
+        new = [m for m in wanted if m.id not in self.known and m not in skipped]
+        if new:
+            self.known |= super().resolve_metrics(new, metrics, runtime_configuration)
+        return {m.id: [] if m in skipped else self.known[m.id] for m in wanted}
+
+
+class DuckDBDatasource(SQLDatasource):
+    """``context.data_sources.add_duckdb(name, connection_string="duckdb:///…")``."""
+
+    type: Literal["duckdb"] = "duckdb"  # type: ignore[assignment]  # as GX's own data sources do
+
+    @property
+    def execution_engine_type(self) -> Any:
+        """Return what runs the queries."""
+        return DuckDBExecutionEngine
+
+
+@cache
+def connect() -> tuple[DuckDBExecutionEngine, BatchDefinition]:
+    """Return the process's engine and what fetches its batch: GX keeps its context globally as well."""
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    # Named, so that GX's other connections see the same database.
+    source = context.data_sources.add_duckdb("headrace", connection_string="duckdb:///:memory:headrace")
+    engine = source.get_execution_engine()
+    with engine.get_connection() as con:
+        con.exec_driver_sql(f"CREATE VIEW {BATCH} AS SELECT 1 AS nothing")
+        con.commit()
+    return engine, source.add_table_asset(BATCH, BATCH).add_batch_definition_whole_table("all")
+
+
+class _Dialect:
+    """What GX asks of a dialect module: how regular expressions are spelled, and the types by name.
+
+    It knows no DuckDB, but Dremio's ``REGEXP_MATCHES`` is DuckDB's. (PostgreSQL's
+    ``~`` is not: in DuckDB it matches the whole value, not a part.)
+    """
+
+    __name__ = name = "duckdb"
+    DremioDialect = True
+
+    def __getattr__(self, name: str) -> type:
+        if name.isupper():
+            return _type(name)
+        raise AttributeError(name)
+
+
+@cache
+def _type(name: str) -> type:
+    """Return a class of that name: GX compares the classes of column types, and reports their names."""
+    return type(name, (), {})
+
+
+@dataclass(frozen=True)
+class _Inspector:
+    """DuckDB's own names and types of columns, in one query instead of three on ``pg_catalog``."""
+
+    engine: SqlAlchemyExecutionEngine
+
+    @property
+    def dialect(self) -> Any:
+        return self.engine.dialect
+
+    def get_columns(self, table_name: str, schema: str | None = None) -> list[dict[str, Any]]:
+        described = self.engine.execute_query(text(f"DESCRIBE {table_name}"))
+        return [{"name": row[0], "type": _type(row[1])()} for row in described]
+
+    def get_pk_constraint(self, table_name: str, schema: str | None = None) -> dict[str, Any]:
+        return {}
