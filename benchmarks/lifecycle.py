@@ -61,6 +61,8 @@ LIBRARIES = {
     "sklearn.pipeline evidently.presets",
 }
 """What the stages import, there or on their way: torch takes seconds over its first optimizer."""
+HELD = {"weather": "WHERE NOT coalesce(wind_speed > 250, false)"}
+"""What the gate holds of the year: one row."""
 LIMIT = 300
 """Seconds either side may take."""
 
@@ -161,9 +163,7 @@ def _bare() -> Iterator[tuple[str, str]]:
             reader = "FROM '{}'" if file.suffix == ".parquet" else "FROM read_csv('{}', nullstr = ['NA', ''])"
             con.execute(f"CREATE VIEW {view} AS {reader.format(file)}")
         known = f"SELECT *, {source.time} AS available_at FROM ({source.origin.select})"
-        if source.name == "weather":  # the one row that the gate holds
-            known += " WHERE NOT coalesce(wind_speed > 250, false)"
-        con.execute(f"COPY ({known}) TO '{home}/{source.name}.parquet'")
+        con.execute(f"COPY ({known} {HELD.get(source.name, '')}) TO '{home}/{source.name}.parquet'")
         landed = lake.read_parquet(f"{home}/{source.name}.parquet")
         landed.create_view(source.name)
         rows += len(landed)

