@@ -139,7 +139,7 @@ class BatchRejected(HeadraceError):
             broken = "\n".join(f"  - {reason}" for reason in entry.reasons)
             shown.append(f"`{entry.id}` was rejected, all {entry.of:,} rows, by `{entry.suite}`:\n{broken}")
         if more := len(rejected) - len(shown):
-            shown.append(f"{more} more were rejected.")
+            shown.append(f"So {'was 1' if more == 1 else f'were {more}'} more.")
         first = rejected[0]
         again = (
             "Mend the source and run the same ingest again, or widen the suite in `validations/`, then "

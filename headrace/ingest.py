@@ -80,10 +80,11 @@ def staging(home: Path) -> Iterator[Path]:
 
     root = home / "staging"
     root.mkdir(parents=True, exist_ok=True)
-    own = Path(mkdtemp(dir=root))
-    with (own / "lock").open("w") as mine:
+    unlocked = Path(mkdtemp(prefix=".", dir=root))
+    with (unlocked / "lock").open("w") as mine:
         fcntl.flock(mine, fcntl.LOCK_EX)  # let go by the kernel when this process ends, however it ends
-        for left in set(root.iterdir()) - {own}:
+        own = unlocked.rename(root / unlocked.name[1:])
+        for left in set(root.glob("[!.]*")) - {own}:
             with suppress(OSError), (left / "lock").open() as theirs:
                 fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left)

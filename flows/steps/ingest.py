@@ -65,6 +65,10 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
         BatchRejected: Batches are held as a whole. It is raised last, when all else has landed.
     """
     settings = Settings()
+    if waits := quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec.name):
+        logger().warning("Waiting in quarantine for a decision: %s", ", ".join(entry.id for entry in waits))
+    if not settled:
+        return
     pages = publish({str(s.batch): s.validation for s in settled}, settings.home / "validations")
     site = settings.home / "validations" / "docs"
     links = {name: f"{settings.docs_page}/{page.relative_to(site)}" for name, page in pages.items()}
@@ -94,9 +98,6 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
     for s in settled:
         if s.aside:
             logger().warning("%s: kept aside, because not declared: %s", s.batch, ", ".join(s.aside))
-    waits = quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec.name)
-    if waits:
-        logger().warning("In quarantine, waiting for a decision: %s", ", ".join(entry.id for entry in waits))
     if rejected := [s.entry for s in settled if s.entry and s.entry.whole]:
         raise BatchRejected(rejected)
 
@@ -108,7 +109,7 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
     reasons = entry.reasons if entry else s.validation.warnings
     create_table_artifact(
         key=f"checked-{s.batch.lot.table.replace('/', '-')}",
-        table=s.validation.table(),
+        table=sorted(s.validation.table(), key=lambda row: row["result"] == "passed"),
         description=f"## {s.batch}: {held}\n\n"
         + "\n".join(f"- {reason}" for reason in reasons)
         + f"\n\n[Data Docs]({link})"

@@ -55,7 +55,7 @@ def listed(
 @app.command()
 def show(
     id: Id,
-    rows: Annotated[int, typer.Option(help="How many rows to show.")] = 10,
+    rows: Annotated[int, typer.Option(help="How many rows to show.")] = 6,
     to: Annotated[str, typer.Option(help="Write all held rows to this .csv or .parquet file.")] = "",
 ) -> None:
     """Show why an entry is held, and its rows, those that broke a rule first."""
@@ -73,12 +73,20 @@ def show(
         _export(lake, entry, Path(to))
         console.print(f"All {entry.held.rows:,} rows are in {to}.")
         return
-    con = lake.connect({"held": entry.held})
-    found = con.sql(f"FROM held ORDER BY broken_rules IS NULL LIMIT {rows}")
-    table = Table(*found.columns[:-1], "breaks")
-    for *values, broken in found.fetchall():
-        table.add_row(*(_cell(value) for value in values), "\n".join(broken or []))
+    found = lake.connect({"held": entry.held}).sql(
+        f"FROM held ORDER BY len(coalesce(broken_rules, [])) DESC LIMIT {rows}"
+    )
+    names, held = found.columns[:-1], found.fetchall()
+    rules = sorted({rule for *_, broken in held for rule in broken or []})
+    # A row of the data is a column of this table: there are more columns than a terminal is wide.
+    table = Table("", *(f"row {n}" for n in range(1, len(held) + 1)))
+    breaks = (", ".join(str(rules.index(rule) + 1) for rule in broken or []) for *_, broken in held)
+    table.add_row("breaks rule", *breaks, style="red", end_section=True)
+    for place, name in enumerate(names):
+        table.add_row(name, *(_cell(values[place]) for values in held))
     console.print(table)
+    for number, rule in enumerate(rules, 1):
+        console.print(f"  {number}: {rule}", markup=False, highlight=False)
 
 
 @app.command()

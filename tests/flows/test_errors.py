@@ -117,7 +117,8 @@ def test_a_rejected_batch_leaves_its_broken_rules_where_people_look_and_all_else
     page = Settings().home / "validations" / "docs" / link[1]
     assert "weather/2013-01-07/1" in page.read_text()
     events = river.prefect("events", filter={"event": {"name": ["headrace.quarantine"]}})["events"]
-    assert [event["payload"]["rows"] for event in events] == [504]
+    told = {event["resource"]["prefect.resource.name"]: event["payload"]["rows"] for event in events}
+    assert told == {"weather/2013-02-11/1": 1, "weather/2013-01-07/1": 504}  # the river's own, and this one
 
     again = flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15")
     assert again.returncode == 0, again.stderr

@@ -31,8 +31,12 @@ def children_of(pid: int) -> list[int]:
 def test_up_serves_prefect_mlflow_and_a_worker_and_ends_them_all(
     ending: signal.Signals, tmp_path: Path
 ) -> None:
-    prefect, mlflow = free_port(), free_port()
-    ports = {"HEADRACE_PREFECT_PORT": str(prefect), "HEADRACE_MLFLOW_PORT": str(mlflow)}
+    prefect, mlflow, docs = free_port(), free_port(), free_port()
+    ports = {
+        "HEADRACE_PREFECT_PORT": str(prefect),
+        "HEADRACE_MLFLOW_PORT": str(mlflow),
+        "HEADRACE_DOCS_PORT": str(docs),
+    }
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     up = subprocess.Popen(
         [sys.executable, "-m", "headrace.cli", "up"],
@@ -55,7 +59,8 @@ def test_up_serves_prefect_mlflow_and_a_worker_and_ends_them_all(
         eventually(all_up, seconds=120)
         assert len(httpx.post(f"{api}/deployments/filter", json={}, timeout=10).json()) == 6
         children = children_of(up.pid)
-        assert len(children) == 3
+        assert len(children) == 4
+        assert answers(f"http://127.0.0.1:{docs}/")
     finally:
         up.send_signal(ending)
         up.wait(timeout=60)
