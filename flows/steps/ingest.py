@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.events import emit_event
@@ -109,7 +110,11 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
     reasons = entry.reasons if entry else s.validation.warnings
     create_table_artifact(
         key=f"checked-{s.batch.lot.table.replace('/', '-')}",
-        table=sorted(s.validation.table(), key=lambda row: row["result"] == "passed"),
+        # What failed comes first, and what was observed must not be pushed out of sight.
+        table=[
+            row | {"rule": shorten(row["rule"], 70, placeholder="…")}
+            for row in sorted(s.validation.table(), key=lambda row: row["result"] == "passed")
+        ],
         description=f"## {s.batch}: {held}\n\n"
         + "\n".join(f"- {reason}" for reason in reasons)
         + f"\n\n[Data Docs]({link})"

@@ -109,7 +109,11 @@ def _result(
     """Return GX's result of the batch called ``name``, and where to keep it."""
     result = expectationSuiteValidationResultSchema.load(deepcopy(validation.result))
     run = {"run_name": name, "run_time": result.meta["validation_time"]}
-    result.meta |= {"run_id": run, "batch_id": name, "batch_spec": {"data_asset_name": name}}
+    result.meta |= {
+        "run_id": run,
+        "batch_id": name,
+        "batch_spec": {"data_asset_name": name.rsplit("/", 2)[0]},
+    }
     filed = quote(name, safe="").replace("~", "%7E").replace("%2F", "~")
     return (
         ValidationResultIdentifier(
