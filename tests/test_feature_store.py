@@ -232,7 +232,7 @@ def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, 
     asked = spine(lake, SECOND).slice(0, 200)
     before = features.online(store, "flight_delay", asked)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("feast.infra.online_stores.sqlite.SqliteOnlineStore.online_write_batch", killed)
+        patched.setattr("headrace.feature_store.writers.Sqlite.write", killed)
         features.forget(store, "flight_delay", SECOND.start)
         features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
 

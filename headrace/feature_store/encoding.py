@@ -1,0 +1,298 @@
+"""Feast's stored bytes, computed a column at a time instead of a protobuf message at a time.
+
+What is written is what Feast itself would write: the wire format of its
+``Value`` message (protobuf.dev/programming-guides/encoding), its entity keys of
+serialization version 3, and the text it sets beside a value in SQL stores. A
+column whose types are not known here goes through Feast's own conversion.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.type_map import NULL_TIMESTAMP_INT_VALUE, python_values_to_proto_values
+from feast.value_type import ValueType
+
+from headrace.lake import duckdb_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import duckdb
+    from feast.protos.feast.types.Value_pb2 import Value
+    from numpy.typing import NDArray
+
+    Key = tuple[str, ValueType, pa.Array]
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+"""Protobuf's wire types."""
+
+INTEGERS = (ValueType.INT32, ValueType.INT64)
+FLOATS = (ValueType.FLOAT, ValueType.DOUBLE)
+ARROW = {
+    ValueType.BYTES: pa.binary(),
+    ValueType.STRING: pa.string(),
+    ValueType.INT32: pa.int32(),
+    ValueType.INT64: pa.int64(),
+    ValueType.DOUBLE: pa.float64(),
+    ValueType.FLOAT: pa.float32(),
+    ValueType.BOOL: pa.bool_(),
+    ValueType.UNIX_TIMESTAMP: pa.timestamp("us"),
+}
+"""What a column is cast to before it is encoded."""
+
+ITEMS = {
+    kind: ValueType[kind.name.removesuffix("_LIST")]
+    for kind in ValueType
+    if kind.name.endswith("_LIST") and kind.name.removesuffix("_LIST") in {known.name for known in ARROW}
+}
+"""The types of lists that are known here, and of what they hold."""
+
+
+def values(column: pa.Array, kind: ValueType) -> pa.Array:
+    """Return each of ``column`` as the bytes of Feast's ``Value``; a null is an empty message, as there.
+
+    NaN is a null too, as in Feast.
+
+    Raises:
+        ArrowInvalid: A number does not fit into ``kind``.
+    """
+    if column.null_count == len(column) and kind is not ValueType.UNIX_TIMESTAMP:
+        return pa.array([b""] * len(column), pa.binary())
+    if kind in ITEMS and _is_list_of(column, ITEMS[kind]):
+        payload = _items(column, ITEMS[kind])
+        return pc.fill_null(_delimited(_tag(kind.value, BYTES), payload), b"")
+    if not _is_known(column.type, kind):
+        messages = [message.SerializeToString() for message in _as_feast_does(column, kind)]
+        return pa.array(messages, pa.binary())
+    known = column.cast(ARROW[kind])
+    if kind in (ValueType.STRING, ValueType.BYTES):
+        return pc.fill_null(_delimited(_tag(kind.value, BYTES), known.cast(pa.binary())), b"")
+    given, matrix, lengths = _scalars(known, kind)
+    tag = np.full((len(known), 1), kind.value << 3 | _wire(kind), np.uint8)
+    return _joined(np.hstack([tag, matrix]), np.where(given, lengths + 1, 0))
+
+
+def texts(column: pa.Array, kind: ValueType) -> pa.Array:
+    """Return what Feast's SQL stores keep beside each value, for filters: Python's ``str`` of it, or null."""
+    if column.null_count == len(column) or kind not in (
+        ValueType.STRING,
+        ValueType.BOOL,
+        *INTEGERS,
+        *FLOATS,
+    ):
+        return pa.nulls(len(column), pa.string())
+    if not _is_known(column.type, kind):
+        return pa.array(
+            [extract_text_and_num(v, False)[0] for v in _as_feast_does(column, kind)], pa.string()
+        )
+    known = column.cast(ARROW[kind])
+    if kind is ValueType.BOOL:
+        return pc.if_else(known, "True", "False")
+    if kind in FLOATS:
+        numbers = pa.table({"x": pc.if_else(pc.is_nan(known), None, known).cast(pa.float64())})
+        # DuckDB writes numbers as Python does, and unlike Python's `repr` it does so without holding the GIL
+        found = _calculator().cursor().from_arrow(numbers).project("x::VARCHAR AS x").to_arrow_table()["x"]
+        return found.combine_chunks()
+    return known.cast(pa.string())
+
+
+def entity_keys(keys: Sequence[Key], rows: int) -> pa.Array:
+    """Return the bytes by which online stores find each row: Feast's entity keys, serialization version 3.
+
+    Args:
+        keys: Name, type and values, none of them null, of each join key.
+        rows: How many rows there are, also without any keys.
+    """
+    keys = sorted(keys, key=lambda key: key[0])
+    if not all(kind in KEYED and _is_known(column.type, kind) for _, kind, column in keys):
+        return _entity_keys_as_feast_does(keys)
+    names = (name.encode() for name, _, _ in keys)
+    head = struct.pack("<I", len(keys)) + b"".join(
+        struct.pack("<II", ValueType.STRING.value, len(name)) + name for name in names
+    )
+    parts = chain.from_iterable(_key_parts(column.cast(ARROW[kind]), kind) for _, kind, column in keys)
+    first = pa.array([head], pa.binary()).take(pa.array(np.zeros(rows, np.int32)))
+    return pc.binary_join_element_wise(first, *parts, b"")
+
+
+def timestamps(times: pa.Array) -> pa.Array:
+    """Return each of ``times`` (microseconds, UTC) as the bytes of protobuf's ``Timestamp``."""
+    micros = times.cast(pa.int64()).to_numpy()
+    seconds, rest = np.divmod(micros, 1_000_000)
+    return pc.binary_join_element_wise(
+        _optional_varint(1, seconds), _optional_varint(2, rest * 1_000), pa.scalar(b"", pa.binary())
+    )
+
+
+KEYED = (ValueType.STRING, ValueType.BYTES, ValueType.UNIX_TIMESTAMP, *INTEGERS)
+"""Types that Feast takes for keys."""
+
+
+@cache
+def _calculator() -> duckdb.DuckDBPyConnection:
+    return duckdb_connection()
+
+
+def _is_known(found: pa.DataType, kind: ValueType) -> bool:
+    if kind is ValueType.DOUBLE:
+        return pa.types.is_float64(found) or pa.types.is_float32(found)
+    tests = {
+        ValueType.BYTES: (pa.types.is_binary, pa.types.is_large_binary),
+        ValueType.STRING: (pa.types.is_string, pa.types.is_large_string),
+        ValueType.INT32: (pa.types.is_integer,),
+        ValueType.INT64: (pa.types.is_integer,),
+        ValueType.FLOAT: (pa.types.is_float32, pa.types.is_float64),
+        ValueType.BOOL: (pa.types.is_boolean,),
+        ValueType.UNIX_TIMESTAMP: (pa.types.is_timestamp,),
+    }
+    return any(test(found) for test in tests.get(kind, ()))
+
+
+def _is_list_of(column: pa.Array, kind: ValueType) -> bool:
+    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return listed and _is_known(column.type.value_type, kind) and not column.flatten().null_count
+
+
+def _as_feast_does(column: pa.Array, kind: ValueType) -> list[Value]:
+    return python_values_to_proto_values(column.to_numpy(zero_copy_only=False), kind)
+
+
+def _entity_keys_as_feast_does(keys: Sequence[Key]) -> pa.Array:
+    names = [name for name, _, _ in keys]
+    columns = [_as_feast_does(column, kind) for _, kind, column in keys]
+    found = [
+        serialize_entity_key(EntityKey(join_keys=names, entity_values=row))
+        for row in zip(*columns, strict=True)
+    ]
+    return pa.array(found, pa.binary())
+
+
+def _key_parts(column: pa.Array, kind: ValueType) -> tuple[pa.Array, ...]:
+    if kind in (ValueType.STRING, ValueType.BYTES):
+        raw = column.cast(pa.binary())
+        sizes = pc.binary_length(raw).to_numpy().astype("<u4")
+        return _key_head(kind, sizes), raw
+    numbers = column.to_numpy() if kind in INTEGERS else _seconds(column)
+    raw = _bytes_of(numbers.astype("<i4" if kind is ValueType.INT32 else "<i8"))
+    sizes = np.full(len(column), raw.shape[1], "<u4")
+    return _key_head(kind, sizes), _joined(raw, sizes)
+
+
+def _key_head(kind: ValueType, sizes: NDArray) -> pa.Array:
+    head = np.stack([np.full(len(sizes), kind.value, "<u4"), sizes], axis=1)
+    return _joined(_bytes_of(head), np.full(len(sizes), 8))
+
+
+def _seconds(column: pa.Array) -> NDArray[np.int64]:
+    """Floor to seconds since 1970; a null is what Feast takes for one."""
+    micros = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(_given(column), micros // 1_000_000, NULL_TIMESTAMP_INT_VALUE)
+
+
+def _given(column: pa.Array) -> NDArray[np.bool_]:
+    return pc.is_valid(column).to_numpy(zero_copy_only=False)
+
+
+def _wire(kind: ValueType) -> int:
+    return {ValueType.DOUBLE: FIXED64, ValueType.FLOAT: FIXED32}.get(kind, VARINT)
+
+
+def _scalars(column: pa.Array, kind: ValueType) -> tuple[NDArray[np.bool_], NDArray, NDArray]:
+    """Return which values there are, their bytes left-aligned in rows, and how many bytes each takes."""
+    given = _given(column)
+    if kind is ValueType.UNIX_TIMESTAMP:
+        return np.full(len(column), True), *_varints(_seconds(column))
+    numbers = column.fill_null(False if kind is ValueType.BOOL else 0).to_numpy(zero_copy_only=False)
+    if kind not in FLOATS:
+        return given, *_varints(numbers)
+    raw = _bytes_of(numbers.astype("<f8" if kind is ValueType.DOUBLE else "<f4"))
+    return given & ~np.isnan(numbers), raw, np.full(len(column), raw.shape[1])
+
+
+def _varints(numbers: NDArray) -> tuple[NDArray[np.uint8], NDArray]:
+    """Return base-128 varints, left-aligned in rows, and their lengths; negatives take ten bytes."""
+    rest = numbers.astype(np.int64).view(np.uint64)
+    width = max(-(-int(rest.max(initial=0)).bit_length() // 7), 1)
+    groups = rest[:, None] >> np.arange(0, 7 * width, 7, dtype=np.uint64)
+    lengths = np.maximum((groups > 0).sum(axis=1), 1)
+    more = np.arange(width) < (lengths - 1)[:, None]
+    return ((groups & np.uint64(127)).astype(np.uint8) | more.astype(np.uint8) << 7), lengths
+
+
+def _items(column: pa.Array, kind: ValueType) -> pa.Array:
+    """Return the bytes of Feast's list messages, whose one field, number 1, repeats; null stays null."""
+    items = column.flatten().cast(ARROW[kind])
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
+    bounds = np.concatenate([[0], ends])
+    if kind in (ValueType.STRING, ValueType.BYTES):
+        each = _delimited(_tag(1, BYTES), items.cast(pa.binary()))
+        payload = _regrouped(each, bounds)
+    else:
+        if kind is ValueType.UNIX_TIMESTAMP:  # here Feast cuts towards zero
+            micros = items.cast(pa.int64()).to_numpy()
+            raw, lengths = _varints(np.sign(micros) * (np.abs(micros) // 1_000_000))
+        elif kind in FLOATS:
+            raw = _bytes_of(items.to_numpy().astype("<f8" if kind is ValueType.DOUBLE else "<f4"))
+            lengths = np.full(len(items), raw.shape[1])
+        else:
+            raw, lengths = _varints(items.to_numpy(zero_copy_only=False))
+        packed = _regrouped(_joined(raw, lengths), bounds)
+        full = pc.greater(pc.binary_length(packed), 0)
+        payload = pc.if_else(full, _delimited(_tag(1, BYTES), packed), packed)
+    return pc.if_else(pc.is_valid(column), payload, pa.scalar(None, pa.binary()))
+
+
+def _regrouped(items: pa.Array, bounds: NDArray) -> pa.Array:
+    """Run together the items from each bound to the next; ``items`` has no offset and no nulls."""
+    _, offsets, data = items.buffers()
+    ends = np.frombuffer(offsets, np.int32)[: len(items) + 1] if offsets else np.zeros(1, np.int32)
+    return pa.Array.from_buffers(
+        pa.binary(), len(bounds) - 1, [None, pa.py_buffer(ends[bounds].astype(np.int32)), data]
+    )
+
+
+def _optional_varint(field: int, numbers: NDArray) -> pa.Array:
+    """Return one field of each message; zero is left out, as proto3 does."""
+    raw, lengths = _varints(numbers)
+    tag = np.full((len(raw), 1), field << 3 | VARINT, np.uint8)
+    return _joined(np.hstack([tag, raw]), np.where(numbers == 0, 0, lengths + 1))
+
+
+def _tag(field: int, wire: int) -> bytes:
+    return _varint(field << 3 | wire)
+
+
+def _varint(number: int) -> bytes:
+    raw, lengths = _varints(np.array([number]))
+    return raw[0, : lengths[0]].tobytes()
+
+
+def _delimited(tag: bytes, payload: pa.Array) -> pa.Array:
+    """Put before each of ``payload`` the field's tag and its length; null stays null."""
+    sizes = pc.binary_length(payload).dictionary_encode()
+    heads = pa.array([tag + _varint(size) for size in sizes.dictionary.to_pylist()], pa.binary())
+    return pc.binary_join_element_wise(heads.take(sizes.indices), payload, pa.scalar(b"", pa.binary()))
+
+
+def _bytes_of(numbers: NDArray) -> NDArray[np.uint8]:
+    """Return each row's numbers as a row of bytes, in the order in which they lie in memory."""
+    width = numbers.itemsize * numbers[:1].size if len(numbers) else numbers.itemsize
+    return np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), width)
+
+
+def _joined(matrix: NDArray[np.uint8], lengths: NDArray) -> pa.Array:
+    """Return the first ``lengths[i]`` bytes of each row ``i`` as one Arrow value."""
+    offsets = np.zeros(len(matrix) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    data = np.ascontiguousarray(matrix[np.arange(matrix.shape[1]) < np.asarray(lengths)[:, None]])
+    return pa.Array.from_buffers(pa.binary(), len(matrix), [None, pa.py_buffer(offsets), pa.py_buffer(data)])

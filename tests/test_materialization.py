@@ -1,0 +1,481 @@
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pandas as pd
+import psycopg
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
+
+from headrace.lake import Lake, duckdb_connection
+
+pytest.importorskip("feast")
+from feast import BatchFeatureView, Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, types
+from feast.data_format import DeltaFormat, ParquetFormat
+from feast.infra.common.materialization_job import MaterializationTask
+from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.type_map import python_values_to_proto_values
+from feast.value_type import ValueType
+
+from headrace.feature_store import encoding, engine, latest, writers
+
+KINDS = ("sqlite", "redis", "postgres")
+START = datetime(2013, 1, 1, tzinfo=UTC)
+HOURS = 24
+END = START + timedelta(hours=HOURS)
+FEAST, OURS = "local", "headrace.feature_store.engine.DaskComputeEngine"
+
+ROWS = f"""
+    SELECT i % 7 AS airport, 'carrier ' || i % 5 AS known_as, i AS number, i / 7 AS share, 'é' || i AS name,
+           (i / 3)::FLOAT AS ratio, i::INT - 20 AS small, i % 2 = 0 AS late, i::VARCHAR::BLOB AS raw,
+           TIMESTAMPTZ '1970-01-01 00:00:01.5' - to_seconds(i) AS seen, [i / 3, 1.5] AS pair,
+           [i, -i] AS steps, [name, ''] AS names, [late] AS flags, [seen] AS times, []::BIGINT[] AS none,
+           '{{"i": ' || i || '}}' AS json,
+           TIMESTAMPTZ '{START}' + to_hours((i * 5 % {HOURS})::INT) AS event_timestamp,
+           event_timestamp + to_minutes((i % 3)::INT) AS created
+    FROM range(120) AS counted(i)
+"""
+TYPES: dict[str, Any] = {
+    "airport": types.Int64, "carrier": types.String, "number": types.Int64, "share": types.Float64,
+    "name": types.String, "ratio": types.Float32, "small": types.Int32, "late": types.Bool,
+    "raw": types.Bytes, "seen": types.UnixTimestamp, "pair": types.Array(types.Float64),
+    "steps": types.Array(types.Int64), "names": types.Array(types.String), "flags": types.Array(types.Bool),
+    "times": types.Array(types.UnixTimestamp), "none": types.Array(types.Int64), "json": types.Json,
+}  # fmt: skip
+NULLABLE = ("share", "name", "ratio", "small", "late", "raw", "pair", "names", "json")
+FEATURES = [f"flights:{name}" for name in TYPES if name not in {"airport", "carrier"}]
+ASKED = [{"airport": i % 7, "carrier": f"carrier {i % 5}"} for i in range(35)] + [
+    {"airport": 8, "carrier": "nobody"}
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An online store of one kind, and what its owner can see and do without Feast."""
+
+    kind: str
+    online: dict[str, Any]
+
+    def cells(self) -> list[tuple]:
+        if self.kind == "redis":
+            client = self._redis()
+            return sorted((key, *sorted(client.hgetall(key).items())) for key in client.keys("*"))
+        columns = "entity_key, feature_name, value, value_text, event_ts, created_ts"
+        with contextlib.closing(self._connect()) as con:
+            rows = [
+                row for table in self._tables(con) for row in con.execute(f"SELECT {columns} FROM {table}")
+            ]
+        return sorted(rows)
+
+    def clear(self) -> None:
+        if self.kind == "redis":
+            self._redis().flushdb()
+            return
+        with contextlib.closing(self._connect()) as con:
+            for table in self._tables(con):
+                con.execute(f"DELETE FROM {table}")
+            con.commit()
+
+    def _redis(self) -> Any:
+        from redis import Redis
+
+        address, database = self.online["connection_string"].split(",db=")
+        return Redis.from_url(f"redis://{address}/{database}")
+
+    def _connect(self) -> Any:
+        if self.kind == "sqlite":
+            return sqlite3.connect(self.online["path"])
+        at = {key: self.online[key] for key in ("host", "port", "user")} | {"dbname": self.online["database"]}
+        return psycopg.connect(**at, options=f"-c search_path={self.online['db_schema']}")
+
+    def _tables(self, con: Any) -> list[str]:
+        query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if self.kind == "postgres":
+            query = f"SELECT tablename FROM pg_tables WHERE schemaname = '{self.online['db_schema']}'"
+        return [f'"{name}"' for (name,) in con.execute(query)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A lake with one table of many types, unordered, and its rows as Parquet."""
+    home = tmp_path_factory.mktemp("materialization")
+    nulls = ", ".join(f"if(number % 11 = {i}, NULL, {name}) AS {name}" for i, name in enumerate(NULLABLE))
+    rows = duckdb_connection().sql(f"SELECT * REPLACE ({nulls}) FROM ({ROWS}) ORDER BY hash(number)")
+    rows.write_parquet(str(home / "flights.parquet"))
+    Lake(str(home)).table("flights").append(rows.to_arrow_table(), "all")
+    return home
+
+
+@pytest.fixture
+def places(request, home, tmp_path):
+    """Two empty stores of the parameter's kind: for ours, and for Feast's own."""
+    if request.param == "sqlite":
+        online = [{"type": "sqlite", "path": str(tmp_path / f"{i}.db")} for i in range(2)]
+    elif request.param == "redis":
+        address = request.getfixturevalue("redis")
+        online = [{"type": "redis", "connection_string": f"{address},db={i}"} for i in range(2)]
+    else:
+        url = make_url(request.getfixturevalue("postgres"))
+        at = {"type": "postgres", "host": url.host, "port": url.port, "user": url.username, "password": ""}
+        at |= {"database": url.database, "sslmode": "disable"}
+        online = [at | {"db_schema": f"place_{i}"} for i in range(2)]
+    found = [Place(request.param, config) for config in online]
+    yield found
+    if request.param != "sqlite":
+        for place in found:
+            place.clear()
+
+
+every_store = pytest.mark.parametrize("places", KINDS, indirect=True)
+
+
+def store_at(home: Path, place: Place, engine: str = OURS, offline: str = "") -> FeatureStore:
+    name = crc32(f"{place.online} {engine}".encode())  # the same in every process
+    registry = home / f"registry-{name}.db"
+    ours = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(home)}
+    return FeatureStore(
+        config=RepoConfig(
+            project="test", provider="local", registry=str(registry), online_store=place.online,
+            offline_store={"type": offline} if offline else ours, batch_engine={"type": engine},
+            entity_key_serialization_version=3,
+        )
+    )  # fmt: skip
+
+
+airport = Entity(name="airport_entity", join_keys=["airport"], value_type=ValueType.INT64)
+carrier = Entity(name="carrier_entity", join_keys=["carrier"], value_type=ValueType.STRING)
+
+
+def view_of(path: str = "flights", form: Any = DeltaFormat, kind: type = FeatureView, **options: Any) -> Any:
+    source = FileSource(
+        name="flights", path=path, file_format=form(), timestamp_field="event_timestamp",
+        created_timestamp_column="created", field_mapping={"known_as": "carrier"},
+    )  # fmt: skip
+    schema = [Field(name=name, dtype=dtype) for name, dtype in TYPES.items()]
+    wanted = {"name": "flights", "entities": [airport, carrier], "schema": schema, "source": source}
+    return kind(**wanted | {"online": True} | options)
+
+
+def opened(home: Path, place: Place, view: Any = None, **options: Any) -> FeatureStore:
+    store = store_at(home, place, **options)
+    store.apply([airport, carrier, view or view_of()])
+    return store
+
+
+def bring(store: FeatureStore, start: datetime, end: datetime) -> None:
+    """Run the engine itself: no registry in between, so that windows may come in any order."""
+    view = store.get_feature_view("flights")
+    task = MaterializationTask("test", view, start, end)
+    (job,) = store._get_provider().batch_engine.materialize(store.registry, task)
+    if error := job.error():
+        raise error
+
+
+def answers(store: FeatureStore) -> dict[str, list]:
+    return store.get_online_features(FEATURES, ASKED).to_dict()
+
+
+@every_store
+def test_every_store_holds_the_very_bytes_that_feast_itself_writes(home, places):
+    ours, feast = (opened(home, at, engine=by) for at, by in zip(places, (OURS, FEAST), strict=True))
+    for store in (ours, feast):
+        store.materialize(START, END)
+
+    assert places[0].cells() == places[1].cells()
+    assert len(places[0].cells()) == 35 * (1 if places[0].kind == "redis" else len(FEATURES))
+    assert answers(ours) == answers(feast)
+    assert answers(ours)["number"].count(None) == 1
+
+
+@every_store
+def test_parts_written_by_several_worker_processes_are_the_whole(home, places, monkeypatch):
+    monkeypatch.setattr(engine, "PART", 10)
+    monkeypatch.setenv("HEADRACE_DASK_WORKERS", "2")
+    ours, feast = (opened(home, at, engine=by) for at, by in zip(places, (OURS, FEAST), strict=True))
+    for store in (ours, feast):
+        store.materialize(START, END)
+    assert places[0].cells() == places[1].cells()
+
+
+def test_the_time_of_day_in_sqlite_is_feasts_in_other_time_zones_too(home, tmp_path, monkeypatch):
+    places = [Place("sqlite", {"type": "sqlite", "path": str(tmp_path / f"{i}.db")}) for i in range(2)]
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        for place, by in zip(places, (OURS, FEAST), strict=True):
+            opened(home, place, engine=by).materialize(START, END)
+        assert places[0].cells() == places[1].cells()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+hours = st.integers(0, HOURS)
+windows = st.lists(st.tuples(hours, hours).map(sorted).filter(lambda w: w[0] < w[1]), min_size=1, max_size=5)
+
+
+@every_store
+def test_an_older_value_never_replaces_a_newer_one(home, places):
+    store = opened(home, places[0])
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(windows, st.randoms())
+    def in_any_order_and_repeated(spans, random):
+        places[0].clear()
+        spans = [(START + timedelta(hours=a), START + timedelta(hours=b, microseconds=-1)) for a, b in spans]
+        for span in spans:
+            bring(store, *span)
+        once = answers(store)
+        for span in random.sample(spans, len(spans)) * 2:
+            bring(store, *span)
+        assert answers(store) == once
+        assert once["number"] == by_definition(home, spans)
+
+    in_any_order_and_repeated()
+
+
+def by_definition(home: Path, spans: list) -> list:
+    inside = " OR ".join(f"event_timestamp BETWEEN '{a.isoformat()}' AND '{b.isoformat()}'" for a, b in spans)
+    found = duckdb_connection().sql(f"""
+        SELECT airport, known_as, arg_max(number, (event_timestamp, created))
+        FROM '{home}/flights.parquet' WHERE {inside} GROUP BY ALL
+    """)
+    latest = {(airport, carrier): number for airport, carrier, number in found.fetchall()}
+    return [latest.get((row["airport"], row["carrier"])) for row in ASKED]
+
+
+@pytest.mark.parametrize("places", ["sqlite", "postgres"], indirect=True)
+def test_of_equally_late_rows_the_one_created_last_stays(home, places, tmp_path):
+    """Corrected upward in the lake, then brought again from a copy that is older."""
+    lake, rows = Lake(str(tmp_path)), pa.parquet.read_table(home / "flights.parquet")
+    stamp = rows.schema.get_field_index("created")
+    later = rows.set_column(stamp, "created", pa.compute.add(rows["created"], timedelta(hours=1)))
+    number = rows.schema.get_field_index("number")
+    later = later.set_column(number, "number", pa.compute.add(later["number"], 1_000))
+    lake.table("flights").append(later, "corrected")
+    newer, older = opened(tmp_path, places[0]), opened(home, places[0])
+    bring(newer, START, END)
+    corrected = places[0].cells()
+    bring(older, START, END)
+    assert places[0].cells() == corrected
+    places[0].clear()
+    bring(older, START, END)
+    bring(newer, START, END)
+    assert places[0].cells() == corrected
+
+
+def race(home: Path, place: Place, spans: list) -> None:
+    store = store_at(home, place)
+    for span in spans:
+        bring(store, *span)
+
+
+@every_store
+def test_two_processes_at_once_leave_the_newest(home, places):
+    opened(home, places[0])
+    cuts = [START + timedelta(hours=hour) for hour in range(0, HOURS + 1, 4)]
+    spans = [(a, b - timedelta(microseconds=1)) for a, b in pairwise(cuts)]
+    spawned = multiprocessing.get_context("spawn")
+    racers = [
+        spawned.Process(target=race, args=(home, places[0], list(order) * 3))
+        for order in (spans, reversed(spans))
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(120)
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    whole = [(START, END - timedelta(microseconds=1))]
+    assert answers(store_at(home, places[0]))["number"] == by_definition(home, whole)
+
+
+def slowly(home: Path, place: Place) -> None:
+    """Materialise a row at a time, in a process that is about to be killed."""
+    latest.CELLS = 1
+    chunks = latest.Latest.chunks
+
+    def with_pauses(self: Any) -> Any:
+        for chunk in chunks(self):
+            yield chunk
+            time.sleep(0.1)
+
+    latest.Latest.chunks = with_pauses  # type: ignore[method-assign]
+    bring(store_at(home, place), START, END)
+
+
+@every_store
+def test_killed_in_the_middle_and_run_again_is_as_if_never_killed(home, places):
+    opened(home, places[0])
+    victim = multiprocessing.get_context("spawn").Process(target=slowly, args=(home, places[0]))
+    victim.start()
+    while victim.is_alive() and len(places[0].cells()) < 5:
+        time.sleep(0.02)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    half = len(places[0].cells())
+
+    bring(store_at(home, places[0]), START, END)
+
+    whole = places[0].cells()
+    places[0].clear()
+    bring(store_at(home, places[0]), START, END)
+    assert places[0].cells() == whole
+    assert 0 < half < len(whole)
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+def test_a_view_without_entities_is_brought_too(home, places):
+    source = FileSource(
+        name="flights", path="flights", file_format=DeltaFormat(), timestamp_field="event_timestamp"
+    )
+    view = FeatureView(name="flights", schema=[Field(name="number", dtype=types.Int64)], source=source)
+    store = opened(home, places[0], view)
+    store.materialize(START, END)
+    (found,) = store.get_online_features(["flights:number"], [{"nobody": 0}]).to_dict()["number"]
+    rows = pa.parquet.read_table(home / "flights.parquet").to_pylist()
+    newest = max(row["event_timestamp"] for row in rows)
+    assert found in {row["number"] for row in rows if row["event_timestamp"] == newest}
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+def test_other_sources_come_through_feasts_own_offline_store(home, places):
+    parquet = view_of(str(home / "flights.parquet"), ParquetFormat)
+    options = {"offline": "dask"}
+    ours, feast = (
+        opened(home, at, parquet, engine=by, **options) for at, by in zip(places, (OURS, FEAST), strict=True)
+    )
+    for store in (ours, feast):
+        store.materialize(START, END)
+    assert places[0].cells() == places[1].cells() != []
+
+
+def doubled(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(share=rows["share"] * 2)
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+def test_a_view_with_a_transformation_is_left_to_feasts_local_engine(home, places):
+    plain = opened(home, places[1])
+    plain.materialize(START, END)
+    fields = [Field(name=name, dtype=TYPES[name]) for name in ("airport", "carrier", "share")]
+    transformed = partial(BatchFeatureView, mode="pandas", udf=doubled, udf_string="doubled", schema=fields)
+    view = view_of(str(home / "flights.parquet"), ParquetFormat, transformed)
+    store = opened(home, places[0], view, offline="dask")
+    bring(store, START, END)
+    found, once = (
+        shop.get_online_features(["flights:share"], ASKED).to_dict()["share"] for shop in (store, plain)
+    )
+    assert found == [share and share * 2 for share in once]
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+def test_a_view_that_is_not_online_is_left_alone(home, places):
+    store = opened(home, places[0], view_of(online=False))
+    bring(store, START, END)
+    assert places[0].cells() == []
+
+
+@pytest.mark.parametrize("places", ["redis"], indirect=True)
+def test_keys_in_redis_expire_as_configured(home, places):
+    place = Place("redis", places[0].online | {"key_ttl_seconds": 1000})
+    opened(home, place).materialize(START, END)
+    assert {900 < place._redis().ttl(key) <= 1000 for key in place._redis().keys("*")} == {True}
+
+
+@pytest.mark.parametrize("places", ["redis"], indirect=True)
+def test_redis_tells_apart_times_before_1970_and_within_a_second(places):
+    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+
+    epoch, second = datetime(1970, 1, 1, tzinfo=UTC), timedelta(seconds=1)
+    moments = [epoch + second * at for at in (-(10**10), -128, -0.8, -0.3, 0, 0.25, 0.5, 127, 10**10)]
+    first, then = zip(*product(moments, moments), strict=True)
+    keys = pa.array([f"{i}".encode() for i in range(len(first))])
+    place = writers.Redis(RedisOnlineStoreConfig(**places[0].online), "", "view")
+    for times in (first, then):
+        stamps = pa.array(times, pa.timestamp("us", "UTC"))
+        place.write([latest.Chunk(keys, (), stamps, pa.nulls(len(keys), stamps.type))])
+    newest = encoding.timestamps(pa.array(map(max, zip(first, then, strict=True)), pa.timestamp("us", "UTC")))
+    client = places[0]._redis()
+    assert [client.hget(key, "_ts:view") for key in keys.to_pylist()] == newest.to_pylist()
+
+
+def test_feasts_own_command_line_materialises_with_it(home, tmp_path):
+    (tmp_path / "features").mkdir()
+    shutil.copytree(home / "flights", tmp_path / "flights")
+    (tmp_path / "features/feature_store.yaml").write_text(f"""
+project: test
+provider: local
+registry: {tmp_path}/registry.db
+online_store: {{type: sqlite, path: {tmp_path}/online.db}}
+offline_store: {{type: headrace.feature_store.offline.DeltaOfflineStore, lake: {tmp_path}}}
+batch_engine: {{type: {OURS}}}
+entity_key_serialization_version: 3
+""")
+    (tmp_path / "features/flights.py").write_text(
+        "from tests.test_materialization import airport, carrier, view_of\nview = view_of()\n"
+    )
+    feast, env = Path(sys.executable).with_name("feast"), os.environ | {"PYTHONPATH": str(Path.cwd())}
+    for command in (["apply"], ["materialize", "2013-01-01T00:00:00", "2013-01-02T00:00:00"]):
+        done = subprocess.run(
+            [feast, *command], cwd=tmp_path / "features", env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    place = Place("sqlite", {"type": "sqlite", "path": str(tmp_path / "online.db")})
+    assert len(place.cells()) == 35 * len(FEATURES)
+
+
+SCALARS: dict[ValueType, tuple[pa.DataType, st.SearchStrategy]] = {
+    ValueType.STRING: (pa.string(), st.text(st.characters(exclude_categories=["Cs"]))),
+    ValueType.BYTES: (pa.binary(), st.binary(min_size=1)),
+    ValueType.INT32: (pa.int32(), st.integers(-(2**31), 2**31 - 1)),
+    ValueType.INT64: (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+    ValueType.DOUBLE: (pa.float64(), st.floats()),
+    ValueType.FLOAT: (pa.float32(), st.floats(width=32)),
+    ValueType.BOOL: (pa.bool_(), st.booleans()),
+    ValueType.UNIX_TIMESTAMP: (
+        pa.timestamp("us", "UTC"),
+        st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCALARS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_encoded_columns_are_what_protobuf_makes_of_them(kind, data):
+    form, some = SCALARS[kind]
+    # an integer column with nulls becomes floats in Feast, and large ones are wrong: ours are exact
+    exact = kind in encoding.INTEGERS
+    scalars = pa.array(data.draw(st.lists(some if exact else st.none() | some, min_size=1)), form)
+    listed = ValueType[f"{kind.name}_LIST"]
+    lists = pa.array(data.draw(st.lists(st.none() | st.lists(some), min_size=1)), pa.list_(form))
+    for column, typed in ((scalars, kind), (lists, listed)):
+        messages = python_values_to_proto_values(column.to_numpy(zero_copy_only=False), typed)
+        assert encoding.values(column, typed).to_pylist() == [m.SerializeToString() for m in messages]
+        assert encoding.texts(column, typed).to_pylist() == [
+            extract_text_and_num(m, False)[0] for m in messages
+        ]
+
+
+def test_large_integers_beside_nulls_stay_exact():
+    """Feast takes a column with nulls through floating point, which loses them."""
+    column = pa.array([2**62 + 1, None])
+    number, nothing = encoding.values(column, ValueType.INT64).to_pylist()
+    assert python_values_to_proto_values([2**62 + 1], ValueType.INT64)[0].SerializeToString() == number
+    assert nothing == b""
