@@ -14,11 +14,13 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
-from headrace.errors import BadFeatureRows
+from headrace import quarantine
+from headrace.errors import BadFeatureRows, BatchRejected
 from headrace.feature_store import store as features
 from headrace.feature_store.tables import build, stale
 from headrace.lake import Lake, Window, duckdb_connection, windows
 from headrace.pipeline import WEEK, load
+from headrace.serving import log
 from headrace.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -422,3 +424,57 @@ def test_feast_apply_takes_the_repository_as_it_stands(feast_apply):
     assert process.returncode == 0, output
     assert "Deploying infrastructure for carrier_delays" in output
     assert {file.name for file in (project / ".headrace/feast").iterdir()} == {"registry.db", "online.db"}
+
+
+# ── the gate ───────────────────────────────────────────────────────────────────
+
+
+def test_a_window_of_features_that_breaks_its_suite_is_held_and_the_old_one_stays(lake, tmp_path):
+    table = FLIGHTS.feature_tables[1]
+    before = lake.table(table.table).snapshot()
+    twice = tmp_path / "twice.sql"
+    twice.write_text(f"WITH once AS ({table.sql.read_text()}) FROM once UNION ALL FROM once")
+    for _ in range(2):  # again: the same rows are held once
+        with pytest.raises(BatchRejected, match="must be unique together") as rejected:
+            build(replace(table, sql=twice), FLIGHTS.raw, SECOND, lake, "flights")
+    (entry,) = quarantine.entries(lake, table.table)
+    assert rejected.value.rejected == (entry,)
+    assert (entry.id, entry.whole) == ("features/origin_delays/2013-01-07/1", True)
+    assert entry.held.rows == 2 * lake.table(table.table).count(SECOND)
+    assert lake.table(table.table).snapshot() == before
+
+
+def test_feature_rows_within_a_tolerance_are_held_and_the_rest_is_built(lake, tmp_path, monkeypatch):
+    import great_expectations.expectations as gxe
+    from great_expectations import ExpectationSuite
+
+    def mild():
+        rule = gxe.ExpectColumnValuesToBeBetween(column="temp", max_value=45, mostly=0.5)
+        return ExpectationSuite("mild", [rule])
+
+    monkeypatch.setattr("validations.flights.origin_weather", mild)
+    mild.__module__ = "validations.flights"
+    table = replace(FLIGHTS.feature_tables[0], name="mild_weather")
+    written = build(table, FLIGHTS.raw, SECOND, lake, "flights")
+    (entry,) = quarantine.entries(lake, "features/mild_weather")
+    whole = lake.table("features/origin_weather").count(SECOND)
+    assert (written + entry.held.rows, entry.whole) == (whole, False)
+    assert 0 < entry.held.rows < whole / 2
+    assert lake.connect({"t": table.table}).sql("SELECT max(temp) FROM t").fetchall()[0][0] <= 45
+
+
+def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, lake):
+    class Stuck:
+        """A model that says the same of every flight."""
+
+        def predict(self, rows):
+            return [0.5] * rows.num_rows
+
+    def online(asked):
+        return features.online(store, "flight_delay", asked)
+
+    with pytest.raises(BatchRejected, match="probability") as rejected:
+        log.score(FLIGHTS, lake, SECOND, online, Stuck(), 1)
+    (entry,) = rejected.value.rejected
+    assert (entry.id, entry.whole, entry.held.rows) == ("predictions/flights/2013-01-07/1", True, entry.of)
+    assert not lake.table("predictions/flights").exists()

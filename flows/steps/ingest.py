@@ -93,8 +93,9 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
         description=f"## {rows_landed:,} rows landed, {rows_held:,} held, as of {at:%Y-%m-%d %H:%M} UTC\n\n"
         "Each batch links to its Data Docs, which `make up` serves.",
     )
+    latest = {s.batch.lot.table: s for s in settled}
     for s in settled:
-        if s.entry or s.validation.warnings:
+        if s.entry or s.validation.warnings or s is latest[s.batch.lot.table]:
             _show(spec, s, links[str(s.batch)])
     for s in settled:
         if s.aside:
@@ -104,7 +105,7 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
 
 
 def _show(spec: Pipeline, s: Settled, link: str) -> None:
-    """Give a batch that is not clean a page of its own, and tell whoever listens."""
+    """Give a batch a page of its own, and tell whoever listens if some of it is held."""
     entry = s.entry
     held = f"{entry.held.rows:,} of {entry.of:,} rows wait in quarantine" if entry else "All rows landed"
     reasons = entry.reasons if entry else s.validation.warnings
