@@ -16,7 +16,10 @@ HeadraceError
 ├── StillRejected
 ├── Superseded
 ├── BadFeatureRows
+├── ColumnTaken
 ├── NotBuilt
+├── VersionGone
+├── UnknownPins
 ├── NotEnoughData
 ├── NoChampion
 ├── NothingScored
@@ -231,6 +234,17 @@ class BadFeatureRows(HeadraceError):
         )
 
 
+class ColumnTaken(HeadraceError):
+    """Rows that features are asked for already have columns of the features' names."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = tuple(columns)
+        super().__init__(
+            f"The rows to join features to already have {', '.join(f'`{c}`' for c in columns)}. Nothing was "
+            "joined. Drop or rename these columns, or ask with `full_feature_names=True`."
+        )
+
+
 class NotBuilt(HeadraceError):
     """A table is asked for before the step that fills it has run."""
 
@@ -238,6 +252,30 @@ class NotBuilt(HeadraceError):
         self.table, self.step = table, step
         super().__init__(
             f"Table `{table}` does not exist yet. Run the `{step}` flow for this pipeline first."
+        )
+
+
+class VersionGone(HeadraceError):
+    """A table is asked for at a version that cannot be read."""
+
+    def __init__(self, table: str, version: int, newest: int) -> None:
+        self.table, self.version, self.newest = table, version, newest
+        super().__init__(
+            f"Table `{table}` cannot be read at version {version}; its newest is {newest}. Either that "
+            "version is still to come, or its files were vacuumed. Pin a version that "
+            "`DeltaTable.history()` lists and whose files still exist, or restore them from a backup."
+        )
+
+
+class UnknownPins(HeadraceError):
+    """Versions are pinned of tables that a feature service does not read."""
+
+    def __init__(self, service: str, unknown: Sequence[str], known: Sequence[str]) -> None:
+        self.service, self.unknown, self.known = service, tuple(unknown), tuple(known)
+        super().__init__(
+            f"Feature service `{service}` reads {', '.join(known) or 'no tables'}, but versions are pinned "
+            f"of {', '.join(unknown)}. Nothing was read. Correct the names, or take the pins that "
+            "`headrace.feature_store.store.pins` returns."
         )
 
 

@@ -7,64 +7,46 @@ of what came in are what goes out.
 
 from __future__ import annotations
 
+import tempfile
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from feast import FeatureView, FileSource, OnDemandFeatureView, RepoConfig
+from feast import FeatureView, OnDemandFeatureView, RepoConfig
+from feast.errors import FeastEntityDFMissingColumnsError
 from feast.feature_view import DUMMY_ENTITY_ID
-from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_requested_feature_views_to_features_dict
+from pydantic import Field
 
-from headrace.feature_store.embedded import settings_beside
-from headrace.lake import Lake, duckdb_connection
+from headrace.errors import ColumnTaken
+from headrace.feature_store import asof, sources
+from headrace.feature_store.job import DuckDBJob
+from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import duckdb
     from feast.data_source import DataSource
+    from feast.feature_logging import LoggingConfig, LoggingSource
     from feast.infra.registry.base_registry import BaseRegistry
-
-TIME = "event_timestamp"
-MICROSECOND = timedelta(microseconds=1)
 
 
 class DeltaOfflineStoreConfig(FeastConfigBaseModel):
-    """Configuration: ``lake`` is the root of the Delta tables that file sources name by relative paths."""
+    """Configuration: which lake, which of its versions, and how much memory a join may take."""
 
     type: Literal["headrace.feature_store.offline.DeltaOfflineStore"] = (
         "headrace.feature_store.offline.DeltaOfflineStore"
     )
-    lake: str = ""
-
-
-class DuckDBJob(RetrievalJob):
-    """Rows computed when asked for: Arrow all the way, unless an on-demand view wants pandas."""
-
-    def __init__(
-        self,
-        compute: Callable[[], pa.Table],
-        full_feature_names: bool = False,
-        on_demand: list[OnDemandFeatureView] | None = None,
-        metadata: RetrievalMetadata | None = None,
-    ) -> None:
-        self._compute, self._full, self._on_demand = compute, full_feature_names, on_demand or []
-        self._metadata = metadata
-
-    full_feature_names = property(lambda self: self._full)
-    on_demand_feature_views = property(lambda self: self._on_demand)
-    metadata = property(lambda self: self._metadata)
-
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        return self._compute()
-
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        frame: pd.DataFrame = self._compute().to_pandas()
-        return frame
+    lake: str = Field("", description="Root URI of the tables that sources name by relative paths")
+    versions: dict[str, int] = Field({}, description="Tables to read at a version; others at their newest")
+    memory_limit: str = Field("4GB", description="What DuckDB may hold at once; the rest goes to disk")
 
 
 class DeltaOfflineStore(OfflineStore):
@@ -74,6 +56,13 @@ class DeltaOfflineStore(OfflineStore):
 
     def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
         """Accept sources whose tables are not built yet: features are declared before they are computed."""
+
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Return the columns of the source's table, and the names of their Arrow types."""
+        schema = sources.rows(_connection(config), config, data_source).limit(0).to_arrow_table().schema
+        return [(field.name, str(field.type)) for field in schema]
 
     @staticmethod
     def get_historical_features(
@@ -86,52 +75,45 @@ class DeltaOfflineStore(OfflineStore):
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
         **kwargs: Any,
-    ) -> RetrievalJob:
+    ) -> DuckDBJob:
         """Set beside each row of ``entity_df`` the features valid at its ``event_timestamp``.
 
-        A view's row is valid if its keys are equal, it is not later than the
-        entity row and at most the view's ``ttl`` older (0 is for ever); the
-        latest wins, and of equally late ones the one created last. With
-        ``filter_by_created_timestamp``, rows created later do not exist.
+        ``asof`` says which those are. With ``filter_by_created_timestamp``, rows
+        created later do not exist. Rows, order and the columns given stay as they are.
 
         Args:
             entity_df: Rows to join to, or a DuckDB query that returns them; naive times are UTC.
+                Without ``event_timestamp``, its only column of a timestamp type is taken.
 
         Raises:
             NotBuilt: A view's table does not exist.
+            ColumnTaken: ``entity_df`` has a column of a feature's name.
+            FeastEntityDFMissingColumnsError: It lacks a join key.
         """
         if entity_df is None:
             raise ValueError("Features are retrieved for given rows: pass entity_df, not a range of dates.")
-        if isinstance(entity_df, str):
-            spine = duckdb_connection().sql(entity_df).to_arrow_table()
-        elif isinstance(entity_df, pd.DataFrame):
-            spine = pa.Table.from_pandas(entity_df, preserve_index=False)
-        else:
-            spine = entity_df
+        spine, time = _spine(config, entity_df)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         wanted, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, on_demand)
+        names = []
+        for view, features in wanted.items():
+            called = view.projection.name_alias or view.name
+            names += [f"{called}__{name}" if full_feature_names else name for name in features]
+        _check(spine, names, {ours for view in wanted for ours, _ in _keys(view)})
+        first, last = asof.reach(spine, time)
 
         def compute() -> pa.Table:
-            con = duckdb_connection()
-            con.register("spine", spine.append_column("__row", pa.array(range(spine.num_rows), pa.int64())))
-            reach = pc.min_max(spine[TIME]).as_py()
-            joins, columns = [], ["__row"]
-            for number, (view, features) in enumerate(wanted.items()):
-                called = view.projection.name_to_use()  # type: ignore[no-untyped-call]
-                name, prefix = f"v{number}", f"{called}__" if full_feature_names else ""
-                joins.append(_join(con, config, view, name, reach, known_only=filter_by_created_timestamp))
-                fresh = f"spine.{TIME} <= {name}.__until"
-                columns += [f'if({fresh}, {name}."{f}", NULL) AS "{prefix}{f}"' for f in features]
-            query = f"SELECT {', '.join(columns)} FROM spine {' '.join(joins)} ORDER BY __row"
-            found = con.sql(query).to_arrow_table()
-            assert found.num_rows == spine.num_rows, "a point-in-time join must not change the rows"
+            con = _connection(config)
+            views = [_answering(con, config, view, first, last, f) for view, f in wanted.items()]
+            found = asof.join(con, spine, time, views, known_only=filter_by_created_timestamp)
             result = spine
-            for column in found.column_names[1:]:
-                result = result.append_column(column, found[column])
+            for name, column in zip(names, found, strict=True):
+                result = result.append_column(name, column)
             return result
 
-        keys = [name for name in spine.column_names if name != TIME]
-        return DuckDBJob(compute, full_feature_names, on_demand, RetrievalMetadata(feature_refs, keys))
+        keys = [name for name in spine.column_names if name != time]
+        about = RetrievalMetadata(feature_refs, keys, first, last)
+        return DuckDBJob(config, compute, full_feature_names, on_demand, about)
 
     @staticmethod
     def pull_latest_from_table_or_query(
@@ -143,19 +125,14 @@ class DeltaOfflineStore(OfflineStore):
         created_timestamp_column: str | None,
         start_date: datetime,
         end_date: datetime,
-    ) -> RetrievalJob:
+    ) -> DuckDBJob:
         """Return each key's latest row from ``start_date`` to ``end_date``, both included."""
         times = [timestamp_field, *filter(None, [created_timestamp_column])]
-        latest = (
-            f"QUALIFY row_number() OVER (PARTITION BY {_quoted(join_key_columns) or 'NULL'} "
-            f"ORDER BY ({_quoted(times)}) DESC) = 1"
-        )
+        best = ", ".join(f"{sources.identifier(c)} DESC NULLS LAST" for c in [*times, *feature_name_columns])
+        keys = sources.quoted(join_key_columns) or "NULL"
+        latest = f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {best}) = 1"
         columns = [*join_key_columns, *feature_name_columns, *times]
-        return DuckDBJob(
-            lambda: _pull(
-                config, data_source, columns, times[0], start=start_date, end=end_date, latest=latest
-            )
-        )
+        return DuckDBJob(config, _pull(config, data_source, columns, times[0], start_date, end_date, latest))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -167,52 +144,131 @@ class DeltaOfflineStore(OfflineStore):
         created_timestamp_column: str | None = None,
         start_date: datetime | None = None,
         end_date: datetime | None = None,
-    ) -> RetrievalJob:
+    ) -> DuckDBJob:
         """Return all rows from ``start_date`` to ``end_date``, both included; None is unbounded."""
         times = [timestamp_field, *filter(None, [created_timestamp_column])]
         columns = [*join_key_columns, *feature_name_columns, *times]
-        return DuckDBJob(
-            lambda: _pull(config, data_source, columns, times[0], start=start_date, end=end_date)
+        return DuckDBJob(config, _pull(config, data_source, columns, times[0], start_date, end_date))
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Append ``table`` to the view's Delta table; columns may have the source's names or the view's.
+
+        Raises:
+            NotBuilt: The table does not exist.
+        """
+        from deltalake import write_deltalake
+
+        source = feature_view.batch_source
+        assert source is not None and sources.is_delta(source), "only Delta tables can be appended to"
+        place = sources.table(config, source)
+        delta = place.open()
+        schema = pa.schema(delta.schema().to_arrow())
+        theirs = {new: old for old, new in source.field_mapping.items()}
+        given = table.rename_columns([theirs.get(name, name) for name in table.column_names])
+        if set(given.column_names) != set(schema.names):
+            raise ValueError(f"`{place.name}` has the columns {schema.names}, not {table.column_names}.")
+        write_deltalake(delta, given.select(schema.names).cast(schema, safe=False), mode="append")
+        if progress:
+            progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Add a Parquet file of logs to the folder that ``logging_config`` names, partitioned as it says."""
+        from feast.infra.offline_stores.file_source import FileLoggingDestination
+        from pyarrow import dataset, fs
+
+        destination = logging_config.destination
+        assert isinstance(destination, FileLoggingDestination), "logs go to a FileLoggingDestination"
+        system, place = fs.FileSystem.from_uri(sources.table(config, destination.to_data_source()).uri)
+        dataset.write_dataset(
+            dataset.dataset(data) if isinstance(data, Path) else data,
+            place,
+            filesystem=system,
+            format="parquet",
+            basename_template=f"{uuid4().hex}-{{i}}.parquet",
+            partitioning=destination.partition_by,
+            partitioning_flavor="hive" if destination.partition_by else None,
+            existing_data_behavior="overwrite_or_ignore",
         )
 
 
-def _rows(con: duckdb.DuckDBPyConnection, config: RepoConfig, source: DataSource) -> duckdb.DuckDBPyRelation:
-    assert isinstance(source, FileSource), "sources are FileSource(path=<table>, file_format=DeltaFormat())"
-    lake = Lake(config.offline_store.lake or settings_beside(config.repo_path).lake)
-    return lake.table(source.path).relation(con)
+def _connection(config: RepoConfig) -> duckdb.DuckDBPyConnection:
+    """Open DuckDB with the memory it may take, and a folder of its own for what does not fit."""
+    con = duckdb_connection()
+    con.execute("SET enable_progress_bar = false")
+    con.execute(f"SET memory_limit = '{config.offline_store.memory_limit}'")
+    con.execute(f"SET temp_directory = '{Path(tempfile.gettempdir(), f'headrace-{uuid4().hex}')}'")
+    return con
 
 
-def _join(
+def _spine(config: RepoConfig, entity_df: pd.DataFrame | pa.Table | str) -> tuple[pa.Table, str]:
+    """Return the rows to join to, and the name of their time; times that are text or dates are parsed."""
+    if isinstance(entity_df, str):
+        spine = _connection(config).sql(entity_df).to_arrow_table()
+    elif isinstance(entity_df, pd.DataFrame):
+        spine = pa.Table.from_pandas(entity_df, preserve_index=False)
+    else:
+        spine = entity_df
+    kinds = dict(spine.schema.empty_table().to_pandas().dtypes)
+    time: str = infer_event_timestamp_from_entity_df(kinds)
+    if not pa.types.is_timestamp(spine.schema.field(time).type):
+        con, column = duckdb_connection(), sources.identifier(time)
+        parsed = con.from_arrow(spine.select([time])).project(f"{column}::TIMESTAMPTZ").to_arrow_table()[0]
+        spine = spine.set_column(spine.schema.get_field_index(time), time, parsed)
+    return spine, time
+
+
+def _check(spine: pa.Table, features: list[str], keys: set[str]) -> None:
+    if missing := keys - set(spine.column_names):
+        raise FeastEntityDFMissingColumnsError(keys, missing)
+    if taken := [name for name in features if name in spine.column_names]:
+        raise ColumnTaken(taken)
+
+
+def _keys(view: FeatureView) -> tuple[tuple[str, str], ...]:
+    """Return pairs of a spine column and the view's key that it is compared with."""
+    renamed = view.projection.join_key_map
+    names = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
+    return tuple((renamed.get(name, name), name) for name in names)
+
+
+def _answering(
     con: duckdb.DuckDBPyConnection,
     config: RepoConfig,
     view: FeatureView,
-    name: str,
-    reach: dict[str, Any],
-    *,
-    known_only: bool,
-) -> str:
-    """Define view ``name``, whose rows say from when (``__from``) to when (``__until``) they are valid."""
+    first: datetime | None,
+    last: datetime | None,
+    features: list[str],
+) -> asof.Rows:
     source, ttl = view.batch_source, view.ttl or timedelta(0)
     assert source is not None, f"view {view.name} has no source to join from"
-    mapped = ", ".join(f'"{column}" AS "{field}"' for column, field in source.field_mapping.items())
-    _rows(con, config, source).select(f"* RENAME ({mapped})" if mapped else "*").create_view(f"{name}_rows")
-    keys = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
-    time = f'"{source.timestamp_field}"'
-    column = source.created_timestamp_column
-    created = f'coalesce("{column}", {time})' if column else time
-    start = f"greatest({time}, {created})" if known_only else time
-    until = f"{time} + to_microseconds({ttl // MICROSECOND})" if ttl else "TIMESTAMPTZ 'infinity'"
-    # A row overtaken before it was known is never the latest: without it, one inequality decides.
-    con.execute(f"""
-        CREATE VIEW {name} AS
-        SELECT *, {start} AS __from, {until} AS __until FROM {name}_rows
-        WHERE {start} <= {_instant(reach["max"])} AND {until} >= {_instant(reach["min"])}
-        QUALIFY ({time}, {created}) = max(({time}, {created})) OVER (
-            PARTITION BY {_quoted(keys) or "NULL"} ORDER BY {start}
-        )
-    """)
-    equal = [f'spine."{view.projection.join_key_map.get(key, key)}" = {name}."{key}"' for key in keys]
-    return f"ASOF LEFT JOIN {name} ON {' AND '.join([*equal, f'spine.{TIME} >= {name}.__from'])}"
+    found = sources.rows(con, config, source, first - ttl if first and ttl else None, last)
+    mapped = {old: new for old, new in source.field_mapping.items() if old in found.columns}
+    if mapped:
+        columns = [
+            f"{sources.identifier(c)} AS {sources.identifier(mapped.get(c, c))}" for c in found.columns
+        ]
+        found = found.project(", ".join(columns))
+    return asof.Rows(
+        found,
+        _keys(view),
+        source.timestamp_field,
+        source.created_timestamp_column or None,
+        ttl,
+        tuple(features),
+    )
 
 
 def _pull(
@@ -220,21 +276,16 @@ def _pull(
     source: DataSource,
     columns: list[str],
     time: str,
-    *,
     start: datetime | None,
     end: datetime | None,
     latest: str = "",
-) -> pa.Table:
-    con = duckdb_connection()
-    _rows(con, config, source).create_view("rows")
-    bounds = [f'"{time}" {sign} {_instant(at)}' for sign, at in ((">=", start), ("<=", end)) if at]
-    where = f"WHERE {' AND '.join(bounds)}" if bounds else ""
-    return con.sql(f'SELECT {_quoted(columns)} FROM "rows" {where} {latest}').to_arrow_table()
+) -> Callable[[], pa.Table]:
+    def compute() -> pa.Table:
+        con = _connection(config)
+        sources.rows(con, config, source, start, end).create_view("found")
+        at = f"{sources.identifier(time)}::TIMESTAMPTZ"
+        bounds = [f"{at} {sign} {sources.instant(day)}" for sign, day in ((">=", start), ("<=", end)) if day]
+        where = f"WHERE {' AND '.join(bounds)}" if bounds else ""
+        return con.sql(f"SELECT {sources.quoted(columns)} FROM found {where} {latest}").to_arrow_table()
 
-
-def _instant(at: datetime | None) -> str:
-    return f"TIMESTAMPTZ '{at.isoformat()}'" if at else "NULL"
-
-
-def _quoted(columns: list[str]) -> str:
-    return ", ".join(f'"{column}"' for column in columns)
+    return compute

@@ -6,15 +6,20 @@ import io
 import logging
 import warnings
 from contextlib import redirect_stdout
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from headrace.errors import UnknownPins
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
     from feast import FeatureService, FeatureStore
+    from feast.base_feature_view import BaseFeatureView
 
     from headrace.settings import Settings
 
@@ -51,7 +56,9 @@ def apply(store: FeatureStore, definitions: str) -> None:
     store.apply([thing for thing in declared if isinstance(thing, kinds)])
 
 
-def historical(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
+def historical(
+    store: FeatureStore, service: str, spine: pa.Table, pins: Mapping[str, int] | None = None
+) -> pa.Table:
     """Return ``spine`` with the features of ``service`` that were known at each row's ``event_timestamp``.
 
     Args:
@@ -60,17 +67,52 @@ def historical(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
         spine: One row per prediction: the join keys, what the service asks of a
             request, and ``event_timestamp`` (UTC). Columns that the service
             computes are replaced.
+        pins: Versions of feature tables to read, as :func:`pins` returned them:
+            the same spine then gives the same bytes, whatever was written since.
+            A table not named is read at its newest.
 
     Returns:
         The same rows in the same order; features that were not known are null.
 
     Raises:
         NotBuilt: A feature table does not exist.
+        VersionGone: A table cannot be read at its pinned version.
+        UnknownPins: ``pins`` name a table that the service does not read.
     """
     wanted = store.get_feature_service(service)
     given = _without(spine, wanted)
-    rows = store.get_historical_features(given, wanted, filter_by_created_timestamp=True).to_arrow()
+    reader = _pinned(store, service, pins) if pins else store
+    rows = reader.get_historical_features(given, wanted, filter_by_created_timestamp=True).to_arrow()
     return _beside(given, rows, wanted)
+
+
+def pins(store: FeatureStore, service: str) -> dict[str, int]:
+    """Return ``{table: version}`` of the feature tables that :func:`historical` would read now.
+
+    Taken before the join and handed to it, they say what a training set was made from.
+
+    Raises:
+        NotBuilt: A feature table does not exist.
+    """
+    from headrace.feature_store import sources
+
+    read = {}
+    for view in views_of(store, service):
+        source = getattr(view, "batch_source", None)
+        if source is not None and sources.is_delta(source):
+            read[sources.table(store.config, source).name] = sources.opened(store.config, source).version()
+    return dict(sorted(read.items()))
+
+
+def views_of(store: FeatureStore, service: str) -> list[BaseFeatureView]:
+    """Return the views that ``service`` reads, those that on-demand views read included."""
+    found: dict[str, BaseFeatureView] = {}
+    used = [view.name for view in store.get_feature_service(service).feature_view_projections]
+    while used:
+        view = store.registry.get_any_feature_view(used.pop(), store.project, allow_cache=True)
+        found[view.name] = view
+        used += getattr(view, "source_feature_view_projections", {})
+    return [view for _, view in sorted(found.items())]
 
 
 def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
@@ -148,6 +190,19 @@ def forget(store: FeatureStore, service: str, since: datetime) -> None:
             view.materialization_intervals = []
             store.registry.delete_feature_view(view.name, store.project, commit=False)
             store.registry.apply_feature_view(view, store.project)
+
+
+def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> FeatureStore:
+    """Return the same store, reading tables at ``versions``; registry and online store are shared."""
+    known = pins(store, service)
+    if unknown := sorted(versions.keys() - known):
+        raise UnknownPins(service, unknown, list(known))
+    before = store.config.offline_store
+    offline = before.model_copy(update={"versions": before.versions | dict(versions)})
+    reader = copy(store)
+    reader.config = store.config.model_copy(update={"offline_config": offline})
+    reader.config._offline_store = offline  # the property's cache, which the copy brought along
+    return reader
 
 
 def _outputs(service: FeatureService) -> dict[str, pa.DataType]:

@@ -1,0 +1,140 @@
+"""The point-in-time join: one DuckDB query for all views, on numbered keys.
+
+Feast's definition: a view's row answers a row of the spine if its keys are equal
+(null equals nothing), it is not later than the spine's instant, and at most the
+view's ttl older, both ends included; a ttl of zero is for ever. The latest row
+wins; of equally late ones the one created last (never known is before all), and
+of these the one whose features, in the order given, are the greatest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.feature_store.sources import identifier, instant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+
+    import duckdb
+
+FEW = 100_000
+"""Up to so many rows of a spine, dropping what no row asks for costs less than sorting it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one view joins: ``relation``, its columns by the view's names.
+
+    ``keys`` are pairs of a spine column and the view's; ``created`` is None if
+    nothing says when rows were created.
+    """
+
+    relation: duckdb.DuckDBPyRelation
+    keys: tuple[tuple[str, str], ...]
+    time: str
+    created: str | None
+    ttl: timedelta
+    features: tuple[str, ...]
+
+
+def reach(spine: pa.Table, time: str) -> tuple[datetime | None, datetime | None]:
+    """Return the spine's first and last instant (UTC); None if it has none."""
+    from pyarrow import compute
+
+    if not spine.num_rows:
+        return None, None
+    ends = compute.min_max(spine[time].cast(pa.timestamp("us", "UTC"), safe=False)).as_py()
+    return ends["min"], ends["max"]
+
+
+def join(
+    con: duckdb.DuckDBPyConnection, spine: pa.Table, time: str, views: Sequence[Rows], *, known_only: bool
+) -> list[pa.ChunkedArray]:
+    """Return the features of each view, one column each, in the order of the spine's rows.
+
+    With ``known_only``, rows do not exist before they were created, and those
+    that do not say when never do; a view without such times is not affected.
+
+    Args:
+        con: Where the views' relations live; its time zone is UTC.
+        spine: Any rows with the keys and ``time``, of a timestamp type; naive is UTC.
+        time: The column of the spine that says at which instant features are asked for.
+        views: What to join.
+    """
+    keys = {column: f"k{i}" for i, column in enumerate(dict(pair for v in views for pair in v.keys))}
+    columns = [*(spine[column] for column in keys), spine[time], pa.array(np.arange(spine.num_rows))]
+    con.register("given", pa.table(columns, names=[*keys.values(), "asked_at", "number"]))
+    # A table of DuckDB's own: it can be spilled, and its size is known. An Arrow table counts as
+    # one row, and a join of one row is planned as a nested loop: minutes instead of a second.
+    con.execute("CREATE TEMP TABLE spine AS SELECT * REPLACE (asked_at::TIMESTAMPTZ AS asked_at) FROM given")
+    first, last = reach(spine, time)
+    tables, joins, found = [], [], []
+    for i, view in enumerate(views):
+        view.relation.create_view(f"rows{i}")
+        answers = _answers(i, view, keys, first, last, known_only=known_only, few=spine.num_rows <= FEW)
+        tables.append(f"v{i} AS ({answers})")
+        equal = [f"spine.{keys[ours]} = v{i}.k{n}" for n, (ours, _) in enumerate(view.keys)]
+        joins.append(f"ASOF LEFT JOIN v{i} ON {' AND '.join([*equal, f'spine.asked_at >= v{i}.since'])}")
+        fresh = f"spine.asked_at <= v{i}.upto"
+        found += [f"if({fresh}, v{i}.f{n}, NULL)" for n in range(len(view.features))]
+    query = f"WITH {', '.join(tables)} SELECT {', '.join(found)} FROM spine {' '.join(joins)} ORDER BY number"
+    features = con.sql(query).to_arrow_table()
+    assert features.num_rows == spine.num_rows, "a point-in-time join must not change the rows"
+    return list(features.itercolumns())
+
+
+def _answers(
+    i: int,
+    view: Rows,
+    keys: dict[str, str],
+    first: datetime | None,
+    last: datetime | None,
+    *,
+    known_only: bool,
+    few: bool,
+) -> str:
+    """Select the view's rows that can answer, each with the instants between which it does."""
+    time = f"{identifier(view.time)}::TIMESTAMPTZ"
+    created = f"{identifier(view.created)}::TIMESTAMPTZ" if view.created else None
+    since = f"greatest({time}, {created})" if known_only and created else time
+    upto = f"{time} + to_microseconds({_microseconds(view.ttl)})" if view.ttl else "TIMESTAMPTZ 'infinity'"
+    where = [f"{time} <= {instant(last)}"]
+    if view.ttl and first:
+        where.append(f"{time} >= {instant(first - view.ttl)}")
+    if known_only and created:
+        where.append(f"{created} <= {instant(last)}")
+    columns = [f"{identifier(theirs)} AS k{n}" for n, (_, theirs) in enumerate(view.keys)]
+    columns += [f"{identifier(feature)} AS f{n}" for n, feature in enumerate(view.features)]
+    asked = ""
+    if few and view.keys:
+        wanted = ", ".join(f"{keys[ours]} AS w{n}" for n, (ours, _) in enumerate(view.keys))
+        equal = " AND ".join(
+            f"rows{i}.{identifier(theirs)} = w{n}" for n, (_, theirs) in enumerate(view.keys)
+        )
+        asked = f"SEMI JOIN (SELECT DISTINCT {wanted} FROM spine) ON {equal}"
+    by_key = ", ".join(f"k{n}" for n in range(len(view.keys))) or "NULL"
+    best = ", ".join(
+        f"{value} DESC NULLS LAST"
+        for value in ["happened", "created", *(f"f{n}" for n in range(len(view.features)))]
+    )
+    # What became known later but happened earlier never wins. Without such rows, one inequality decides.
+    overtaken = f" AND happened >= max(happened) OVER (PARTITION BY {by_key} ORDER BY since)"
+    return f"""
+        SELECT * FROM (
+            SELECT {", ".join(columns)}, {time} AS happened, {created or "NULL"} AS created,
+                   {since} AS since, {upto} AS upto
+            FROM rows{i} {asked} WHERE {" AND ".join(where)}
+        )
+        QUALIFY row_number() OVER (PARTITION BY {by_key}, since ORDER BY {best}) = 1
+                {overtaken if known_only and created else ""}
+    """
+
+
+def _microseconds(ttl: timedelta) -> int:
+    return (ttl.days * 86_400 + ttl.seconds) * 1_000_000 + ttl.microseconds
