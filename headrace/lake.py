@@ -73,13 +73,15 @@ class DatasetRef:
     """A table at a version: what tasks pass on instead of frames.
 
     ``fingerprint`` depends on the rows alone, not on their order or files, so
-    the same rows written twice have the same one.
+    the same rows written twice have the same one. ``pins`` are the versions of
+    the tables it was made from.
     """
 
     table: str
     version: int
     rows: int
     fingerprint: str
+    pins: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Lake:
     def table(self, name: str) -> Table:
         """Return the table of that name, such as ``raw/flights``; it need not exist yet."""
         return Table(name, f"{self.root.rstrip('/')}/{name}")
+
+    def at(self, name: str, version: int) -> DatasetRef:
+        """Name a table at a version, without looking at its rows."""
+        return DatasetRef(name, version, rows=-1, fingerprint="")
 
     def connect(self, views: Mapping[str, str | DatasetRef]) -> duckdb.DuckDBPyConnection:
         """Open DuckDB, in UTC, with a view for each of ``{view name: table name or snapshot}``.
@@ -231,6 +237,15 @@ class Table:
         if all(Path(file).is_absolute() for file in files):
             return con.read_parquet([unquote(file) for file in files], union_by_name=True)
         return con.from_arrow(table.to_pyarrow_dataset())
+
+    def columns(self, con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+        """Return the columns with DuckDB's types, from the table's log alone; none if it does not exist."""
+        import pyarrow as pa
+
+        if not self.exists():
+            return {}
+        rows = con.from_arrow(pa.schema(self.open().schema().to_arrow()).empty_table())
+        return dict(zip(rows.columns, map(str, rows.types), strict=True))
 
     def snapshot(self, version: int | None = None) -> DatasetRef:
         """Pin the table at ``version`` (or the newest), with its row count and fingerprint."""

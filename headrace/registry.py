@@ -180,9 +180,13 @@ def _release(row: ModelVersion) -> Release:
         run_id=str(row.run_id),
         candidate=facts["candidate"],
         framework=facts["framework"],
-        training=DatasetRef(**json.loads(facts["training"])),
+        training=_dataset(json.loads(facts["training"])),
         as_of=datetime.fromisoformat(facts["as_of"]),
         metrics=json.loads(facts["metrics"]),
         verdict=facts.get("verdict", ""),
         reason=facts.get("reason", ""),
     )
+
+
+def _dataset(noted: dict[str, Any]) -> DatasetRef:
+    return DatasetRef(**noted | {"pins": tuple((table, version) for table, version in noted.get("pins", ()))})

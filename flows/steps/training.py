@@ -34,11 +34,13 @@ class Fitted:
 def training_set(spec: Pipeline, at: datetime) -> DatasetRef:
     """Join features to labelled predictions, point in time, and pin the result."""
     store = open_store()
+    pins = feature_store.pins(store, spec.feature_service)
     return dataset.build(
         spec,
         Lake(Settings().lake),
         at,
-        lambda spine: feature_store.historical(store, spec.feature_service, spine),
+        lambda spine: feature_store.historical(store, spec.feature_service, spine, pins),
+        pins,
     )
 
 
@@ -63,7 +65,7 @@ def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, ca
         model,
         metrics,
         training=data,
-        sources=[lake.table(source.table).snapshot() for source in spec.sources],
+        sources=[lake.table(name).snapshot(version) for name, version in data.pins],
         lake=lake,
         home=settings.home,
         cause=cause,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.errors import NotEnoughData
 from headrace.lake import DatasetRef, Lake, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     import pyarrow as pa
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
 LEAST_ROWS = 100
 
 
-def labelled_spine(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.Table:
+def labelled_spine(
+    spec: Pipeline, lake: Lake, window: Window, as_of: datetime, pins: Mapping[str, int] | None = None
+) -> pa.Table:
     """Return the predictions made within ``window`` whose outcome was known by ``as_of`` (UTC).
 
     One row each: the spine's columns and ``label``, ordered by ``event_timestamp`` and keys.
+    Raw tables that ``pins`` names are read at those versions.
     """
-    con = lake.connect(spec.raw)
+    pinned = pins or {}
+    con = lake.connect(
+        {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
+    )
     keys = ", ".join(spec.keys)
     return con.execute(
         f"""
@@ -37,12 +44,18 @@ def labelled_spine(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) 
 
 
 def build(
-    spec: Pipeline, lake: Lake, as_of: datetime, historical: Callable[[pa.Table], pa.Table]
+    spec: Pipeline,
+    lake: Lake,
+    as_of: datetime,
+    historical: Callable[[pa.Table], pa.Table],
+    pins: Mapping[str, int],
 ) -> DatasetRef:
     """Write the training set as of ``as_of`` (UTC) and pin it.
 
-    ``historical`` joins features to a spine, point in time. Predictions made in
-    the last ``spec.holdout`` before ``as_of`` are the holdout (column ``holdout``).
+    ``historical`` joins features to a spine, point in time, from the feature
+    tables at the versions ``pins``; raw tables are read as they are now, and the
+    set's own ``pins`` name both. Predictions made in the last ``spec.holdout``
+    before ``as_of`` are the holdout (column ``holdout``).
 
     Raises:
         NotEnoughData: Fewer than 100 labelled rows to train on, or held out.
@@ -51,7 +64,8 @@ def build(
     import pyarrow.compute as pc
 
     span = Window(spec.start, as_of)
-    rows = historical(labelled_spine(spec, lake, span, as_of))
+    pins = {**pins, **{name: lake.table(name).open().version() for name in spec.raw.values()}}
+    rows = historical(labelled_spine(spec, lake, span, as_of, pins))
     held_out = pc.greater_equal(rows["event_timestamp"], pa.scalar(as_of - spec.holdout))
     for part, count in (
         ("held out", pc.sum(held_out).as_py() or 0),
@@ -62,7 +76,7 @@ def build(
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, "label"]))
     table = lake.table(f"training/{spec.name}")
     version = table.replace(rows.select(wanted).append_column("holdout", held_out))
-    return table.snapshot(version)
+    return replace(table.snapshot(version), pins=tuple(sorted(pins.items())))
 
 
 def read(spec: Pipeline, ref: DatasetRef, lake: Lake, *, holdout: bool | None = None) -> pa.Table:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headrace import registry, tracking
-from headrace.lake import Lake
+from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
 from tests.conftest import ROOT, utc
@@ -150,6 +150,25 @@ def test_what_was_served_is_what_the_point_in_time_join_says(river: River) -> No
         assert served[column].to_pylist() == joined[column].to_pylist(), column
     nulls = {name: served[name].null_count / served.num_rows for name in spec.columns.names}
     assert max(share for name, share in nulls.items() if name != "wind_gust") < 0.25
+
+
+def test_a_releases_training_set_is_made_again_from_the_versions_it_names(river: River) -> None:
+    from headrace import registry, tracking
+    from headrace.feature_store import store as feature_store
+    from headrace.training import dataset
+
+    spec, lake = load("flights"), Lake(river.settings.lake)
+    tracking.prepare(river.settings.mlflow, river.settings.home)
+    first = registry.versions("flights")[0]
+    pins = dict(first.training.pins)
+    assert set(pins) == {*spec.raw.values(), *(table.table for table in spec.feature_tables)}
+    assert pins["features/origin_delays"] < lake.table("features/origin_delays").open().version()
+    store = feature_store.open_store(ROOT / "features", river.settings)
+    spine = dataset.labelled_spine(spec, lake, Window(spec.start, first.as_of), first.as_of, pins)
+    features = {name: version for name, version in pins.items() if name.startswith("features/")}
+    again = feature_store.historical(store, spec.feature_service, spine, features)
+    made = dataset.read(spec, first.training, lake).drop_columns(["holdout"])
+    assert again.select(made.column_names).equals(made)
 
 
 def test_living_it_again_changes_nothing(river: River) -> None:
