@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 from uuid import uuid4
@@ -278,4 +279,8 @@ def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.Duck
 
     con = duckdb.connect(str(file or ":memory:"), config={"memory_limit": memory} if memory else {})
     con.execute("SET TimeZone = 'UTC'")
+    if not file:
+        # Made when something has to be spilled, and removed with the connection; by default it is in the
+        # working folder, where processes would meet. A file's is beside it.
+        con.execute(f"SET temp_directory = '{gettempdir()}/headrace-{uuid4().hex}'")
     return con

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from feast.value_type import ValueType
@@ -94,8 +93,7 @@ class Latest:
         """
         size = max(CELLS // max(len(self.features), 1), 1)
         fields, split = (*self.keys, *self.features), len(self.keys)
-        with TemporaryDirectory(prefix="headrace-") as spill, closing(con):
-            con.execute(f"SET temp_directory = '{spill}'")
+        with closing(con):
             for batch in con.execute(query).to_arrow_reader(size):
                 named = [(c.name, c.kind, batch.column(i)) for i, c in enumerate(fields)]
                 *_, time, created = batch.columns
@@ -105,8 +103,7 @@ class Latest:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import pyarrow as pa
 
-        con = duckdb_connection()
-        con.execute(f"SET memory_limit = '{MEMORY}'")
+        con = duckdb_connection(memory=MEMORY)
         con.execute("SET preserve_insertion_order = false")
         if isinstance(self.rows, pa.Table):
             con.register("given", self.rows)

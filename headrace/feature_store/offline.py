@@ -7,7 +7,6 @@ of what came in are what goes out.
 
 from __future__ import annotations
 
-import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -205,11 +204,8 @@ class DeltaOfflineStore(OfflineStore):
 
 
 def _connection(config: RepoConfig) -> duckdb.DuckDBPyConnection:
-    """Open DuckDB with the memory it may take, and a folder of its own for what does not fit."""
-    con = duckdb_connection()
+    con = duckdb_connection(memory=config.offline_store.memory_limit)
     con.execute("SET enable_progress_bar = false")
-    con.execute(f"SET memory_limit = '{config.offline_store.memory_limit}'")
-    con.execute(f"SET temp_directory = '{Path(tempfile.gettempdir(), f'headrace-{uuid4().hex}')}'")
     return con
 
 
