@@ -22,6 +22,7 @@ from headrace.errors import NotReleasable, SourceUnreadable, StillRejected, Supe
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.quarantine import Lot
 from headrace.sources import Files
+from headrace.sources.rows import INSTANT
 from headrace.validation import declared, load_suite, row_rules, validate
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ ASIDE = "aside"
 UNDATED = Window(datetime(1, 1, 1, tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC))
 """Stands for the window of rows whose time is null: they belong to none, and must not be lost."""
 EVER = Window(UNDATED.start, datetime(9999, 1, 1, tzinfo=UTC))
+LANDED = "headrace_landed"
+"""The scratch table of rows that landed in the windows that are looked at again."""
 MEMORY = "1GB"
 """What DuckDB may take while it cuts a source into windows; beyond it, it spills to disk."""
 
@@ -46,14 +49,12 @@ MEMORY = "1GB"
 class Batch:
     """A lot of one source's rows in one window.
 
-    It lands under ``key``, once: its window's, or if rows of that landed before,
-    and it is ``late``, one of its own. Columns that its files are ``lacking`` are
-    named.
+    It lands under ``key``, once: its window's, or one of its own if the lot is
+    late. Columns that its files are ``lacking`` are named.
     """
 
     lot: Lot
     key: str
-    late: bool = False
     lacking: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -115,9 +116,13 @@ def stage(
         return []
     scratch = folder / f"{source.name}.duckdb"
     con = duckdb_connection(scratch, MEMORY)
+    con.execute("PRAGMA disable_checkpoint_on_shutdown")  # it is thrown away
     try:
         parts = source.origin.read(con, source.name, source.time, Window(look[0].start, look[-1].end))
         _refuse_ours(con, source, parts)
+        if again := [window for window in look if past[window].landed]:
+            span = Window(again[0].start, again[-1].end).predicate(f'"{source.time}"')
+            lake.table(source.table).relation(con).filter(span).create(LANDED)
         batches = []
         for window in [*look, UNDATED]:
             seen = past[window]
@@ -128,12 +133,13 @@ def stage(
             file = folder / f"{source.name}-{label}.parquet".replace(":", "")
             ((count,),) = con.execute(f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO '{file}'").fetchall()
             id = f"{source.name}/{label}/{seen.number}"
-            lot = Lot(id, spec.name, source.table, window, file, count)
+            lot = Lot(id, spec.name, source.table, window, file, count, seen.landed)
             key = f"{window}#{seen.number}" if seen.landed else str(window)
-            batches.append(Batch(lot, key, seen.landed, lacking))
+            batches.append(Batch(lot, key, lacking))
     finally:
         con.close()
         scratch.unlink()
+        scratch.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     return batches
 
 
@@ -195,7 +201,7 @@ def release(
     source = next((s for s in spec.sources if s.table == entry.table), None)
     if source is None:
         raise NotReleasable(entry.id, entry.table)
-    late = not entry.whole or entry.window == UNDATED
+    late = entry.late or not entry.whole or entry.window == UNDATED
     key = f"release of {entry.id}" if late else str(entry.window)
     with quarantine.deciding(entry, ledger, holder, now) as decide, duckdb_connection() as con:
         if quarantine.superseded(entry, lake):
@@ -203,8 +209,8 @@ def release(
         file = folder / "released.parquet"
         _write_held(con, source, entry, lake, rows, file)
         ((count,),) = con.sql(f"SELECT count(*) FROM '{file}'").fetchall()
-        lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count)
-        batch = Batch(lot, key, late)
+        lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count, late)
+        batch = Batch(lot, key)
         shape = _shape(con, source, batch, lake)
         suite = load_suite(source.suite)
         # What else the suite says was true of the batch these rows come from, and need not be of them alone.
@@ -260,15 +266,14 @@ def _past(
     number = {window: max((e.number for e in entries[window]), default=0) + 1 for window in due}
     counting = [window for window in due if str(window) in landed]
     number |= {window: max(number[window], 2) for window in counting}
-    while counting := [
-        window
-        for window in counting
-        if f"{window}#{number[window]}" in raw.held(f"{window}#{number[window]}" for window in counting)
-    ]:
+    while counting:
+        taken = raw.held(f"{window}#{number[window]}" for window in counting)
+        counting = [window for window in counting if f"{window}#{number[window]}" in taken]
         number |= {window: number[window] + 1 for window in counting}
     past = {}
     for window in due:
-        whole = [e for e in entries[window] if e.whole and e.id not in decided and window != UNDATED]
+        anew = [e for e in entries[window] if e.whole and not e.late and window != UNDATED]
+        whole = [e for e in anew if e.id not in decided]
         waiting = whole[-1] if whole and str(window) not in landed else None
         held = tuple(e for e in entries[window] if e not in whole)
         past[window] = _Past(number[window], str(window) in landed, waiting, held)
@@ -284,10 +289,7 @@ def _new_rows(
     lake: Lake,
 ) -> tuple[duckdb.DuckDBPyRelation | None, tuple[str, ...]]:
     """Return the window's rows that neither landed nor are held, and what their files lack."""
-    # In a part with a schema of its own the time may be something else; such rows are held, not lost.
-    time = f'TRY_CAST("{source.time}"::VARCHAR AS TIMESTAMPTZ)'
-    where = f"{time} IS NULL" if window == UNDATED else window.predicate(f'"{source.time}"')
-    within = [(part, con.table(part.relation).filter(where)) for part in parts]
+    within = [(part, con.table(part.relation).filter(_when(con, source, window, part))) for part in parts]
     within = [(part, rows) for part, rows in within if rows.limit(1).fetchone()]
     if not within:
         return None, ()
@@ -295,7 +297,7 @@ def _new_rows(
     rows = con.sql(" UNION ALL BY NAME ".join(f"({found.sql_query()})" for _, found in within))
     known = [lake.table(entry.held.table).relation(con, entry.held.version) for entry in seen.held]
     if seen.landed:
-        known.append(lake.table(source.table).relation(con).filter(where))
+        known.append(con.table(LANDED).filter(window.predicate(f'"{source.time}"')))
     for number, before in enumerate(known):
         rows = _minus(con, rows, before, f"new{number}")
     if seen.waiting:
@@ -303,6 +305,17 @@ def _new_rows(
         same = len(rows) == seen.waiting.held.rows and not len(_minus(con, rows, before, "changed"))
         return (None if same else rows), lacking
     return (rows if rows.limit(1).fetchone() else None), lacking
+
+
+def _when(con: duckdb.DuckDBPyConnection, source: Source, window: Window, part: Part) -> str:
+    """Return the SQL condition for the rows of a part that belong to a window."""
+    if window != UNDATED:
+        return window.predicate(f'"{source.time}"')
+    rows = con.table(part.relation)
+    if str(rows.types[rows.columns.index(source.time)]) == INSTANT:
+        return f'"{source.time}" IS NULL'
+    # In a part with a schema of its own the time may be something else; such rows are held, not lost.
+    return f'TRY_CAST("{source.time}"::VARCHAR AS {INSTANT}) IS NULL'
 
 
 def _minus(
@@ -321,10 +334,15 @@ def _minus(
         f'new."{column}" IS NOT DISTINCT FROM old."{column}"' for column in [*shared, "__nth"]
     )
     known.create_view("known", replace=True)
+    con.execute(f"CREATE OR REPLACE TEMP VIEW before AS SELECT {cast} FROM known")
+    # As a rule nothing is new. Numbering equal rows, to tell which came once more, takes far longer.
+    new = con.sql(f"SELECT {names} FROM ({rows.sql_query()}) EXCEPT ALL FROM before")
+    if not new.limit(1).fetchone():
+        return rows.limit(0)
     con.execute(f"""
         CREATE OR REPLACE TEMP TABLE {table} AS
         SELECT * EXCLUDE (__nth) FROM (SELECT *, {nth} FROM ({rows.sql_query()})) new
-        ANTI JOIN (SELECT *, {nth} FROM (SELECT {cast} FROM known)) old ON {same}
+        ANTI JOIN (SELECT *, {nth} FROM before) old ON {same}
     """)
     return con.table(table)
 
@@ -332,11 +350,8 @@ def _minus(
 def _shape(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake: Lake) -> _Shape:
     lot = con.read_parquet(str(batch.lot.file))
     found = dict(zip(lot.columns, map(str, lot.types), strict=True))
-    before: dict[str, str] = {}
-    if (raw := lake.table(source.table)).exists():
-        landed = raw.relation(con)
-        before = dict(zip(landed.columns, map(str, landed.types), strict=True))
-        before = {column: kind for column, kind in before.items() if column not in (AVAILABLE, ASIDE)}
+    landed = lake.table(source.table).columns(con)
+    before = {column: kind for column, kind in landed.items() if column not in (AVAILABLE, ASIDE)}
     known = declared(load_suite(source.suite)) or tuple(before) or tuple(found)
     new = tuple(column for column in found if column not in known)
     reasons = [f"`{column}` must be in every file, but this batch's lack it" for column in batch.lacking]
@@ -360,7 +375,7 @@ def _shape(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake: L
 
 def _landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, str]]:
     """Return the positions of a batch's rows whose keys landed before, each with the rule it breaks."""
-    if not (source.keys and batch.late):
+    if not (source.keys and batch.lot.late):
         return []
     keys = ", ".join(f'"{key}"' for key in source.keys)
     with lake.connect({"landed": source.table}) as con:
@@ -383,7 +398,7 @@ def _land(
 ) -> None:
     names = ", ".join(f'"{column}"' for column in shape.shown)
     since = f'"{source.time}"'
-    if batch.late:
+    if batch.lot.late:
         since = f"greatest({since}, TIMESTAMPTZ '{as_of.isoformat()}')"
     others = ", ".join(f"'{column}': \"{column}\"" for column in shape.aside)
     aside = f"to_json({{{others}}})::VARCHAR" if others else "NULL::VARCHAR"

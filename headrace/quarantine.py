@@ -43,7 +43,8 @@ PART, WHOLE = 1, 2
 class Lot:
     """What is put before the gate: the rows of one window of one table, as a Parquet file.
 
-    ``id`` is what its entry will be called, should it get one.
+    ``id`` is what its entry will be called, should it get one. It is ``late`` if
+    its window landed before: then it is what came since.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Lot:
     window: Window
     file: Path
     rows: int
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Entry:
     """What is held of a lot ``of`` so many rows, and why.
 
     ``held`` is the snapshot of the rows, each with the rules it broke in
-    ``broken_rules``; all rows of the lot if ``whole``.
+    ``broken_rules``; all rows of the lot if ``whole``. The lot may have been ``late``.
     """
 
     id: str
@@ -72,6 +74,7 @@ class Entry:
     reasons: tuple[str, ...]
     as_of: datetime
     held: DatasetRef
+    late: bool = False
 
     @property
     def number(self) -> int:
@@ -118,6 +121,9 @@ def sift(
     """
     broken = lot.file.with_suffix(".broken.parquet")
     validation = validate([lot.file], load_suite(suite), broken, columns)
+    whole = [*validation.failures, *reasons]
+    if not (whole or barred or broken.exists()):
+        return Sifted(validation, f"FROM read_parquet('{lot.file}')", lot.rows, None)
     con = duckdb_connection()
     con.execute(f"CREATE VIEW lot AS FROM read_parquet('{lot.file}', file_row_number = true)")
     con.execute("CREATE TABLE breaches (row BIGINT, rule VARCHAR)")
@@ -129,11 +135,10 @@ def sift(
     marked = (
         "SELECT lot.* EXCLUDE file_row_number, broken_rules FROM lot {} JOIN broken ON row = file_row_number"
     )
-    passing, passed, entry = f"FROM read_parquet('{lot.file}')", lot.rows, None
-    if why := [*validation.failures, *reasons]:
-        entry = _hold(lake, lot, True, suite, why, as_of, con.sql(marked.format("LEFT")))
-        passing, passed = f"{passing} LIMIT 0", 0
-    elif broken.exists() or barred:
+    if whole:
+        entry = _hold(lake, lot, True, suite, whole, as_of, con.sql(marked.format("LEFT")))
+        passing, passed = f"FROM read_parquet('{lot.file}') LIMIT 0", 0
+    else:
         told = con.sql("SELECT rule, count(*) FROM breaches GROUP BY rule ORDER BY rule").fetchall()
         why = [f"{rule}, but {rows:,} of {lot.rows:,} rows break this" for rule, rows in told]
         entry = _hold(lake, lot, False, suite, why, as_of, con.sql(marked.format("")))
@@ -143,7 +148,7 @@ def sift(
             f"ANTI JOIN '{broken}' broken ON broken.row = lot.file_row_number"
         )
         ((passed,),) = con.sql(f"SELECT count(*) FROM ({passing})").fetchall()
-    held = entry.held.rows if entry else 0
+    held = entry.held.rows
     assert passed + held == lot.rows, f"{lot.id}: {lot.rows} rows in, {passed} passed, {held} held"
     return Sifted(validation, passing, passed, entry)
 
@@ -189,12 +194,22 @@ def _hold(
     table = lake.table(f"quarantine/{lot.id}")
     held = DatasetRef(table.name, table.replace(rows.to_arrow_reader()), count, digest)
     entry = Entry(
-        lot.id, lot.pipeline, lot.table, lot.window, whole, lot.rows, suite, tuple(reasons), as_of, held
+        lot.id,
+        lot.pipeline,
+        lot.table,
+        lot.window,
+        whole,
+        lot.rows,
+        suite,
+        tuple(reasons),
+        as_of,
+        held,
+        lot.late,
     )
     line = {
         **{"id": lot.id, "pipeline": lot.pipeline, "table": lot.table},
-        **{"start": lot.window.start, "end": lot.window.end, "whole": whole, "of": lot.rows},
-        **{"suite": suite, "reasons": list(reasons), "as_of": as_of},
+        **{"start": lot.window.start, "end": lot.window.end, "whole": whole, "late": lot.late},
+        **{"of": lot.rows, "suite": suite, "reasons": list(reasons), "as_of": as_of},
         **{"rows": held.rows, "version": held.version, "fingerprint": held.fingerprint},
     }
     listed = lake.table(ENTRIES).append(
@@ -216,6 +231,7 @@ def entries(lake: Lake, table: str | None = None, window: Window | None = None) 
             window=Window(line["start"], line["end"]),
             reasons=tuple(line["reasons"]),
             held=DatasetRef(f"quarantine/{line['id']}", line["version"], line["rows"], line["fingerprint"]),
+            late=line["late"],
         )
         for line in found.to_pylist()
     ]
@@ -284,7 +300,7 @@ def waiting(lake: Lake, ledger: Ledger, pipeline: str) -> list[Entry]:
 
 def superseded(entry: Entry, lake: Lake) -> bool:
     """Say whether the source brought the window anew since it was held as a whole."""
-    if not entry.whole:
+    if entry.late or not entry.whole:  # its rows are brought no more
         return False
     later = any(e.whole and e.number > entry.number for e in entries(lake, entry.table, entry.window))
     return later or lake.table(entry.table).holds(str(entry.window))
@@ -297,5 +313,5 @@ def _schema() -> pa.Schema:
     texts = dict.fromkeys(("id", "pipeline", "table", "suite", "fingerprint"), pa.string())
     numbers = dict.fromkeys(("of", "rows", "version"), pa.int64())
     instants = dict.fromkeys(("start", "end", "as_of"), instant)
-    others = {"whole": pa.bool_(), "reasons": pa.list_(pa.string())}
+    others = {"whole": pa.bool_(), "late": pa.bool_(), "reasons": pa.list_(pa.string())}
     return pa.schema({**texts, **numbers, **instants, **others})

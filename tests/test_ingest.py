@@ -12,13 +12,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import MissingColumns, SourceUnreadable
+from headrace.errors import AlreadyDecided, MissingColumns, SourceUnreadable
 from headrace.ingest import Settled
 from headrace.lake import Lake, Window, windows
 from headrace.ledger import Ledger
@@ -159,6 +159,29 @@ def test_a_late_row_with_a_key_that_landed_is_held_and_names_the_key(lake: Lake,
     assert run(corrected, SECOND.end, lake, METER) == []
 
 
+def test_a_late_batch_that_is_held_as_a_whole_waits_and_is_released_once(
+    lake: Lake, meter: Meter, tmp_path: Path
+) -> None:
+    run(meter(readings(FIRST, 2)), FIRST.end, lake, METER)
+    late = meter([*readings(FIRST, 2), (None, FIRST.start.isoformat(), 60.5)])
+    (settled,) = run(late, SECOND.end, lake, METER)
+    assert settled.entry
+    assert (settled.entry.whole, settled.entry.late, settled.landed) == (True, True, 0)
+    assert run(late, SECOND.end, lake, METER) == []
+    (entry,) = quarantine.waiting(lake, ledger(lake), "meter")
+    mended = tmp_path / "mended.csv"
+    mended.write_text(f"meter,read_at,value\nm2,{FIRST.start.isoformat()},60.5\n")
+
+    spec, at = dataclasses.replace(METER, sources=(late,)), SECOND.end
+    how = {"folder": tmp_path, "as_of": at, "holder": "a person", "now": at, "rows": mended}
+    assert ingest.release(spec, entry, lake, ledger(lake), **how) == 1  # type: ignore[arg-type]
+
+    with pytest.raises(AlreadyDecided):
+        ingest.release(spec, entry, lake, ledger(lake), **how)  # type: ignore[arg-type]
+    assert landed(lake, "meter, available_at")[-1] == ("m2", at)
+    assert run(late, at, lake, METER) == []
+
+
 # ── what is held ───────────────────────────────────────────────────────────────
 
 
@@ -251,6 +274,7 @@ def test_rows_without_a_time_belong_to_no_window_and_are_held(lake: Lake, meter:
         max_size=3,
     )
 )
+@example(growth=[[("a", 0, 1.5)], [("a", 0, 100.5)], [("b", 0, 100.5)]])  # late batches, held as a whole
 def test_every_row_of_a_growing_source_lands_or_is_held_exactly_once(
     meter: Meter, tmp_path_factory: pytest.TempPathFactory, growth: list[list[tuple]]
 ) -> None:

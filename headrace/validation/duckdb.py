@@ -8,7 +8,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 import great_expectations as gx
 from great_expectations.core.metric_function_types import SummarizationMetricNameSuffixes
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 BATCH, NUMBERED, ROW = "batch", "numbered_batch", "headrace_row"
 """The view GX validates; the same rows with their position in the batch; the column that holds it."""
+MEMORY = "1GB"
+"""What DuckDB may take to validate a batch of any size; beyond it, it spills to disk."""
 
 
 class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
@@ -72,6 +76,9 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
         if self._connection is None:
             self._connection = self.engine.connect()
             self._connection.exec_driver_sql("SET TimeZone = 'UTC'")
+            self._connection.exec_driver_sql(f"SET memory_limit = '{MEMORY}'")
+            # By default it spills to the working folder, where processes would meet.
+            self._connection.exec_driver_sql(f"SET temp_directory = '{gettempdir()}/headrace-{uuid4().hex}'")
         try:
             yield self._connection
         except SQLAlchemyError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
 from time import perf_counter
@@ -10,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import great_expectations as gx
 from great_expectations.core import ExpectationSuiteValidationResult
+from great_expectations.exceptions.exceptions import GreatExpectationsError
 from great_expectations.expectations import expectation as kinds
+from great_expectations.validator.metrics_calculator import MetricsCalculator
+from great_expectations.validator.validation_graph import ValidationGraph
 from great_expectations.validator.validation_statistics import calc_validation_statistics
 
 import headrace.validation.metrics  # noqa: F401  # registers them
@@ -26,9 +31,13 @@ if TYPE_CHECKING:
     from great_expectations.core import ExpectationValidationResult
     from great_expectations.core.batch_definition import BatchDefinition
     from great_expectations.expectations.expectation import Expectation
+    from great_expectations.validator.validator import ValidationDependencies
 
 ONE_AT_A_TIME = Lock()
 """All validations of a process share one DuckDB connection and its views."""
+BASIC = {"result_format": "BASIC"}
+PLANS: dict[str, tuple[list[_Asked], ValidationGraph]] = {}
+"""What the suites of this process need: the same for each of their batches."""
 
 
 def run(
@@ -61,26 +70,72 @@ def run(
 def _ask(
     engine: DuckDBExecutionEngine, definition: BatchDefinition, expectations: Sequence[Expectation]
 ) -> list[ExpectationValidationResult]:
-    """Ask everything in as few queries as GX bundles, then about what failed again, for its reason.
+    """Count in as few queries as GX bundles, then ask alone about what failed, for examples or its reason.
 
-    Looking for examples of broken rows costs a query per expectation, so rows
-    are only counted first. And an error takes its whole bundle with it: only
-    what also fails alone has failed.
+    Looking for examples of broken rows costs a query per expectation. And an
+    error takes its whole bundle with it: only what also fails alone has failed.
     """
     batch = definition.get_batch()
-    # GX returns results sorted by column: the place says whose they are.
-    numbered = [e.copy(update={"meta": {"place": place}}) for place, e in enumerate(expectations)]
+    engine.batch_manager.load_batch_list([batch])
+    results = []
+    for expectation, counted in zip(expectations, _counted(engine, batch.id, expectations), strict=True):
+        clean = counted is not None and counted.success and not counted.result.get("unexpected_count")
+        result: Any = counted if clean else batch.validate(expectation, result_format="BASIC")
+        result.expectation_config = expectation.configuration
+        results.append(result)
+    return results
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An expectation of a batch, what GX says it needs, and the metrics' names and ids among that."""
+
+    expectation: Expectation
+    needs: ValidationDependencies
+    metrics: dict[str, Any]
+
+
+def _counted(
+    engine: DuckDBExecutionEngine, batch: str, expectations: Sequence[Expectation]
+) -> list[ExpectationValidationResult | None]:
+    """Do for all expectations what GX does for a suite, but look for no examples; None where that fails."""
+    suite = repr(expectations)
+    asked, graph = PLANS.get(suite) or _planned(engine, batch, expectations)
+    if not engine.known:  # else GX looked at the data to plan, and will have to again
+        PLANS[suite] = asked, graph
     engine.counting = True
-    answer = batch.validate(gx.ExpectationSuite("batch", numbered), result_format="BASIC")
+    known, _ = MetricsCalculator(engine, show_progress_bars=False).resolve_validation_graph(graph, BASIC)
     engine.counting = False
-    found: list[Any] = answer.results
-    results = {result.expectation_config.meta["place"]: result for result in found}
-    for place, expectation in enumerate(expectations):
-        first = results[place]
-        if first.result.get("unexpected_count") or not first.success:
-            results[place] = batch.validate(expectation, result_format="BASIC")
-        results[place].expectation_config = expectation.configuration
-    return [results[place] for place in range(len(expectations))]
+    return [_judged(engine, one, known) for one in asked]
+
+
+def _planned(
+    engine: DuckDBExecutionEngine, batch: str, expectations: Sequence[Expectation]
+) -> tuple[list[_Asked], ValidationGraph]:
+    """Work out which metrics a suite needs, and which those need: for small batches, most of the work."""
+    asked, graph = [], ValidationGraph(engine)
+    for expectation in expectations:
+        bound = expectation.copy(update={"batch_id": batch})
+        needs = bound.get_validation_dependencies(engine, BASIC)
+        with suppress(GreatExpectationsError):  # there is no such metric: the expectation will lack it
+            for metric in needs.get_metric_configurations():
+                graph.build_metric_dependency_graph(metric, BASIC)
+        ids = {name: metric.id for name, metric in needs.metric_configurations.items()}
+        asked.append(_Asked(bound, needs, ids))
+    return asked, graph
+
+
+def _judged(
+    engine: DuckDBExecutionEngine, asked: _Asked, known: dict[Any, Any]
+) -> ExpectationValidationResult | None:
+    if not all(id in known for id in asked.metrics.values()):
+        return None
+    metrics = {name: known[id] for name, id in asked.metrics.items()}
+    try:
+        found = asked.expectation._validate(metrics, {"result_format": asked.needs.result_format}, engine)
+    except Exception:  # noqa: BLE001  # an expectation may be anybody's; asked alone, GX says what it raises
+        return None
+    return asked.expectation._build_evr(found)
 
 
 def _judges_rows(expectation: Expectation, result: ExpectationValidationResult) -> bool:
