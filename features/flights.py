@@ -7,6 +7,7 @@ never materialised is missing instead of silently older.
 """
 
 from datetime import timedelta
+from pathlib import Path
 
 import pandas as pd
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
@@ -14,8 +15,11 @@ from feast.data_format import DeltaFormat
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String, UnixTimestamp
 
+from headrace.feature_store.query import reads
+
 OWNER = "flight-operations"
 TAGS = {"pipeline": "flights"}
+SQL = Path(__file__).parent / "sql"
 
 origin = Entity(
     name="origin", join_keys=["origin"], value_type=ValueType.STRING,
@@ -43,10 +47,13 @@ def table(
     types = {ValueType.STRING: String, ValueType.INT64: Int64}
     fields = [Field(name=key.name, dtype=types[key.value_type], description=key.description) for key in keys]
     fields += [Field(name=name, dtype=dtype, description=text) for name, (dtype, text) in features.items()]
+    # Feast's own lineage begins at the feature table: these say what lies before it.
+    raw = ", ".join(f"raw/{read}" for read in sorted(reads((SQL / f"{name}.sql").read_text())))
+    lineage = TAGS | {"raw tables": raw, "sql": f"features/sql/{name}.sql"}
     source = FileSource(
         name=name, path=f"features/{name}", file_format=DeltaFormat(), timestamp_field="event_timestamp",
-        created_timestamp_column="available_at", description=f"features/sql/{name}.sql",
-        owner=OWNER, tags=TAGS,
+        created_timestamp_column="available_at", description=f"Made of {raw} by features/sql/{name}.sql",
+        owner=OWNER, tags=lineage,
     )  # fmt: skip
     return FeatureView(
         name=name,
@@ -56,7 +63,7 @@ def table(
         source=source,
         description=about,
         owner=OWNER,
-        tags=TAGS,
+        tags=lineage,
     )
 
 
@@ -115,11 +122,19 @@ request = RequestSource(
 )  # fmt: skip
 
 
+CLOCK = {
+    "hour": "Hour of scheduled departure, 0 to 23",
+    "minute": "Minute of scheduled departure, 0 to 59",
+    "weekday": "Weekday of scheduled departure, from 1 (Monday) to 7",
+}
+
+
 @on_demand_feature_view(
-    sources=[request], mode="pandas", owner=OWNER, tags=TAGS,
+    sources=[request], mode="pandas", owner=OWNER,
+    tags=TAGS | CLOCK,
     description="When the flight leaves, on New York's clock: hour, minute, weekday from 1 (Monday) to 7.",
-    # no descriptions on these: Feast 0.67 then refuses to find them in what the function returns
-    schema=[Field(name=name, dtype=Int64) for name in ("hour", "minute", "weekday")],
+    # with descriptions, Feast 0.67 refuses to find them in what the function returns: tags hold them
+    schema=[Field(name=name, dtype=Int64) for name in CLOCK],
 )  # fmt: skip
 def schedule(rows: pd.DataFrame) -> pd.DataFrame:
     """Read New York's clock at ``sched_dep``."""
@@ -134,5 +149,5 @@ flight_delay = FeatureService(
     name="flight_delay",
     features=[schedule, planes, origin_weather, origin_delays, carrier_delays],
     description="What is known two hours before scheduled departure, to tell if a flight will arrive late.",
-    owner=OWNER, tags=TAGS,
+    owner=OWNER, tags=TAGS | {"registered model": "flights"},
 )  # fmt: skip

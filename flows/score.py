@@ -1,6 +1,6 @@
 """Predict, from the online store, with the champion.
 
-online store ─▶ champion ─▶ prediction log
+online store ─▶ parity ─▶ champion ─▶ prediction log
 """
 
 from datetime import datetime
@@ -14,10 +14,18 @@ from headrace.pipeline import load
 
 @flow(name="score", flow_run_name=steps.run_name, description=__doc__)
 def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, int]:
-    """Score every window that closed by ``as_of`` (UTC) since the first release; return rows per window."""
+    """Score every window that closed by ``as_of`` (UTC) since the first release; return rows per window.
+
+    Before each, a sample shows that the online store serves what the model was trained on.
+    """
     spec, at = load(pipeline), steps.instant(as_of)
     champion = steps.champion(spec)
-    scored = {str(w): steps.score(spec, champion, w) for w in steps.unscored(spec, at)}
+    scored = {}
+    for window in steps.unscored(spec, at):
+        # Online already, unless this window lies before the first that was brought online.
+        steps.bring_online(spec, window.end, window.start)
+        steps.check_parity(spec, window)
+        scored[str(window)] = steps.score(spec, champion, window)
     create_table_artifact(
         key=f"scored-{pipeline}",
         table=[{"window": w, "rows": f"{n:,}", "model version": champion.version} for w, n in scored.items()],

@@ -24,6 +24,9 @@ HeadraceError
 ├── NoChampion
 ├── NothingScored
 ├── StaleFeatures
+├── ParityBroken
+├── NothingToCompare
+├── UnknownFeature
 ├── AlreadyClaimed
 ├── NotTakenUp
 ├── NotAProject
@@ -35,18 +38,25 @@ HeadraceError
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
+    from headrace.feature_store.parity import Parity
+    from headrace.lake import Window
+    from headrace.pipeline import Pipeline
     from headrace.quarantine import Entry
 
 
 class HeadraceError(Exception):
     """Base of all errors a user is expected to meet; the message says what to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Else unpickling would call the class with the message alone: errors come home from Dask's workers.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class UnknownPipeline(HeadraceError):
@@ -313,13 +323,53 @@ class NothingScored(HeadraceError):
 
 
 class StaleFeatures(HeadraceError):
-    """A window was to be scored before its features were built from all raw rows there are."""
+    """A window was to be scored before its features were built as they would be today."""
 
-    def __init__(self, pipeline: str, table: str, window: str) -> None:
-        self.pipeline, self.table, self.window = pipeline, table, window
+    def __init__(self, pipeline: str, table: str, window: str, cause: str) -> None:
+        self.pipeline, self.table, self.window, self.cause = pipeline, table, window, cause
         super().__init__(
-            f"Features `{table}` of {window} are not up to date with the raw tables, so nothing was scored. "
+            f"Features `{table}` of {window} are not up to date ({cause}), so nothing was scored. "
             f"Run the `materialize` flow for `{pipeline}`, then `score` again."
+        )
+
+
+class ParityBroken(HeadraceError):
+    """The online store serves other values than the point-in-time join gives."""
+
+    def __init__(self, spec: Pipeline, window: Window, parity: Parity) -> None:
+        self.pipeline, self.window, self.parity = spec.name, window, parity
+        first, *others = parity.mismatches
+        more = f", and {len(others)} more mismatches" if others else ""
+        span = f"{spec.start:%Y-%m-%dT%H:%M:%S} {window.end:%Y-%m-%dT%H:%M:%S}"
+        super().__init__(
+            f"The online store does not serve what `{spec.name}` is trained on: of {parity.rows:,} "
+            f"predictions in {window}, {first.rows:,} get `{first.view}:{first.feature}` {first.cause} ("
+            f"{first.example}){more}. `headrace features parity {spec.name} --all --as-of "
+            f"{window.end:%Y-%m-%dT%H:%MZ}` shows all. `feast -c features materialize {span}` fills it again."
+        )
+
+
+class NothingToCompare(HeadraceError):
+    """A window has no predictions to make, so it shows neither parity nor its lack."""
+
+    def __init__(self, pipeline: str, window: str) -> None:
+        self.pipeline, self.window = pipeline, window
+        super().__init__(
+            f"Pipeline `{pipeline}` has no predictions to make in {window}, so there is nothing to compare. "
+            "Name an instant whose last closed window has some: `--as-of 2013-07-01`."
+        )
+
+
+class UnknownFeature(HeadraceError):
+    """No feature view or feature of that name is registered."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(
+            f"No feature view or feature `{name}` is registered.{hint} `headrace features list` shows all "
+            "there are; `materialize` registers what `features/` declares."
         )
 
 

@@ -198,18 +198,24 @@ class Table:
         return {key: number for key, number in numbers.items() if number is not None}
 
     def overwrite(
-        self, rows: pa.Table | pa.RecordBatchReader, window: Window, time: str, number: int = 1
+        self,
+        rows: pa.Table | pa.RecordBatchReader,
+        window: Window,
+        time: str,
+        number: int = 1,
+        also: Mapping[str, int] | None = None,
     ) -> None:
         """Replace the rows whose ``time`` lies in ``window`` with ``rows``.
 
         Readers see the old window or the new one, never a mixture. Two writers
         of one window leave it as one of them wrote it; the window is then ``held``
-        with ``number``.
+        with ``number``, and each key of ``also`` with its own.
         """
         from deltalake import CommitProperties, Transaction, write_deltalake
 
         self._create(rows.schema)
-        marked = CommitProperties(app_transactions=[Transaction(str(window), number)], max_commit_retries=15)
+        held = [Transaction(key, carried) for key, carried in {str(window): number, **(also or {})}.items()]
+        marked = CommitProperties(app_transactions=held, max_commit_retries=15)
         write_deltalake(
             self.uri, rows, mode="overwrite", predicate=window.predicate(time), commit_properties=marked
         )

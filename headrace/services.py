@@ -1,4 +1,4 @@
-"""The servers that `headrace up` and `headrace demo` keep: Prefect, a worker, MLflow.
+"""The servers that `headrace up` and `headrace demo` keep: Prefect, a worker, MLflow, Data Docs, Feast's UI.
 
 Each is a child process listening on loopback, with its log below
 ``<home>/logs``; all end with the caller, by their own process groups.
@@ -103,6 +103,16 @@ def docs_server(settings: Settings) -> Service:
     return Service("Data Docs", command, settings.docs_port, "HEADRACE_DOCS_PORT", f"{address}/", address)
 
 
+def feast_server(settings: Settings) -> Service:
+    """Return Feast's UI, on the registry that the settings name."""
+    address = f"http://{HOST}:{settings.feast_port}"
+    command = [
+        *(sys.executable, "-m", "feast.cli.cli", "-c", "features"),
+        *("ui", "--host", HOST, "--port", str(settings.feast_port)),
+    ]
+    return Service("Feast", command, settings.feast_port, "HEADRACE_FEAST_PORT", f"{address}/", address)
+
+
 def embedded(settings: Settings) -> list[Service]:
     """Return the servers that no setting says run elsewhere."""
     from headrace import tracking
@@ -111,7 +121,7 @@ def embedded(settings: Settings) -> list[Service]:
     if not settings.mlflow.startswith("http"):
         tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
         servers.append(mlflow_server(settings))
-    return [*servers, docs_server(settings)]
+    return [*servers, docs_server(settings), feast_server(settings)]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     prefect_port: int = Field(4200, description="Where `headrace up` serves Prefect")
     mlflow_port: int = Field(5000, description="Where `headrace up` serves MLflow")
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
+    feast_port: int = Field(8888, description="Where `headrace up` serves the feature catalog")
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +43,11 @@ class Settings(BaseSettings):
         """Where a person looks at MLflow: the tracking server, or what `headrace up` serves."""
         served = self.mlflow.startswith("http")
         return self.mlflow.rstrip("/") if served else f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def feast_page(self) -> str:
+        """Where a person looks at the features: Feast's own UI, which `headrace up` serves."""
+        return f"http://127.0.0.1:{self.feast_port}"
 
     @property
     def docs_page(self) -> str:

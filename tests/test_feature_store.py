@@ -1,6 +1,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,12 @@ import yaml
 from sqlalchemy.engine import make_url
 
 from headrace import quarantine
+from headrace.cluster import cluster, spread
 from headrace.errors import BadFeatureRows, BatchRejected
 from headrace.feature_store import store as features
-from headrace.feature_store.tables import build, stale
-from headrace.lake import Lake, Window, duckdb_connection, windows
+from headrace.feature_store.query import reads
+from headrace.feature_store.tables import Cause, build, stale
+from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, load
 from headrace.serving import log
 from headrace.settings import Settings
@@ -265,14 +268,130 @@ def test_a_window_is_stale_until_it_is_built_from_all_raw_rows(lake):
     raw = {**FLIGHTS.raw, "flights": "raw/early"}
     whole = lake.connect({"f": "raw/flights"}).sql("FROM f WHERE landed_at < '2013-01-14'").to_arrow_table()
     lake.table("raw/early").append(whole.slice(0, 100), "first")
-    assert stale(table, raw, [FIRST, SECOND], lake) == [FIRST, SECOND]
+    assert stale(table, raw, [FIRST, SECOND], lake) == {FIRST: Cause.NEW, SECOND: Cause.NEW}
     for window in (FIRST, SECOND):
         build(table, raw, window, lake)
-    assert stale(table, raw, [FIRST, SECOND], lake) == []
+    assert stale(table, raw, [FIRST, SECOND], lake) == {}
     lake.table("raw/early").append(whole.slice(100), "late")
-    assert SECOND in stale(table, raw, [FIRST, SECOND], lake)
+    assert stale(table, raw, [FIRST, SECOND], lake)[SECOND] == Cause.RAW
     build(table, raw, SECOND, lake)
-    assert stale(table, raw, [SECOND], lake) == []
+    assert stale(table, raw, [SECOND], lake) == {}
+
+
+def test_a_window_is_stale_when_its_tables_definition_has_changed_in_more_than_looks(lake, tmp_path):
+    table = replace(FLIGHTS.feature_tables[1], name="defined")
+    build(table, FLIGHTS.raw, FIRST, lake)
+    written = table.sql.read_text()
+
+    def edited(text):
+        (tmp_path / "defined.sql").write_text(text)
+        return stale(replace(table, sql=tmp_path / "defined.sql"), FLIGHTS.raw, [FIRST, SECOND], lake)
+
+    other_looks = "/* mine */\n" + written.replace("SELECT", "  select").replace(
+        "-- How late", "-- How very late"
+    )
+    assert edited(other_looks) == {SECOND: Cause.NEW}
+    assert edited(written.replace(">= 15", ">= 30")) == {FIRST: Cause.DEFINITION, SECOND: Cause.NEW}
+    for change in ({"lookback": timedelta(hours=4)}, {"suite": ""}):
+        assert stale(replace(table, **change), FLIGHTS.raw, [FIRST], lake) == {FIRST: Cause.DEFINITION}
+
+    # and once built anew, it is what it is remembered as
+    changed = replace(table, suite="")
+    build(changed, FLIGHTS.raw, FIRST, lake)
+    assert stale(changed, FLIGHTS.raw, [FIRST], lake) == {}
+    assert stale(table, FLIGHTS.raw, [FIRST], lake) == {FIRST: Cause.DEFINITION}
+
+
+def test_rows_of_a_raw_table_that_a_query_does_not_read_leave_its_windows_alone(lake):
+    planes = replace(FLIGHTS.feature_tables[3], name="only_planes")
+    first = windows(FLIGHTS.start, FIRST.end, WEEK)
+    build(planes, FLIGHTS.raw, first[0], lake)
+    other = lake.connect({"f": "raw/flights"}).sql("FROM f LIMIT 5").to_arrow_table()
+    lake.table("raw/more").append(pa.concat_tables([other] * 2), "more")
+    assert stale(planes, {**FLIGHTS.raw, "flights": "raw/more"}, first, lake) == {}
+
+
+@pytest.mark.parametrize(
+    ("sql", "tables"),
+    [
+        ("SELECT * FROM a JOIN b USING (k) WHERE t >= $start AND k IN (SELECT k FROM c)", {"a", "b", "c"}),
+        ("WITH a AS (SELECT * FROM a), d AS (FROM a) SELECT * FROM d UNION ALL FROM e", {"a", "e"}),
+        ("WITH RECURSIVE r AS (FROM a UNION ALL FROM r) FROM r ASOF JOIN b ON r.t >= b.t", {"a", "b"}),
+        ("SELECT unnest(range($start, $end, INTERVAL 1 HOUR))", set()),
+    ],
+)
+def test_a_query_reads_the_tables_it_names_but_does_not_define(sql, tables):
+    assert reads(sql) == tables
+
+
+BACKFILL = """
+import os, sys, time
+from pathlib import Path
+from headrace.cluster import cluster, spread
+from headrace.feature_store.tables import build
+from tests.test_feature_store import slow_tables, MANY, FLIGHTS, Lake
+
+if __name__ == "__main__":
+    lake = Lake(sys.argv[1])
+    work = [(t, FLIGHTS.raw, w, lake) for t in slow_tables(Path(sys.argv[3])) for w in MANY]
+    with cluster(workers=int(sys.argv[2])) as client:
+        for _ in spread(client, build, work):
+            print("built", flush=True)
+"""
+MANY = windows(FLIGHTS.start, THIRD.end, timedelta(days=1))
+
+
+def slow_tables(folder):
+    """Two feature tables whose windows, of a day, take a while."""
+    busy = "(SELECT sum(sqrt(i)) FROM range(20_000_000) AS r(i)) > 0"
+    for table in FLIGHTS.feature_tables[:2]:
+        sql = folder / f"{table.name}.sql"
+        sql.write_text(f"{table.sql.read_text()} AND {busy}")
+        yield replace(table, name=f"slow_{folder.name}_{table.name}", sql=sql, suite="")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_backfill_killed_halfway_goes_on_where_it_was(lake, tmp_path, workers):
+    """``kill -9`` of the process and its workers: what was built is built once, and all ends the same."""
+    tables = list(slow_tables(tmp_path))
+    script = tmp_path / "backfill.py"
+    script.write_text(BACKFILL)
+    command = [sys.executable, script, lake.root, str(workers), tmp_path]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        seen = [process.stdout.readline() for _ in range(5)]
+        os.killpg(process.pid, signal.SIGKILL)
+    assert seen == ["built\n"] * 5
+
+    left = {table: stale(table, FLIGHTS.raw, MANY, lake) for table in tables}
+    done = 2 * len(MANY) - sum(map(len, left.values()))
+    assert 5 <= done < 2 * len(MANY)
+    with cluster(workers=workers) as client:
+        work = [(table, FLIGHTS.raw, window, lake) for table, why in left.items() for window in why]
+        assert len(list(spread(client, build, work))) == len(work)
+
+    for table in tables:
+        written = [v for v in lake.table(table.table).open().history() if v["operation"] == "WRITE"]
+        assert len(written) == len(MANY), "no window was built twice"
+        assert stale(table, FLIGHTS.raw, MANY, lake) == {}
+        quick = f"features/{table.sql.stem}"
+        con = lake.connect({"built": table.table, "quick": quick})
+        lived = "event_timestamp >= '2013-01-01'"  # the first week begins a day before
+        assert fingerprint(con.view("built")) == fingerprint(con.view("quick").filter(lived))
+
+
+def test_what_goes_wrong_on_a_worker_process_comes_home_as_it_was(lake, tmp_path):
+    sql = tmp_path / "bad.sql"
+    sql.write_text("SELECT $start AS event_timestamp, $end AS then")
+    table = replace(FLIGHTS.feature_tables[0], name="bad_at_work", sql=sql)
+    work = [(table, FLIGHTS.raw, window, lake) for window in WEEKS]
+
+    with cluster(workers=2) as client, pytest.raises(BadFeatureRows, match="no available_at") as raised:
+        list(spread(client, build, work))
+
+    assert (raised.value.table, raised.value.sql) == (table.table, str(sql))
 
 
 def test_a_row_known_only_after_the_prediction_is_not_joined(store, lake):

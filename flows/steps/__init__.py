@@ -5,7 +5,14 @@ one is idempotent by itself, so running it again is the cache.
 """
 
 from flows.steps.common import claim, finish, give_up, instant, logger, run_name
-from flows.steps.features import apply_features, bring_online, build_features, stale
+from flows.steps.features import (
+    apply_features,
+    bring_online,
+    build_features,
+    check_parity,
+    report_features,
+    stale,
+)
 from flows.steps.ingest import batches, read, report, settle, staging
 from flows.steps.monitoring import announce_drift, await_retraining, compare_releases, watch
 from flows.steps.scoring import champion, score, unscored
@@ -19,6 +26,7 @@ __all__ = [
     "bring_online",
     "build_features",
     "champion",
+    "check_parity",
     "claim",
     "compare_releases",
     "finish",
@@ -31,6 +39,7 @@ __all__ = [
     "register",
     "release",
     "report",
+    "report_features",
     "run_name",
     "score",
     "settle",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 LEASE = timedelta(hours=6)
 FEATURES = Path(__file__).parent.parent.parent / "features"
 
@@ -63,6 +65,18 @@ def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
 def logger() -> Any:
     """Return the run's logger."""
     return get_run_logger()
+
+
+def tracked(done: Iterator[T], total: int, key: str, what: str) -> Iterator[T]:
+    """Pass on what is done of ``total``, and show each tenth in a progress artifact and in the log."""
+    progress = create_progress_artifact(0.0, key=key, description=what.capitalize())
+    for number, result in enumerate(done, 1):
+        yield result
+        share, before = (100 * n // total for n in (number, number - 1))
+        if share // 10 > before // 10:
+            update_progress_artifact(progress, share)
+            if total >= 10:
+                logger().info("%3d %% of %s %s", share, f"{total:,}", what)
 
 
 def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:

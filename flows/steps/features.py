@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from flows.steps.common import open_store, step
+from prefect.artifacts import create_table_artifact
+from prefect.events import emit_event
+
+from flows.steps.common import logger, open_store, step, tracked
+from headrace.cluster import cluster, spread
+from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
-from headrace.feature_store import tables
+from headrace.feature_store.freshness import Freshness
+from headrace.feature_store.tables import Cause
 from headrace.lake import Lake, Window, windows
 from headrace.pipeline import FeatureTable, Pipeline
 from headrace.settings import Settings
 
+Due = Mapping[FeatureTable, Mapping[Window, Cause]]
+
 
 @step("find stale windows")
-def stale(spec: Pipeline, at: datetime) -> dict[FeatureTable, list[Window]]:
-    """Return, per feature table, the closed windows that are new or have new raw rows."""
-    lake = Lake(Settings().lake)
-    return {
-        table: tables.stale(table, spec.raw, windows(spec.start, at, table.window), lake)
-        for table in spec.feature_tables
-    }
+def stale(spec: Pipeline, at: datetime) -> Due:
+    """Return, per feature table, the closed windows to build, and say why."""
+    lake, due = Lake(Settings().lake), {}
+    for table in spec.feature_tables:
+        due[table] = tables.stale(table, spec.raw, windows(spec.start, at, table.window), lake)
+        for cause in Cause:
+            if found := [window for window, why in due[table].items() if why == cause]:
+                span = " to ".join(dict.fromkeys([min(found).label, max(found).label]))
+                logger().info("%s: %d to build, %s (%s)", table.name, len(found), cause, span)
+    return due
 
 
-@step("build {table.name}")
-def build_features(spec: Pipeline, table: FeatureTable, due: list[Window]) -> int:
-    """Build the table's windows; return the rows written."""
-    lake = Lake(Settings().lake)
-    return sum(tables.build(table, spec.raw, window, lake, spec.name) for window in due)
+@step("build features", minutes=240)
+def build_features(spec: Pipeline, due: Due) -> dict[str, int]:
+    """Build the windows of all tables in parallel on the cluster; return the rows written per table.
+
+    Each window is one commit: what is built when a run is killed stays built.
+    """
+    settings = Settings()
+    lake = Lake(settings.lake)
+    work = [(table, spec.raw, window, lake, spec.name) for table, why in due.items() for window in why]
+    rows = {table.name: 0 for table, *_ in work}
+    if not work:
+        return rows
+    with cluster(settings.dask_address, settings.dask_workers) as client:
+        built = spread(client, tables.build, work)
+        for place, written in tracked(built, len(work), f"built-{spec.name}", "windows built"):
+            rows[work[place][0].name] += written
+    return rows
 
 
 @step("apply the Feast repository")
@@ -40,6 +64,60 @@ def apply_features(spec: Pipeline, due: Iterable[Window]) -> None:
 
 
 @step("bring {spec.feature_service} online")
-def bring_online(spec: Pipeline, at: datetime) -> None:
-    """Materialise into the online store what became known since the last time."""
-    feature_store.materialize(open_store(), spec.feature_service, at)
+def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) -> None:
+    """Materialise into the online store what became known since the last time, or ``since`` then."""
+    feature_store.materialize(open_store(), spec.feature_service, at, since)
+
+
+@step("show what was built")
+def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: datetime) -> None:
+    """Show, per table, what was built and why; per view, how old it is. Overdue views emit an event."""
+    causes = {table.name: Counter(why.values()) for table, why in due.items()}
+    create_table_artifact(
+        key=f"features-{spec.name}",
+        table=[
+            {"feature table": name}
+            | {str(cause): count[cause] for cause in Cause}
+            | {"rows written": f"{built.get(name, 0):,}"}
+            for name, count in causes.items()
+        ],
+        description=f"## Windows of `{spec.name}` built as of {at:%Y-%m-%d %H:%M} UTC, by cause",
+    )
+    views = freshness.measure(open_store(), spec.feature_service, Lake(Settings().lake), at)
+    create_table_artifact(
+        key=f"freshness-{spec.name}",
+        table=[view.line() for view in views],
+        description=f"## How old the features of `{spec.name}` are at {at:%Y-%m-%d %H:%M} UTC",
+    )
+    for view in views:
+        if view.overdue:
+            _announce_overdue(spec, view, at)
+
+
+def _announce_overdue(spec: Pipeline, view: Freshness, at: datetime) -> None:
+    served = f"{view.online:%Y-%m-%d %H:%M} UTC" if view.online else "none"
+    logger().warning("%s is overdue: newest row online %s, ttl %s", view.view, served, view.ttl)
+    emit_event(
+        "headrace.features.overdue",
+        resource={
+            "prefect.resource.id": f"headrace.features.{spec.name}.{view.view}",
+            "prefect.resource.name": view.view,
+            "headrace.pipeline": spec.name,
+        },
+        payload={
+            "view": view.view,
+            "age": view.age and view.age.total_seconds(),
+            "ttl": view.ttl.total_seconds(),
+            "as_of": at.isoformat(),
+        },
+    )
+
+
+@step("check parity of {window}")
+def check_parity(spec: Pipeline, window: Window, rows: int | None = parity.SAMPLE) -> None:
+    """Stop unless the online store serves ``rows`` of the window's predictions (None: all) as they should be.
+
+    Raises:
+        ParityBroken: It serves another value than the point-in-time join gives.
+    """
+    parity.check(open_store(), spec, Lake(Settings().lake), window, rows)

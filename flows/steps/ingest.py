@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import logger, step
+from flows.steps.common import logger, step, tracked
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
 from headrace.errors import BatchRejected
@@ -42,19 +42,12 @@ def settle(spec: Pipeline, staged: Sequence[tuple[Source, Batch]], at: datetime)
     """Validate every batch and land what passes, in parallel on the cluster."""
     if not staged:
         return []
-    settings, say = Settings(), logger().info
+    settings = Settings()
     lake = Lake(settings.lake)
-    progress = create_progress_artifact(0.0, key=f"ingest-{spec.name}", description="Batches settled")
-    settled: dict[int, Settled] = {}
     with cluster(settings.dask_address, settings.dask_workers) as client:
         work = [(batch, source, lake, at) for source, batch in staged]
-        for place, done in spread(client, ingest.settle, work):
-            settled[place] = done
-            share, before = (100 * n // len(staged) for n in (len(settled), len(settled) - 1))
-            if share // 10 > before // 10:
-                update_progress_artifact(progress, share)
-                if len(staged) >= 10:
-                    say("%3d %% of %s batches settled", share, f"{len(staged):,}")
+        done = spread(client, ingest.settle, work)
+        settled = dict(tracked(done, len(work), f"ingest-{spec.name}", "batches settled"))
     return [settled[place] for place in sorted(settled)]
 
 

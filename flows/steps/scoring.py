@@ -47,7 +47,8 @@ def unscored(spec: Pipeline, at: datetime) -> list[Window]:
     due = log.pending(spec, lake, min(released), at)
     for table in spec.feature_tables:
         if late := tables.stale(table, spec.raw, due, lake):
-            raise StaleFeatures(spec.name, table.name, str(late[0]))
+            window, cause = next(iter(late.items()))
+            raise StaleFeatures(spec.name, table.name, str(window), cause)
     return due
 
 
@@ -55,8 +56,6 @@ def unscored(spec: Pipeline, at: datetime) -> list[Window]:
 def score(spec: Pipeline, release: Release, window: Window) -> int:
     """Predict for one window, from the online store, with the champion."""
     lake, store = Lake(Settings().lake), open_store()
-    # Online already, unless this window lies before the first that was brought online.
-    feature_store.materialize(store, spec.feature_service, window.end, window.start)
     return log.score(
         spec,
         lake,

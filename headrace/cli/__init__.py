@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from headrace.cli import live, quarantine
+from headrace.cli import features, live, quarantine
 from headrace.errors import HeadraceError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command()(live.up)
 app.command()(live.demo)
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(features.app, name="features")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ console = Console()
 
 
 def up() -> None:
-    """Serve Prefect, MLflow and a worker until Ctrl-C; deploy everything in prefect.yaml."""
+    """Serve Prefect, MLflow, Feast's UI, Data Docs, and a worker until Ctrl-C; deploy all of prefect.yaml."""
     settings = Settings()
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
@@ -100,6 +100,7 @@ def _addresses(settings: Settings) -> Table:
     prefect = services.prefect_server(settings).page
     table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
     table.add_row("MLflow", settings.mlflow_page, f"{settings.mlflow_page}/#/models")
+    table.add_row("Feast", settings.feast_page, "the features: where from, what they mean, who uses them")
     table.add_row("Data Docs", settings.docs_page, "what each batch was checked for, and what was found")
     table.add_row("state", str(settings.home), "lake, ledger, features, logs")
     return table

@@ -130,7 +130,7 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     given, types = _without(spine, wanted), _outputs(wanted)
     views: dict[tuple[str, ...], list[str]] = {}
     for view in wanted.feature_view_projections:
-        refs = views.setdefault(tuple(sorted(_inputs(store, view.name))), [])
+        refs = views.setdefault(tuple(sorted(inputs(store, view.name))), [])
         called = view.name_to_use()  # type: ignore[no-untyped-call]
         refs += [f"{called}:{field.name}" for field in view.features]
     con, joins = duckdb_connection(), []
@@ -213,14 +213,14 @@ def _outputs(service: FeatureService) -> dict[str, pa.DataType]:
     return {field.name: from_feast_to_pyarrow_type(field.dtype) for field in fields}
 
 
-def _inputs(store: FeatureStore, view: str) -> set[str]:
+def inputs(store: FeatureStore, view: str) -> set[str]:
     """Return what the view must be given: join keys, or what an on-demand view asks of a request."""
     from feast.feature_view import DUMMY_ENTITY_ID
 
     found = store.registry.get_any_feature_view(view, store.project, allow_cache=True)
     names = {column.name for column in getattr(found, "entity_columns", [])} - {DUMMY_ENTITY_ID}
     for source in getattr(found, "source_feature_view_projections", []):
-        names |= _inputs(store, source)
+        names |= inputs(store, source)
     return names | set(getattr(found, "get_request_data_schema", dict)())
 
 

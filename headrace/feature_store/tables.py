@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
+from headrace.feature_store.query import meaning, reads
 from headrace.lake import AVAILABLE, Lake, Window
 from headrace.quarantine import guard
 
@@ -15,6 +19,14 @@ if TYPE_CHECKING:
 
     from headrace.lake import DatasetRef
     from headrace.pipeline import FeatureTable
+
+
+class Cause(StrEnum):
+    """Why a window is to be built."""
+
+    NEW = "new window"
+    RAW = "new raw rows"
+    DEFINITION = "changed SQL, lookback or suite"
 
 
 def build(
@@ -31,7 +43,7 @@ def build(
 
     Args:
         table: What to build; its query is described there.
-        raw: Raw tables or snapshots by view name; all the query reads.
+        raw: Raw tables or snapshots by view name: all that the query may read.
         window: Event time to build; the query sees what became known in ``[start - lookback, end)``.
         lake: Where ``raw`` is read and the feature table written.
         pipeline: Whose table it is: under that name the quarantine keeps what does not pass its suite.
@@ -44,18 +56,20 @@ def build(
         BadFeatureRows: The query leaves a time column out, or returns rows outside ``window``.
         BatchRejected: The rows break the table's suite; the window stays as it was.
     """
-    con = lake.connect({f"whole_{view}": wanted for view, wanted in raw.items()})
+    sql = table.sql.read_text()
+    read = _read(sql, raw)
+    con = lake.connect({f"whole_{view}": wanted for view, wanted in read.items()})
     seen = 0
-    for view in raw:
+    for view in read:
         cut = _visible(table, window).predicate(AVAILABLE)
         con.execute(f'CREATE VIEW "{view}" AS SELECT * FROM "whole_{view}" WHERE {cut}')
         seen += con.view(view).count("*").fetchall()[0][0]
-    query = con.execute(table.sql.read_text(), {"start": window.start, "end": window.end})
-    rows = query.to_arrow_table()
+    rows = con.execute(sql, {"start": window.start, "end": window.end}).to_arrow_table()
     _check(table, rows, window)
     if table.suite:
         rows = guard(rows, table.suite, lake, pipeline, table.table, window)
-    lake.table(table.table).overwrite(rows, window, "event_timestamp", number=seen)
+    also = {_definition_of(window): _digest(table, sql)}
+    lake.table(table.table).overwrite(rows, window, "event_timestamp", number=seen, also=also)
     return int(rows.num_rows)
 
 
@@ -64,21 +78,52 @@ def stale(
     raw: Mapping[str, str | DatasetRef],
     due: Sequence[Window],
     lake: Lake,
-) -> list[Window]:
-    """Return those windows of ``due`` that were built from other raw rows than there are now, or never.
+) -> dict[Window, Cause]:
+    """Return why those windows of ``due`` are stale that are: never built, or not as they would be today.
 
     Raw tables only grow, so the number of rows a window's query can see, which
     ``build`` notes beside the window, says whether it would see others today.
+    Noted there as well is a digest of how the table was defined. A change of
+    comments, space or keywords' case in its SQL is none; another version of DuckDB may be one.
     """
-    con = lake.connect(raw)
+    sql = table.sql.read_text()
+    read = _read(sql, raw)
+    con = lake.connect(read)
     seen = [0] * len(due)
-    for view in raw:
+    for view in read:
         visible = (_visible(table, window).predicate(AVAILABLE) for window in due)
         counts = ", ".join(f"count(*) FILTER (WHERE {predicate})" for predicate in visible)
         found = con.sql(f'SELECT {counts} FROM "{view}"').fetchall()[0] if due else ()
         seen = [total + more for total, more in zip(seen, found, strict=True)]
-    built = lake.table(table.table).held([str(window) for window in due])
-    return [window for window, rows in zip(due, seen, strict=True) if rows != built.get(str(window), 0)]
+    held = lake.table(table.table).held([key for w in due for key in (str(w), _definition_of(w))])
+    today = _digest(table, sql)
+    causes: dict[Window, Cause] = {}
+    for window, rows in zip(due, seen, strict=True):
+        if str(window) not in held:
+            if rows:
+                causes[window] = Cause.NEW
+        elif held.get(_definition_of(window)) != today:
+            causes[window] = Cause.DEFINITION
+        elif held[str(window)] != rows:
+            causes[window] = Cause.RAW
+    return causes
+
+
+def _read(sql: str, raw: Mapping[str, str | DatasetRef]) -> Mapping[str, str | DatasetRef]:
+    """Return those of ``raw`` that the query reads; all of them where it does not say."""
+    names = reads(sql)
+    return {view: wanted for view, wanted in raw.items() if view in names} or raw
+
+
+def _definition_of(window: Window) -> str:
+    """Return the key under which a feature table holds the digest that its window was built with."""
+    return f"definition of {window}"
+
+
+def _digest(table: FeatureTable, sql: str) -> int:
+    """Return a number, for Delta keeps no text beside a window, that any change of the definition changes."""
+    parts = json.dumps([meaning(sql), table.lookback.total_seconds(), table.suite])
+    return int.from_bytes(hashlib.sha256(parts.encode()).digest()[:8]) >> 1
 
 
 def _visible(table: FeatureTable, window: Window) -> Window:

@@ -83,6 +83,7 @@ def river(tmp_path_factory: pytest.TempPathFactory) -> Iterator[River]:
         "HEADRACE_HOME": str(home),
         "HEADRACE_PREFECT_PORT": str(free_port()),
         "HEADRACE_MLFLOW_PORT": str(free_port()),
+        "HEADRACE_FEAST_PORT": str(free_port()),
     }.items():
         patch.setenv(name, value)
     patch.chdir(ROOT)

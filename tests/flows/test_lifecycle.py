@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +17,9 @@ from headrace import registry, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
+from headrace.settings import Settings
 from tests.conftest import ROOT, utc
-from tests.flows.conftest import River, eventually
+from tests.flows.conftest import River, eventually, flows
 
 pytestmark = pytest.mark.timeout(600)
 DRIFT = "drift/2013-04-29"
@@ -85,7 +89,7 @@ def test_every_kind_of_run_leaves_artifacts_that_link_onwards(river: River) -> N
     artifacts = {artifact["key"]: artifact for artifact in river.prefect("artifacts", sort="UPDATED_DESC")}
     assert {
         *("landed-flights", "features-flights", "candidates-flights", "verdict-flights", "scored-flights"),
-        *("monitor-flights", "drift-flights", "lifecycle-flights"),
+        *("monitor-flights", "drift-flights", "lifecycle-flights", "freshness-flights"),
     } <= set(artifacts)
     assert f"{river.settings.mlflow_page}/#/models/flights/versions/" in artifacts["verdict-flights"]["data"]
     assert "Evidently report](http" in artifacts["monitor-flights"]["data"]
@@ -169,6 +173,34 @@ def test_a_releases_training_set_is_made_again_from_the_versions_it_names(river:
     again = feature_store.historical(store, spec.feature_service, spine, features)
     made = dataset.read(spec, first.training, lake).drop_columns(["holdout"])
     assert again.select(made.column_names).equals(made)
+
+
+def test_the_command_line_says_that_it_is_and_who_uses_which_feature(river: River) -> None:
+    same = river.command("headrace.cli", "features", "parity", "flights").stdout
+    assert (
+        "all 4,000 values in 200 predictions of 2013-04-22T00:00Z/2013-04-29T00:00Z are the same"
+        in " ".join(same.split())
+    )
+    shown = river.command("headrace.cli", "features", "show", "temp", "--as-of", "2013-04-29").stdout
+    versions = [str(release["version"]) for release in river.summary["releases"]]
+    assert f"models         {', '.join(f'flights {version}' for version in versions)}" in shown
+    assert "raw tables     raw/weather" in shown
+
+
+def test_features_that_are_not_served_as_trained_on_stop_the_scoring(river: River, tmp_path: Path) -> None:
+    """The same river, from a copy of its home in which the online store has lost an airport's weather."""
+    home = tmp_path / "home"
+    shutil.copytree(
+        river.settings.home, home, ignore=shutil.ignore_patterns("prefect", "logs", "predictions")
+    )
+    with sqlite3.connect(home / "feast/online.db") as con:
+        con.execute("DELETE FROM headrace_origin_weather WHERE feature_name = 'temp'")
+    con.close()
+    settings = Settings(home=home, prefect_port=river.settings.prefect_port)
+    done = flows(settings, "score", "flights", "--as-of", "2013-04-08")
+    assert done.returncode == 1
+    assert "`origin_weather:temp` not at all" in done.stderr
+    assert not (home / "lake/predictions").exists()
 
 
 def test_living_it_again_changes_nothing(river: River) -> None:

@@ -47,3 +47,22 @@ def test_the_deployments_and_the_drift_run_with_its_artifacts_are_there_to_see(
     page.get_by_text("Artifacts", exact=True).last.click()
     expect(page.get_by_text("verdict-flights").first).to_be_visible()
     expect(page.get_by_text("candidates-flights").first).to_be_visible()
+
+
+def test_the_catalog_shows_where_features_come_from_and_what_uses_them(river: River, page: Page) -> None:
+    """Feast's own UI, without a network."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    server = services.feast_server(river.settings)
+    with services.running([server], river.settings):
+        page.goto(f"{server.page}/p/headrace/feature-view")
+        for view in ("planes", "origin_delays", "carrier_delays", "origin_weather", "schedule ondemand"):
+            expect(page.get_by_role("link", name=view, exact=True)).to_be_visible()
+        page.get_by_role("link", name="origin_delays", exact=True).click()
+        told = ("origin_late_share_3h", "flight_delay", "raw/flights, raw/schedules", "flight-operations")
+        for text in told:
+            expect(page.get_by_text(text, exact=True).first).to_be_visible()
+        page.goto(f"{server.page}/p/headrace/feature-service/flight_delay")
+        expect(page.get_by_text("registered model", exact=True)).to_be_visible()
+        expect(page.get_by_role("link", name="wind_gust", exact=True)).to_be_visible()
+    assert not [url for url in asked if not url.startswith((server.page, "data:", "blob:"))]

@@ -28,15 +28,12 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_prefect_mlflow_and_a_worker_and_ends_them_all(
+def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
     ending: signal.Signals, tmp_path: Path
 ) -> None:
-    prefect, mlflow, docs = free_port(), free_port(), free_port()
-    ports = {
-        "HEADRACE_PREFECT_PORT": str(prefect),
-        "HEADRACE_MLFLOW_PORT": str(mlflow),
-        "HEADRACE_DOCS_PORT": str(docs),
-    }
+    prefect, mlflow, docs, feast = (free_port() for _ in range(4))
+    wanted = {"PREFECT": prefect, "MLFLOW": mlflow, "DOCS": docs, "FEAST": feast}
+    ports = {f"HEADRACE_{server}_PORT": str(port) for server, port in wanted.items()}
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     up = subprocess.Popen(
         [sys.executable, "-m", "headrace.cli", "up"],
@@ -51,7 +48,9 @@ def test_up_serves_prefect_mlflow_and_a_worker_and_ends_them_all(
 
         def all_up() -> bool:
             assert up.poll() is None, up.communicate()[0]
-            if not answers(f"{api}/health") or not answers(f"http://127.0.0.1:{mlflow}/health"):
+            pages = [f"{api}/health", f"http://127.0.0.1:{mlflow}/health"]
+            pages += [f"http://127.0.0.1:{docs}/", f"http://127.0.0.1:{feast}/projects-list.json"]
+            if not all(answers(page) for page in pages):
                 return False
             workers = httpx.post(f"{api}/work_pools/headrace/workers/filter", json={}, timeout=10)
             return workers.is_success and any(w["status"] == "ONLINE" for w in workers.json())
@@ -59,8 +58,8 @@ def test_up_serves_prefect_mlflow_and_a_worker_and_ends_them_all(
         eventually(all_up, seconds=120)
         assert len(httpx.post(f"{api}/deployments/filter", json={}, timeout=10).json()) == 6
         children = children_of(up.pid)
-        assert len(children) == 4
         assert answers(f"http://127.0.0.1:{docs}/")
+        assert len(children) == 5
     finally:
         up.send_signal(ending)
         up.wait(timeout=60)

@@ -1,0 +1,186 @@
+"""``headrace features``: what features there are, how old they are, and if they are served as trained on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.feature_store.catalog import View
+    from headrace.feature_store.freshness import Freshness
+    from headrace.lake import Lake, Window
+    from headrace.pipeline import Pipeline
+
+app = typer.Typer(
+    help="Look at the features: where from, how old, and served as trained on?", no_args_is_help=True
+)
+console = Console()
+AsOf = Annotated[str, typer.Option(help="The instant to believe in, UTC; the present if left out.")]
+
+
+@app.command("list")
+def listed(as_of: AsOf = "") -> None:
+    """List the feature views, with the age of what they serve."""
+    store, lake, _ = _state()
+    table = Table("view", "keys", "features", "ttl", "newest online (UTC)", "age", "owner", "service")
+    found = _views(store, lake, as_of)
+    for view in found:
+        table.add_row(
+            view.name,
+            ", ".join(view.keys),
+            str(len(view.features)),
+            _ttl(view.ttl),
+            *_age(view.freshness),
+            view.owner,
+            ", ".join(view.services),
+        )
+    if not found:
+        console.print("No feature views are registered yet: [bold]materialize[/] does it.")
+        return
+    console.print(table)
+    console.print("[bold]headrace features show[/] NAME tells more of a view or a feature.", highlight=False)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A view, a feature, or view:feature; `list` shows the views.")],
+    as_of: AsOf = "",
+) -> None:
+    """Show a view or a feature: what it is, where it comes from, and which models use it."""
+    from headrace import tracking
+    from headrace.feature_store import catalog
+
+    store, lake, settings = _state()
+    view, features = catalog.find(name, _views(store, lake, as_of))
+    tracking.prepare(settings.mlflow, settings.home)
+    used = catalog.models(view.pipeline, features, lake) if view.pipeline else []
+    facts = Table.grid(padding=(0, 2))
+    built = catalog.last_build(view.table, lake) if view.table else None
+    lines = {
+        "view": f"[bold]{view.name}[/]",
+        "what": escape(view.description),
+        "owner": view.owner,
+        "keys": ", ".join(view.keys),
+        "ttl": _ttl(view.ttl),
+        "raw tables": ", ".join(view.reads),
+        "SQL": str(_near(view.sql)) if view.sql else "",
+        "feature table": view.table,
+        "last build": f"{built:%Y-%m-%d %H:%M} UTC by the clock" if built else "",
+        "newest row": _newest(view.freshness),
+        "services": ", ".join(view.services),
+        "models": ", ".join(f"{release.pipeline} {release.version}" for release, _ in used) or "none yet",
+    }
+    for what, told in lines.items():
+        if told:
+            facts.add_row(what, told)
+    console.print(facts, highlight=False)
+    table = Table("feature", "type", "what", "trained on by")
+    for feature in features:
+        versions = [str(release.version) for release, names in used if feature.name in names]
+        by = f"{view.pipeline} {', '.join(versions)}" if versions else ""
+        table.add_row(feature.name, feature.type, escape(feature.description), by)
+    console.print(table)
+
+
+@app.command()
+def parity(
+    pipeline: Annotated[str, typer.Argument(help="Such as flights.")],
+    sample: Annotated[int, typer.Option(min=1, help="How many predictions to compare.")] = 200,
+    everything: Annotated[bool, typer.Option("--all", help="Compare all predictions.")] = False,
+    as_of: Annotated[
+        str, typer.Option(help="Compare the last window closed by then, UTC; the last scored if left out.")
+    ] = "",
+) -> None:
+    """Compare what the online store serves with what the point-in-time join gives; 1 if they differ."""
+    from headrace.errors import NothingToCompare
+    from headrace.feature_store.parity import compare, spine
+    from headrace.pipeline import load
+
+    store, lake, _ = _state()
+    spec = load(pipeline)
+    window = _window(spec, lake, as_of)
+    asked = spine(spec, lake, window, None if everything else sample)
+    if not asked.num_rows:
+        raise NothingToCompare(pipeline, str(window))
+    found = compare(store, spec.feature_service, asked)
+    compared = f"{found.values:,} values in {found.rows:,} predictions of {window}"
+    if not found.mismatches:
+        console.print(f"The online store serves what the join gives: all {compared} are the same.")
+        return
+    table = Table("view", "feature", "is served", "predictions", "for example")
+    for m in found.mismatches:
+        table.add_row(m.view, m.feature, m.cause, f"{m.rows:,}", escape(m.example))
+    console.print(table)
+    console.print(f"Compared were {compared}.", highlight=False)
+    raise typer.Exit(1)
+
+
+def _state() -> tuple[Any, Lake, Settings]:
+    from importlib import import_module
+
+    from headrace.feature_store.store import open_store
+    from headrace.lake import Lake
+
+    settings = Settings()
+    repo = Path(next(iter(import_module("features").__path__)))
+    return open_store(repo, settings), Lake(settings.lake), settings
+
+
+def _views(store: Any, lake: Lake, as_of: str) -> list[View]:
+    from headrace.feature_store.catalog import views
+    from headrace.pipeline import declared, load
+
+    at = _instant(as_of) if as_of else datetime.now(UTC)
+    return views(store, [load(name) for name in declared()], lake, at)
+
+
+def _window(spec: Pipeline, lake: Lake, as_of: str) -> Window:
+    """Return the last window closed by ``as_of``; without it the last one scored, or else closed by now."""
+    from headrace.lake import windows
+
+    predictions = lake.table(f"predictions/{spec.name}")
+    at = _instant(as_of) if as_of else datetime.now(UTC)
+    if not as_of and predictions.exists():
+        con = lake.connect({"predictions": predictions.name})
+        ((last,),) = con.sql("SELECT max(event_timestamp) FROM predictions").fetchall()
+        at = last + spec.window if last else at
+    return windows(spec.start, at, spec.window)[-1]
+
+
+def _instant(text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"`{text}` is no instant; write 2013-04-01 or 2013-04-01T06:00Z") from None
+    return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+
+
+def _ttl(ttl: timedelta | None) -> str:
+    return "" if ttl is None else str(ttl) if ttl else "for ever"
+
+
+def _age(fresh: Freshness | None) -> tuple[str, str]:
+    if fresh is None:
+        return "when asked", ""
+    newest = f"{fresh.online:%Y-%m-%d %H:%M}" if fresh.online else "none"
+    age = "" if fresh.age is None else str(fresh.age - timedelta(microseconds=fresh.age.microseconds))
+    return newest, f"[red]{age}, overdue[/]" if fresh.overdue else age
+
+
+def _newest(fresh: Freshness | None) -> str:
+    if fresh is None or fresh.newest is None:
+        return ""
+    online, age = _age(fresh)
+    return f"{fresh.newest:%Y-%m-%d %H:%M} UTC; online {online}; age {age or 'unknown'}"
+
+
+def _near(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,216 @@
+"""Parity: does the online store serve, value by value, what the point-in-time join gives?
+
+A model learns from the join and predicts from the online store. Where the two
+differ it predicts from what it was not trained on, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from headrace.errors import NothingToCompare, ParityBroken
+from headrace.feature_store.store import BATCH, historical, inputs
+from headrace.lake import Lake, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+    from feast import FeatureStore
+    from feast.feature_view_projection import FeatureViewProjection
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    from headrace.pipeline import Pipeline
+
+SAMPLE = 200
+"""Predictions looked at before a window is scored."""
+
+
+class Cause(StrEnum):
+    """How a feature is served wrongly; each reads on after the feature's name."""
+
+    STALE = "from an older row"
+    NEWER = "from a row not known then"
+    MISSING = "not at all"
+    TYPE = "as another type"
+    VALUE = "with another value"
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """In how many ``rows`` a feature is served wrongly for one cause, and one ``example``."""
+
+    view: str
+    feature: str
+    cause: Cause
+    rows: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison of ``values`` in ``rows`` predictions found: nothing, if all were the same."""
+
+    rows: int
+    values: int
+    mismatches: tuple[Mismatch, ...]
+
+
+class _Served(NamedTuple):
+    """A value in the online store, and the event time of its row in seconds since 1970; None without one."""
+
+    value: Value
+    at: int | None
+
+
+def spine(spec: Pipeline, lake: Lake, window: Window, rows: int | None = None) -> pa.Table:
+    """Return the predictions to make in ``window``: ``rows`` of them, always the same ones, or all."""
+    order = ", ".join(["event_timestamp", *spec.keys])
+    chosen = f"SELECT * FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')}"
+    limit = "" if rows is None else f"LIMIT {rows}"
+    con = lake.connect(spec.raw)
+    return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
+
+
+def check(
+    store: FeatureStore, spec: Pipeline, lake: Lake, window: Window, rows: int | None = SAMPLE
+) -> Parity:
+    """Compare what ``rows`` of the window's predictions, or all, are served with what they should be.
+
+    Raises:
+        ParityBroken: Something differs.
+        NothingToCompare: There are no predictions to make.
+    """
+    asked = spine(spec, lake, window, rows)
+    if not asked.num_rows:
+        raise NothingToCompare(spec.name, str(window))
+    found = compare(store, spec.feature_service, asked)
+    if found.mismatches:
+        raise ParityBroken(spec, window, found)
+    return found
+
+
+def compare(store: FeatureStore, service: str, spine: pa.Table) -> Parity:
+    """Compare, for each row of ``spine``, what is served now with what was known at its ``event_timestamp``.
+
+    Values are the same if Feast stores them as the same bytes of the declared
+    type: floats are compared bit by bit. Feast stores NaN as null, so the two are one.
+    """
+    joined = historical(store, service, spine)
+    views = store.get_feature_service(service).feature_view_projections
+    found = [mismatch for view in views for mismatch in _compare(store, view, joined)]
+    values = spine.num_rows * sum(len(view.features) for view in views)
+    return Parity(spine.num_rows, values, tuple(sorted(found, key=lambda mismatch: -mismatch.rows)))
+
+
+def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table) -> list[Mismatch]:
+    from feast.type_map import python_values_to_proto_values
+
+    keys = sorted(inputs(store, view.name))
+    served = _serve(store, view, keys, joined)
+    wrong: list[tuple[str, int, Value, _Served]] = []
+    for field in view.features:
+        right = python_values_to_proto_values(joined[field.name].to_pylist(), field.dtype.to_value_type())
+        for row, (value, got) in enumerate(zip(right, served[field.name], strict=True)):
+            if _bytes(value) != _bytes(got.value):
+                wrong.append((field.name, row, value, got))
+    if not wrong:
+        return []
+    times = _joined_times(store, view.name, keys, joined, sorted({row for _, row, *_ in wrong}))
+    groups: dict[tuple[str, Cause], list[tuple[int, Value, _Served]]] = defaultdict(list)
+    for feature, row, value, got in wrong:
+        groups[feature, _cause(value, got, times, row)].append((row, value, got))
+    return [
+        Mismatch(view.name, feature, cause, len(found), _example(joined, keys, *found[0]))
+        for (feature, cause), found in groups.items()
+    ]
+
+
+def _serve(
+    store: FeatureStore, view: FeatureViewProjection, keys: Sequence[str], joined: pa.Table
+) -> dict[str, list[_Served]]:
+    """Return, per feature and in the order of the rows, what the online store has, each key read once."""
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    called = view.name_to_use()  # type: ignore[no-untyped-call]
+    refs = [f"{called}:{field.name}" for field in view.features]
+    rows = list(zip(*(joined[key].to_pylist() for key in keys), strict=True))
+    distinct = [key for key in dict.fromkeys(rows) if None not in key]
+    held: dict[tuple[str, tuple[object, ...]], _Served] = {}
+    for start in range(0, len(distinct), BATCH):
+        batch = distinct[start : start + BATCH]
+        columns = dict(zip(keys, map(list, zip(*batch, strict=True)), strict=True))
+        answer = store.get_online_features(refs, columns).proto
+        for name, vector in zip(answer.metadata.feature_names.val, answer.results, strict=True):
+            for key, value, at, status in zip(
+                batch, vector.values, vector.event_timestamps, vector.statuses, strict=True
+            ):
+                held[name, key] = _Served(value, None if status == FieldStatus.NOT_FOUND else at.seconds)
+    nothing = _Served(Value(), None)
+    return {field.name: [held.get((field.name, key), nothing) for key in rows] for field in view.features}
+
+
+def _joined_times(
+    store: FeatureStore, name: str, keys: Sequence[str], joined: pa.Table, rows: Sequence[int]
+) -> dict[int, int] | None:
+    """Return the event time, in seconds since 1970, of the row that each of ``rows`` is joined to.
+
+    Of one that is joined to none it is the earliest that its ttl would have
+    allowed. None if the view keeps no rows but computes features when asked.
+    """
+    import pyarrow as pa
+
+    view: Any = store.registry.get_any_feature_view(name, store.project, allow_cache=True)
+    source = getattr(view, "batch_source", None)
+    if source is None:
+        return None
+    con = Lake(store.config.offline_store.lake).connect({"rows": source.path})
+    asked = joined.select([*keys, "event_timestamp"]).append_column("n", pa.array(range(joined.num_rows)))
+    con.register("asked", asked.take(rows))
+    columns = {field: column for column, field in source.field_mapping.items()}
+    equal = [f'asked."{key}" = rows."{columns.get(key, key)}"' for key in keys]
+    time = f'rows."{source.timestamp_field}"'
+    known = f'rows."{source.created_timestamp_column or source.timestamp_field}"'
+    ttl = int(view.ttl.total_seconds()) if view.ttl else 0
+    first = f"asked.event_timestamp - to_seconds({ttl})" if ttl else "TIMESTAMPTZ '1970-01-01'"
+    valid = [f"{time} >= {first}", f"greatest({time}, {known}) <= asked.event_timestamp"]
+    found = con.sql(f"""
+        SELECT n, epoch(coalesce(max({time}), any_value({first})))::BIGINT
+        FROM asked LEFT JOIN rows ON {" AND ".join([*equal, *valid])} GROUP BY n
+    """)
+    return dict(found.fetchall())
+
+
+def _cause(right: Value, got: _Served, joined: dict[int, int] | None, row: int) -> Cause:
+    """Say why ``got`` is served where ``right`` should be, from the event times of the rows they are of."""
+    kinds = right.WhichOneof("val"), got.value.WhichOneof("val")
+    if None not in kinds and kinds[0] != kinds[1]:
+        return Cause.TYPE
+    if got.at is None or joined is None:
+        return Cause.VALUE if kinds[1] else Cause.MISSING
+    if got.at != joined[row]:
+        return Cause.STALE if got.at < joined[row] else Cause.NEWER
+    return Cause.VALUE if kinds[1] else Cause.MISSING
+
+
+def _example(joined: pa.Table, keys: Sequence[str], row: int, right: Value, got: _Served) -> str:
+    asked = ", ".join(f"{key} {joined[key][row].as_py()}" for key in keys)
+    at = joined["event_timestamp"][row].as_py()
+    return f"for {asked} at {at:%Y-%m-%dT%H:%MZ}, {_told(got.value)} instead of {_told(right)}"
+
+
+def _bytes(value: Value) -> bytes:
+    kind = value.WhichOneof("val")
+    if kind in ("double_val", "float_val") and math.isnan(getattr(value, kind)):
+        return b""
+    return b"" if kind == "null_val" else value.SerializeToString(deterministic=True)
+
+
+def _told(value: Value) -> str:
+    kind = value.WhichOneof("val")
+    return f"{getattr(value, kind)!r} ({kind.removesuffix('_val')})" if kind else "null"

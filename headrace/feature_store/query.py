@@ -1,0 +1,51 @@
+"""What a feature table's SQL says, as DuckDB's own parser reads it: what it means, and what it reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+Parsed = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+
+def meaning(sql: str) -> str:
+    """Return a text that is the same for queries that differ only in comments, space and keywords' case.
+
+    Another version of DuckDB may read a query another way, and then says so here.
+    """
+    return json.dumps(_parse(sql), sort_keys=True)
+
+
+def reads(sql: str) -> set[str]:
+    """Return the tables and views that a query names, without those it defines itself (``WITH``)."""
+    return _tables(_parse(sql), frozenset())
+
+
+def _parse(sql: str) -> Parsed:
+    """Return the query's syntax tree without places in the text; the text where there is no tree (PIVOT)."""
+    from headrace.lake import duckdb_connection
+
+    ((tree,),) = (
+        duckdb_connection().execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchall()
+    )
+    parsed = json.loads(
+        tree, object_hook=lambda node: {k: v for k, v in node.items() if k != "query_location"}
+    )
+    return sql if parsed["error"] else parsed["statements"]
+
+
+def _tables(node: Parsed, defined: frozenset[str]) -> set[str]:
+    if isinstance(node, list):
+        return {name for part in node for name in _tables(part, defined)}
+    if not isinstance(node, dict):
+        return set()
+    found: set[str] = set()
+    if node.get("type") == "RECURSIVE_CTE_NODE":
+        defined |= {node["cte_name"]}
+    # A definition may read a table of its own name: it is not yet one when its query is read.
+    for definition in node.get("cte_map", {"map": []})["map"]:
+        found |= _tables(definition["value"], defined)
+        defined |= {definition["key"]}
+    if node.get("type") == "BASE_TABLE" and node["table_name"] not in defined:
+        found.add(node["table_name"])
+    return found.union(*(_tables(part, defined) for name, part in node.items() if name != "cte_map"))

@@ -1,0 +1,192 @@
+"""What the online store serves beside what the join gives; and how old it is."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from headrace.feature_store import freshness
+from headrace.feature_store import store as features
+from headrace.feature_store.parity import Cause, compare
+from headrace.lake import Lake
+from tests.conftest import utc
+
+FIRST, THEN, FIVE, SIX = (utc(2013, 1, 1, hour) for hour in (0, 4, 5, 6))
+TTL = timedelta(hours=5)
+
+
+@dataclass
+class Toy:
+    """A store of one view, ``toy``: three keys that change at midnight and at four o'clock."""
+
+    feast: Any
+    lake: Lake
+    database: Path
+
+    def bring_online(self, end: datetime = SIX) -> None:
+        features.materialize(self.feast, "toys", end, FIRST)
+
+    def asked(self, at: datetime = FIVE) -> pa.Table:
+        rows = [{"k": k, "event_timestamp": at} for k in ("a", "b", "c", "d", None)]
+        return pa.Table.from_pylist(rows)
+
+    def wrong(self, at: datetime = FIVE) -> dict[tuple[str, Cause], int]:
+        found = compare(self.feast, "toys", self.asked(at))
+        assert found.values == 2 * found.rows == 10
+        return {(m.feature, m.cause): m.rows for m in found.mismatches}
+
+    def put(self, feature: str, old: Any, **new: Any) -> None:
+        """Write another value where the store has ``old`` of ``feature``."""
+        kind = "double_val" if isinstance(old, float) else "int64_val"
+        self.sql(
+            "UPDATE toy_toy SET value = ? WHERE feature_name = ? AND value = ?",
+            (_value(**new), feature, _value(**{kind: old})),
+        )
+
+    def sql(self, statement: str, values: tuple[Any, ...] = ()) -> None:
+        with sqlite3.connect(self.database) as con:
+            assert con.execute(statement, values).rowcount > 0
+        con.close()
+
+
+def _value(**kind: Any) -> bytes:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return Value(**kind).SerializeToString()
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[Toy]:
+    from feast import (
+        Entity,
+        FeatureService,
+        FeatureStore,
+        FeatureView,
+        Field,
+        FileSource,
+        RepoConfig,
+        ValueType,
+    )
+    from feast.data_format import DeltaFormat
+    from feast.types import Float64, Int64, String
+
+    rows = [
+        {"k": k, "f": f + step, "g": g + step, "event_timestamp": at, "available_at": at}
+        for step, at in enumerate((FIRST, THEN))
+        for k, f, g in (("a", 0.1, 10), ("b", -0.0, 20), ("c", math.nan, 30))
+    ]
+    lake = Lake(str(tmp_path / "lake"))
+    lake.table("features/toy").append(pa.Table.from_pylist(rows), "all")
+    feast = FeatureStore(
+        config=RepoConfig(
+            project="toy",
+            registry=str(tmp_path / "registry.db"),
+            provider="local",
+            online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+            offline_store={"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": lake.root},
+            entity_key_serialization_version=3,
+        )
+    )
+    k = Entity(name="k", value_type=ValueType.STRING)
+    source = FileSource(
+        name="toy", path="features/toy", file_format=DeltaFormat(), timestamp_field="event_timestamp",
+        created_timestamp_column="available_at",
+    )  # fmt: skip
+    schema = [Field(name="k", dtype=String), Field(name="f", dtype=Float64), Field(name="g", dtype=Int64)]
+    view = FeatureView(name="toy", entities=[k], schema=schema, source=source, ttl=TTL)
+    feast.apply([k, view, FeatureService(name="toys", features=[view])])
+    yield Toy(feast, lake, tmp_path / "online.db")
+    feast.teardown()
+
+
+def test_what_was_brought_online_is_the_same_nulls_and_nans_and_unknown_keys_included(toy: Toy) -> None:
+    toy.bring_online()
+    assert toy.wrong() == {}
+
+
+def test_a_key_that_is_gone_online_is_missing(toy: Toy) -> None:
+    toy.bring_online()
+    toy.sql("DELETE FROM toy_toy WHERE feature_name = 'g' AND value = ?", (_value(int64_val=11),))
+    assert toy.wrong() == {("g", Cause.MISSING): 1}
+    toy.sql("DELETE FROM toy_toy")
+    # c's f is NaN, which is null online: there is nothing to miss
+    assert toy.wrong() == {("f", Cause.MISSING): 2, ("g", Cause.MISSING): 3}
+
+
+def test_a_store_that_was_not_filled_again_serves_older_rows(toy: Toy) -> None:
+    toy.bring_online(utc(2013, 1, 1, 3))
+    assert toy.wrong(utc(2013, 1, 1, 3)) == {}
+    assert toy.wrong() == {("f", Cause.STALE): 2, ("g", Cause.STALE): 3}
+
+
+def test_a_row_that_is_older_than_its_ttl_is_stale_too(toy: Toy) -> None:
+    toy.bring_online()
+    assert toy.wrong(THEN + TTL) == {}
+    assert toy.wrong(THEN + TTL + timedelta(seconds=1)) == {("f", Cause.STALE): 2, ("g", Cause.STALE): 3}
+
+
+def test_a_store_that_has_gone_on_serves_what_was_not_known_then(toy: Toy) -> None:
+    toy.bring_online()
+    assert toy.wrong(utc(2013, 1, 1, 3)) == {("f", Cause.NEWER): 2, ("g", Cause.NEWER): 3}
+    before_all = FIRST - timedelta(seconds=1)
+    assert toy.wrong(before_all) == {("f", Cause.NEWER): 2, ("g", Cause.NEWER): 3}
+
+
+def test_the_same_number_as_another_type_is_found(toy: Toy) -> None:
+    toy.bring_online()
+    toy.put("f", 1.0, int64_val=1)
+    toy.put("g", 11, string_val="11")
+    assert toy.wrong() == {("f", Cause.TYPE): 1, ("g", Cause.TYPE): 1}
+
+
+def test_a_float_is_the_same_only_to_its_last_bit(toy: Toy) -> None:
+    toy.bring_online()
+    toy.put("f", 1.1, double_val=math.nextafter(1.1, 2))
+    toy.put("g", 21, int64_val=22)
+    found = compare(toy.feast, "toys", toy.asked())
+    assert {(m.feature, m.cause): m.example for m in found.mismatches} == {
+        (
+            "f",
+            Cause.VALUE,
+        ): "for k a at 2013-01-01T05:00Z, 1.1000000000000003 (double) instead of 1.1 (double)",
+        ("g", Cause.VALUE): "for k b at 2013-01-01T05:00Z, 22 (int64) instead of 21 (int64)",
+    }
+
+
+def test_filling_the_store_again_mends_it(toy: Toy) -> None:
+    """As ``feast materialize`` does, which the error names."""
+    toy.bring_online()
+    toy.sql("DELETE FROM toy_toy")
+    toy.feast.materialize(FIRST, utc(2013, 1, 1, 6))
+    assert toy.wrong() == {}
+
+
+def test_a_view_is_as_old_as_the_newest_row_that_is_served(toy: Toy) -> None:
+    def at(instant: datetime) -> freshness.Freshness:
+        (found,) = freshness.measure(toy.feast, "toys", toy.lake, instant)
+        return found
+
+    never = at(utc(2013, 1, 1, 5))
+    assert (never.newest, never.online, never.age, never.overdue) == (THEN, None, None, True)
+    toy.bring_online(utc(2013, 1, 1, 3))
+    behind = at(utc(2013, 1, 1, 5))
+    assert (behind.newest, behind.online, behind.age) == (THEN, FIRST, timedelta(hours=5))
+    toy.bring_online()
+    assert at(utc(2013, 1, 1, 5)).age == timedelta(hours=1)
+    assert at(utc(2013, 1, 1, 3)).online == FIRST, "what is later than the instant does not count"
+    assert not at(THEN + TTL).overdue
+    assert at(THEN + TTL + timedelta(seconds=1)).overdue
+
+
+def test_what_holds_for_ever_is_never_overdue(toy: Toy) -> None:
+    for_ever = freshness.Freshness("toy", timedelta(0), None, None, utc(2013))
+    assert not for_ever.overdue
+    assert for_ever.line()["ttl"] == "for ever"
