@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
@@ -15,6 +16,7 @@ from headrace.quarantine import guard
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import duckdb
     import pyarrow as pa
 
     from headrace.lake import DatasetRef
@@ -91,10 +93,8 @@ def stale(
     con = lake.connect(read)
     seen = [0] * len(due)
     for view in read:
-        visible = (_visible(table, window).predicate(AVAILABLE) for window in due)
-        counts = ", ".join(f"count(*) FILTER (WHERE {predicate})" for predicate in visible)
-        found = con.sql(f'SELECT {counts} FROM "{view}"').fetchall()[0] if due else ()
-        seen = [total + more for total, more in zip(seen, found, strict=True)]
+        more = _counts(con, view, [_visible(table, window) for window in due])
+        seen = [total + rows for total, rows in zip(seen, more, strict=True)]
     held = lake.table(table.table).held([key for w in due for key in (str(w), _definition_of(w))])
     today = _digest(table, sql)
     causes: dict[Window, Cause] = {}
@@ -124,6 +124,21 @@ def _digest(table: FeatureTable, sql: str) -> int:
     """Return a number, for Delta keeps no text beside a window, that any change of the definition changes."""
     parts = json.dumps([meaning(sql), table.lookback.total_seconds(), table.suite])
     return int.from_bytes(hashlib.sha256(parts.encode()).digest()[:8]) >> 1
+
+
+def _counts(con: duckdb.DuckDBPyConnection, view: str, spans: Sequence[Window]) -> list[int]:
+    """Count the rows of ``view`` that became known in each of ``spans``, in one pass over them."""
+    cuts = sorted({instant for span in spans for instant in (span.start, span.end)})
+    if not cuts:
+        return []
+    found = con.execute(
+        f'SELECT cut, count(*) FROM "{view}" '
+        f"ASOF JOIN (SELECT unnest(?::TIMESTAMPTZ[]) AS cut) ON {AVAILABLE} >= cut GROUP BY cut",
+        [cuts],
+    )
+    between = dict(found.fetchall())
+    before = dict(zip(cuts, accumulate((between.get(cut, 0) for cut in cuts), initial=0), strict=False))
+    return [before[span.end] - before[span.start] for span in spans]
 
 
 def _visible(table: FeatureTable, window: Window) -> Window:
