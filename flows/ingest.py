@@ -26,6 +26,7 @@ def ingest(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str
             (source, batch) for source in spec.sources for batch in steps.read(spec, source, at, folder)
         ]
         settled = steps.settle(spec, staged, at)
+    steps.tell(spec, settled)
     steps.report(spec, settled, at)
     landed: dict[str, int] = {}
     for (source, _), done in zip(staged, settled, strict=True):

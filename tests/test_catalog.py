@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from headrace.errors import UnknownFeature
@@ -97,7 +98,7 @@ def test_a_person_sees_the_views_and_what_is_overdue(
     from headrace.cli import app
 
     monkeypatch.setenv("HEADRACE_HOME", str(registered.home))
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("headrace.cli.features.console", Console(width=160))
     told = CliRunner().invoke(app, ["features", "list", "--as-of", "2013-07-01"])
     assert told.exit_code == 0, told.output
     lines = {line.split()[1]: line for line in told.output.splitlines() if line.startswith("│")}

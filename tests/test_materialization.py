@@ -129,7 +129,7 @@ def places(request, home, tmp_path):
         online = [{"type": "sqlite", "path": str(tmp_path / f"{i}.db")} for i in range(2)]
     elif request.param == "redis":
         address = request.getfixturevalue("redis")
-        online = [{"type": "redis", "connection_string": f"{address},db={i}"} for i in range(2)]
+        online = [{"type": "redis", "connection_string": f"{address},db={i}"} for i in (8, 9)]
     else:
         url = make_url(request.getfixturevalue("postgres"))
         at = {"type": "postgres", "host": url.host, "port": url.port, "user": url.username, "password": ""}

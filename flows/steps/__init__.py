@@ -13,7 +13,7 @@ from flows.steps.features import (
     report_features,
     stale,
 )
-from flows.steps.ingest import batches, read, report, settle, staging
+from flows.steps.ingest import batches, read, report, settle, staging, tell
 from flows.steps.monitoring import announce_drift, await_retraining, compare_releases, watch
 from flows.steps.scoring import champion, score, unscored
 from flows.steps.training import fit, judge, register, release, training_set
@@ -45,6 +45,7 @@ __all__ = [
     "settle",
     "staging",
     "stale",
+    "tell",
     "training_set",
     "unscored",
     "watch",

@@ -51,6 +51,19 @@ def settle(spec: Pipeline, staged: Sequence[tuple[Source, Batch]], at: datetime)
     return [settled[place] for place in sorted(settled)]
 
 
+def tell(spec: Pipeline, settled: Sequence[Settled]) -> None:
+    """Say in the flow's log, which a person at the terminal sees, what did not simply land."""
+    settings, say = Settings(), logger().warning
+    for s in settled:
+        if s.entry:
+            say("%s: %s of %s rows are in quarantine", s.batch, f"{s.entry.held.rows:,}", f"{s.entry.of:,}")
+        if s.aside:
+            say("%s: kept aside, because nobody declared it: %s", s.batch, ", ".join(s.aside))
+    waits = quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec.name)
+    if whole := [entry.id for entry in waits if entry.whole]:
+        say("Held as a whole, and waiting for a decision: %s", ", ".join(whole))
+
+
 @step("report")
 def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
     """Show what was found, in the artifacts and in Data Docs.
@@ -59,8 +72,6 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
         BatchRejected: Batches are held as a whole. It is raised last, when all else has landed.
     """
     settings = Settings()
-    if waits := quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec.name):
-        logger().warning("Waiting in quarantine for a decision: %s", ", ".join(entry.id for entry in waits))
     if not settled:
         return
     pages = publish({str(s.batch): s.validation for s in settled}, settings.home / "validations")
@@ -90,9 +101,6 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
     for s in settled:
         if s.entry or s.validation.warnings or s is latest[s.batch.lot.table]:
             _show(spec, s, links[str(s.batch)])
-    for s in settled:
-        if s.aside:
-            logger().warning("%s: kept aside, because not declared: %s", s.batch, ", ".join(s.aside))
     if rejected := [s.entry for s in settled if s.entry and s.entry.whole]:
         raise BatchRejected(rejected)
 
@@ -115,7 +123,6 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
         + (f" · `headrace quarantine show {entry.id}`" if entry else ""),
     )
     if entry:
-        logger().warning("%s: %s", s.batch, held)
         emit_event(
             "headrace.quarantine",
             resource={

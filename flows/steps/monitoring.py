@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import prepare_mlflow, step
+from flows.steps.common import open_store, prepare_mlflow, step
 from headrace import registry, tracking
 from headrace.errors import NothingScored, NotTakenUp
+from headrace.feature_store import freshness
 from headrace.lake import Lake, Window, windows
 from headrace.ledger import CLAIMED, DONE, Ledger
 from headrace.pipeline import Pipeline
@@ -52,6 +53,8 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
         "skill": fared.skill,
         "champion_version": serving.version,
     }
+    for view in freshness.measure(open_store(), spec.feature_service, lake, at):
+        metrics[f"feature_age_h.{view.view}"] = view.age and view.age / timedelta(hours=1)
     metrics = {k: float(v) for k, v in metrics.items() if v is not None}
     page = settings.mlflow_page
     if found.report:

@@ -93,6 +93,7 @@ def test_every_kind_of_run_leaves_artifacts_that_link_onwards(river: River) -> N
     } <= set(artifacts)
     assert f"{river.settings.mlflow_page}/#/models/flights/versions/" in artifacts["verdict-flights"]["data"]
     assert "Evidently report](http" in artifacts["monitor-flights"]["data"]
+    assert river.summary["weeks"][0]["feature_age_h.origin_delays"] == 1.0  # hourly, and logged as a metric
     candidates = json.loads(artifacts["candidates-flights"]["data"])
     assert {row["candidate"] for row in candidates} == {"xgboost", "torch", "baseline"}
 
@@ -105,7 +106,9 @@ def test_the_registered_model_says_which_rows_made_it(river: River) -> None:
     assert champion is not None
     inputs = MlflowClient().get_run(champion.run_id).inputs.dataset_inputs
     names = {given.dataset.name.split("@v")[0] for given in inputs}
-    assert names == {"training/flights", "raw/flights", "raw/schedules", "raw/weather", "raw/planes"}
+    spec = load("flights")
+    features = {table.table for table in spec.feature_tables}
+    assert names == {"training/flights", *spec.raw.values(), *features}
     lake = Lake(river.settings.lake)
     assert lake.table(champion.training.table).snapshot(champion.training.version) == champion.training
 
