@@ -22,7 +22,7 @@ from headrace.errors import NotReleasable, SourceUnreadable, StillRejected, Supe
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.quarantine import Lot
 from headrace.sources import Files
-from headrace.sources.rows import INSTANT
+from headrace.sources.rows import INSTANT, text
 from headrace.validation import declared, load_suite, row_rules, validate
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def stage(
                 continue
             label = "undated" if window == UNDATED else window.label
             file = folder / f"{source.name}-{label}.parquet".replace(":", "")
-            ((count,),) = con.execute(f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO '{file}'").fetchall()
+            ((count,),) = con.execute(
+                f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO {text(file)}"
+            ).fetchall()
             id = f"{source.name}/{label}/{seen.number}"
             lot = Lot(id, spec.name, source.table, window, file, count, seen.landed)
             key = f"{window}#{seen.number}" if seen.landed else str(window)
@@ -150,7 +152,6 @@ def settle(batch: Batch, source: Source, lake: Lake, as_of: datetime) -> Settled
         LotChanged: Another run is settling a batch of this name with other rows.
     """
     with duckdb_connection() as con:
-        con.execute(f"CREATE VIEW lot AS FROM read_parquet('{batch.lot.file}')")
         shape = _shape(con, source, batch, lake)
         sifted = quarantine.sift(
             batch.lot,
@@ -208,7 +209,7 @@ def release(
             raise Superseded(entry.id)
         file = folder / "released.parquet"
         _write_held(con, source, entry, lake, rows, file)
-        ((count,),) = con.sql(f"SELECT count(*) FROM '{file}'").fetchall()
+        ((count,),) = con.sql(f"SELECT count(*) FROM {text(file)}").fetchall()
         lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count, late)
         batch = Batch(lot, key)
         shape = _shape(con, source, batch, lake)
@@ -221,7 +222,7 @@ def release(
         wrong += [outcome.sentence for outcome in validation.outcomes if outcome.success and outcome.breaches]
         if wrong:
             raise StillRejected(entry.id, wrong, source.suite)
-        _land(con, f"FROM '{file}'", shape, source, batch, lake, as_of)
+        _land(con, f"FROM {text(file)}", shape, source, batch, lake, as_of)
         decide("released", rows=count, mended=bool(rows))
     return int(count)
 
@@ -379,9 +380,9 @@ def _landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int,
         return []
     keys = ", ".join(f'"{key}"' for key in source.keys)
     with lake.connect({"landed": source.table}) as con:
+        rows = f"read_parquet({text(batch.lot.file)}, file_row_number = true)"
         found = con.sql(
-            f"SELECT lot.file_row_number FROM read_parquet('{batch.lot.file}', file_row_number = true) lot "
-            f"SEMI JOIN landed USING ({keys}) ORDER BY ALL"
+            f"SELECT lot.file_row_number FROM {rows} lot SEMI JOIN landed USING ({keys}) ORDER BY ALL"
         )
         rule = f"{', '.join(f'`{key}`' for key in source.keys)} must not have landed before"
         return [(row, rule) for (row,) in found.fetchall()]

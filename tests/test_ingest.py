@@ -118,6 +118,14 @@ def test_only_closed_windows_are_due_and_what_landed_is_not_brought_again(lake: 
     assert run(WEATHER, utc(2013, 1, 21), lake) == []
 
 
+def test_a_home_may_have_any_name(tmp_path: Path, meter: Meter) -> None:
+    lake = Lake(str(tmp_path / "it's my home" / "lake"))
+    rows = [*readings(FIRST, 7), ("bad", FIRST.start.isoformat(), 101.5)]
+    (settled,) = run(meter(rows), FIRST.end, lake, METER)
+    assert (settled.landed, len(landed(lake)), len(quarantine.entries(lake))) == (7, 7, 1)
+    assert run(meter(rows), SECOND.end, lake, METER) == []
+
+
 # ── late rows ──────────────────────────────────────────────────────────────────
 
 

@@ -124,9 +124,9 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def text(value: str) -> str:
-    """Return a text as an SQL literal."""
-    return "'" + value.replace("'", "''") + "'"
+def text(value: object) -> str:
+    """Return a text, such as a file's path, as an SQL literal."""
+    return "'" + str(value).replace("'", "''") + "'"
 
 
 @contextmanager
