@@ -54,7 +54,7 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
         "champion_version": serving.version,
     }
     for view in freshness.measure(open_store(), spec.feature_service, lake, at):
-        metrics[f"feature_age_h.{view.view}"] = view.age and view.age / timedelta(hours=1)
+        metrics[f"feature_age_h.{view.view}"] = None if view.age is None else view.age / timedelta(hours=1)
     metrics = {k: float(v) for k, v in metrics.items() if v is not None}
     page = settings.mlflow_page
     if found.report:
