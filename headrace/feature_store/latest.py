@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from headrace.lake import Table
 
-CELLS = 50_000
+CELLS = 10_000
 """Feature values in a chunk: what is held in memory, and lost if killed."""
 
-MEMORY = "512MB"
+MEMORY = "256MB"
 """What DuckDB may hold before it goes to disk: enough for any number of rows."""
 
 
