@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import warnings
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,20 +19,13 @@ import typer
 from rich.console import Console
 
 from headrace import services
+from headrace.cli.instant import utc
 from headrace.errors import HeadraceError
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 
 FLOWS = ("ingest", "materialize", "train", "score", "monitor", "lifecycle")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-def _utc(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"`{text}` is no instant; write 2013-04-01 or 2013-04-01T06:00Z") from None
-    return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
 
 
 @app.command(help=__doc__)
@@ -57,7 +49,7 @@ def run(
     instants = {"as_of": as_of, "start": start, "end": end}
     try:
         load(pipeline)
-        parameters = {"pipeline": pipeline, **{k: _utc(text) for k, text in instants.items() if text}}
+        parameters = {"pipeline": pipeline, **{k: utc(text) for k, text in instants.items() if text}}
         services.reach_prefect(Settings())
         returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
     except HeadraceError as error:

@@ -19,21 +19,18 @@ import pandas as pd
 import psycopg
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from sqlalchemy.engine import make_url
-
-from headrace.lake import Lake, duckdb_connection
-
-pytest.importorskip("feast")
 from feast import BatchFeatureView, Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, types
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
 from headrace.feature_store import encoding, engine, latest, writers
+from headrace.lake import Lake, duckdb_connection
 
 KINDS = ("sqlite", "redis", "postgres")
 START = datetime(2013, 1, 1, tzinfo=UTC)

@@ -395,7 +395,7 @@ ALONE = ["alone:visits", "alone:x"]
 @pytest.fixture(scope="module")
 def peer(shop):
     """Feast's own DuckDB store, over the same files and declarations."""
-    pytest.importorskip("ibis")
+    pytest.importorskip("ibis", reason="`ibis-framework[duckdb]`, of the extra `dev`, is not installed")
     return declare(Path(shop.config.offline_store.lake).parent, {"type": "duckdb"})
 
 

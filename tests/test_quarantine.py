@@ -196,3 +196,15 @@ def test_a_released_row_that_breaks_its_rule_still_is_refused_and_a_mended_one_c
     assert command("release", id, "--rows", str(rows), "--as-of", "2013-02-20").returncode == 0
     late = "SELECT wind_speed, available_at FROM w WHERE available_at != observed_at"
     assert lake.connect({"w": "raw/weather"}).sql(late).fetchall() == [(10.36, utc(2013, 2, 20))]
+
+
+def test_an_instant_that_is_none_is_refused_before_anything_lands(
+    data: Path, lake: Lake, command: Command
+) -> None:
+    spoil(data, "EWR,2013,1,8,", "NYC,2013,1,8,", 24)
+    land(lake)
+    done = command("release", "weather/2013-01-07/1", "--as-of", "soon")
+    assert done.returncode == 2
+    assert "`soon` is no instant; write 2013-04-01" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert lake.table("raw/weather").count() == 411

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headrace.cli.instant import utc
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _views(store: Any, lake: Lake, as_of: str) -> list[View]:
     from headrace.feature_store.catalog import views
     from headrace.pipeline import declared, load
 
-    at = _instant(as_of) if as_of else datetime.now(UTC)
+    at = utc(as_of) if as_of else datetime.now(UTC)
     return views(store, [load(name) for name in declared()], lake, at)
 
 
@@ -147,20 +148,12 @@ def _window(spec: Pipeline, lake: Lake, as_of: str) -> Window:
     from headrace.lake import windows
 
     predictions = lake.table(f"predictions/{spec.name}")
-    at = _instant(as_of) if as_of else datetime.now(UTC)
+    at = utc(as_of) if as_of else datetime.now(UTC)
     if not as_of and predictions.exists():
         con = lake.connect({"predictions": predictions.name})
         ((last,),) = con.sql("SELECT max(event_timestamp) FROM predictions").fetchall()
         at = last + spec.window if last else at
     return windows(spec.start, at, spec.window)[-1]
-
-
-def _instant(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"`{text}` is no instant; write 2013-04-01 or 2013-04-01T06:00Z") from None
-    return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
 
 
 def _ttl(ttl: timedelta | None) -> str:

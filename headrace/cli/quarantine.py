@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headrace.cli.instant import utc
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def release(
     entry, now = find(lake, id), datetime.now(UTC)
     if rows and not Path(rows).exists():
         raise SourceUnreadable(id, [rows], "there is no such file")
-    at = datetime.fromisoformat(as_of) if as_of else now
+    at = utc(as_of) if as_of else now
     with ingest.staging(settings.home) as folder:
         landed = ingest.release(
             load(entry.pipeline),
@@ -114,7 +115,7 @@ def release(
             lake,
             ledger,
             folder=folder,
-            as_of=at.replace(tzinfo=at.tzinfo or UTC),
+            as_of=at,
             holder=_person(),
             now=now,
             rows=Path(rows) if rows else None,

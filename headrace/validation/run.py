@@ -104,8 +104,10 @@ def _counted(
     if not engine.known:  # else GX looked at the data to plan, and will have to again
         PLANS[suite] = asked, graph
     engine.counting = True
-    known, _ = MetricsCalculator(engine, show_progress_bars=False).resolve_validation_graph(graph, BASIC)
-    engine.counting = False
+    try:
+        known, _ = MetricsCalculator(engine, show_progress_bars=False).resolve_validation_graph(graph, BASIC)
+    finally:  # else whoever is asked next would get no examples
+        engine.counting = False
     return [_judged(engine, one, known) for one in asked]
 
 
