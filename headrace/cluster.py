@@ -61,8 +61,7 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
     # and the import takes twice as long.
     quiet = {"distributed.worker.profile.enabled": False}
     with ExitStack() as stack:
-        with STARTING:
-            stack.enter_context(config.set(quiet))
+        with STARTING, config.set(quiet):
             target: Any = address or stack.enter_context(
                 LocalCluster(
                     n_workers=workers,
@@ -75,7 +74,9 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
                 )
             )
             try:
-                client = stack.enter_context(Client(target, timeout=PATIENCE))
+                # Default clients share one setting of the process, and of two that overlap the first to close
+                # leaves it pointing at nothing. This one is current for the block alone.
+                client = stack.enter_context(Client(target, timeout=PATIENCE, set_as_default=False))
             except (OSError, ValueError) as error:
                 raise ServerUnreachable("The Dask scheduler", address, str(error)) from error
         yield client

@@ -2,7 +2,9 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import dask
 import pytest
+from dask import config
 from dask.distributed import LocalCluster
 
 from headrace import cluster as module
@@ -22,6 +24,19 @@ def test_by_default_the_worker_is_this_process():
 
         assert worker.address.startswith("inproc://")
         assert client.submit(os.getpid).result() == os.getpid()
+
+
+def test_clusters_that_overlap_leave_dask_as_it_was_whichever_ends_first():
+    before = dict(config.config)
+
+    first, second = cluster(), cluster()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+
+    assert config.config == before
+    assert dask.delayed(divmod)(7, 2).compute() == (3, 1)
 
 
 def test_several_workers_are_processes_that_only_this_machine_can_reach(pair):

@@ -2,10 +2,12 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from dask import config
 
 from headrace.cluster import cluster, crew, listen, on_each
 from headrace.errors import MissingInputs
@@ -195,6 +197,19 @@ def test_loading_trees_imports_no_other_framework(training, one, tmp_path):
     out = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
 
     assert out.stdout.split() == ["xgboost"]
+
+
+def test_trainings_at_once_in_one_process_leave_dask_as_it_was(training):
+    def train(_):
+        with cluster() as client:
+            return fit(CANDIDATES[0], *training, COLUMNS, client).native.save_raw()
+
+    before = config.get("scheduler", None)
+    with ThreadPoolExecutor(3) as threads:
+        models = list(threads.map(train, range(3)))
+
+    assert config.get("scheduler", None) == before
+    assert models[0] == models[1] == models[2]
 
 
 def test_torch_leaves_the_process_as_it_was(training, one):

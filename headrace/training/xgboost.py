@@ -6,6 +6,7 @@ several it is the same in every run, because each worker always gets the same ro
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from headrace.cluster import crew, gpus
@@ -28,6 +29,9 @@ DISTRIBUTION = "xgboost"
 FILE = "model.ubj"
 PATIENCE = 300
 """Seconds workers wait for each other."""
+
+CURRENT = Lock()
+"""One training at a time in a process."""
 
 
 def fit(
@@ -66,8 +70,9 @@ def fit(
         tracker_host_ip="127.0.0.1" if workers[0].address.startswith("inproc") else None,
     )
     # xgboost.dask sometimes asks for the default client instead, and would hang if another run in this
-    # process has made one since.
-    with client.as_current():
+    # process has made one since. What makes a client current changes a setting of the whole process, and of
+    # two that overlap the one that ends last would leave it changed.
+    with CURRENT, client.as_current():
         data = xgb.DaskQuantileDMatrix(
             client,
             pinned(encoder.encode(rows)),
