@@ -150,7 +150,7 @@ def spread(
     places = {client.submit(function, *args, pure=False): place for place, args in enumerate(arguments)}
     failed: list[BaseException] = []
     try:
-        for future in as_completed(places):
+        for future in as_completed(places, loop=client.loop):
             if future.status == "error":
                 failed.append(future.exception())
             else:
