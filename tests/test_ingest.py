@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given
@@ -18,13 +19,14 @@ from hypothesis import strategies as st
 
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import AlreadyDecided, MissingColumns, SourceUnreadable
-from headrace.ingest import Settled
+from headrace.errors import AlreadyDecided, MissingColumns, SourceUnreadable, Superseded
+from headrace.ingest import Settled, releasing
 from headrace.lake import Lake, Window, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import Source, load
 from headrace.settings import Settings
 from headrace.sources import Files
+from headrace.validation import Validation
 from tests.conftest import ROOT, free_port, utc
 
 SPEC = load("flights")
@@ -52,7 +54,7 @@ def ledger(lake: Lake) -> Ledger:
 
 def run(source: Source, as_of: datetime, lake: Lake, spec: object = SPEC) -> list[Settled]:
     """Ingest as the flow does."""
-    with ingest.staging(Path(lake.root).parent) as folder:
+    with ingest.workspace(Path(lake.root).parent) as folder:
         batches = ingest.stage(spec, source, as_of, lake, ledger(lake), folder)  # type: ignore[arg-type]
         return [ingest.settle(batch, source, lake, as_of) for batch in batches]
 
@@ -188,6 +190,47 @@ def test_a_late_batch_that_is_held_as_a_whole_waits_and_is_released_once(
         ingest.release(spec, entry, lake, ledger(lake), **how)  # type: ignore[arg-type]
     assert landed(lake, "meter, available_at")[-1] == ("m2", at)
     assert run(late, at, lake, METER) == []
+
+
+def test_a_row_like_one_that_was_released_and_comes_once_more_is_seen(
+    lake: Lake, meter: Meter, tmp_path: Path
+) -> None:
+    odd = ("m7", FIRST.start.isoformat(), 100.5)
+    (settled,) = run(meter([*readings(FIRST, 7), odd]), FIRST.end, lake, METER)
+    assert settled.entry
+    assert settled.entry.held.rows == 1
+    source = meter([*readings(FIRST, 7), odd], suite="readings.lenient")
+    spec, at = dataclasses.replace(METER, sources=(source,)), SECOND.end
+    how = {"folder": tmp_path, "as_of": at, "holder": "a person", "now": at}
+    assert ingest.release(spec, settled.entry, lake, ledger(lake), **how) == 1  # type: ignore[arg-type]
+    assert run(source, at, lake, METER) == []
+
+    (again,) = run(meter([*readings(FIRST, 7), odd, odd], suite="readings.lenient"), at, lake, METER)
+
+    assert (again.landed, len(landed(lake))) == (1, 9)
+
+
+def test_a_window_brought_anew_during_its_release_lands_once(
+    lake: Lake, meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 5.5)])
+    (settled,) = run(bad, FIRST.end, lake, METER)
+    assert settled.entry
+    source = meter(readings(FIRST, 4), suite="readings.lenient")
+    validate = releasing.validate
+
+    def meanwhile(*arguments: Any, **options: Any) -> Validation:
+        run(source, SECOND.end, lake, METER)
+        return validate(*arguments, **options)
+
+    monkeypatch.setattr(releasing, "validate", meanwhile)
+    spec, at = dataclasses.replace(METER, sources=(source,)), SECOND.end
+    how = {"folder": tmp_path, "as_of": at, "holder": "a person", "now": at}
+    with pytest.raises(Superseded):
+        ingest.release(spec, settled.entry, lake, ledger(lake), **how)  # type: ignore[arg-type]
+
+    assert [row[0] for row in landed(lake)] == ["m0", "m1", "m2", "m3"]
+    assert quarantine.superseded(settled.entry, lake)
 
 
 # ── what is held ───────────────────────────────────────────────────────────────
@@ -396,6 +439,7 @@ from pathlib import Path
 import deltalake
 import headrace.validation.run  # once for all children: Great Expectations takes seconds to import
 from headrace import ingest, lake, quarantine
+from headrace.ingest import landing, staging
 from headrace.ledger import Ledger
 from headrace.pipeline import load
 import validations.flights
@@ -408,7 +452,7 @@ def then_die(function):
     return done
 
 def child(step, root):
-    if step == "read": ingest._new_rows = die
+    if step == "read": staging._new_rows = die
     if step == "staged": ingest.settle = die
     if step == "validated": quarantine.validate = then_die(quarantine.validate)
     if step == "held rows written": lake.Table.replace = then_die(lake.Table.replace)
@@ -417,10 +461,10 @@ def child(step, root):
     if step == "landing":
         write = deltalake.write_deltalake
         deltalake.write_deltalake = lambda *a, **k: die() if k["mode"] == "append" else write(*a, **k)
-    if step == "landed": ingest._land = then_die(ingest._land)
+    if step == "landed": landing.land = then_die(landing.land)
     spec, at = load("flights"), datetime(2013, 2, 18, tzinfo=UTC)
     weather, ledger = spec.sources[2], Ledger(f"sqlite:///{root}/ledger.db")
-    with ingest.staging(Path(root)) as folder:
+    with ingest.workspace(Path(root)) as folder:
         for batch in ingest.stage(spec, weather, at, lake.Lake(root + "/lake"), ledger, folder):
             ingest.settle(batch, weather, lake.Lake(root + "/lake"), at)
 
@@ -508,7 +552,7 @@ def test_batches_are_settled_in_parallel_by_workers_of_a_scheduler_elsewhere(
     started = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in commands]
     at = utc(2013, 3, 11)
     try:
-        with ingest.staging(settings.home) as folder, cluster(f"tcp://127.0.0.1:{port}") as client:
+        with ingest.workspace(settings.home) as folder, cluster(f"tcp://127.0.0.1:{port}") as client:
             client.wait_for_workers(2, timeout=60)
             batches = ingest.stage(SPEC, WEATHER, at, lake, ledger(lake), folder)
             work = [(batch, WEATHER, lake, at) for batch in batches]

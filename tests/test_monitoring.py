@@ -199,6 +199,14 @@ def test_performance_is_judged_by_skill_not_by_how_hard_the_week_was():
     assert "worse" in blind.reason
 
 
+def test_performance_before_any_outcome_is_known_is_not_judged():
+    expected = evaluate([0, 1], [0.2, 0.8])
+
+    found = performance([], [], expected, DriftRule())
+
+    assert (found.scores, found.worse, found.reason) == (None, False, "No outcome is known yet.")
+
+
 def test_performance_of_one_class_is_not_judged():
     expected = evaluate([0, 1] * 200, [0.2, 0.8] * 200)
 

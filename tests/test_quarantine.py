@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def spoil(data: Path, old: str, new: str, count: int = 1) -> None:
 
 
 def land(lake: Lake, as_of: object = AT) -> list[ingest.Settled]:
-    with ingest.staging(Path(lake.root).parent) as folder:
+    with ingest.workspace(Path(lake.root).parent) as folder:
         ledger = Ledger(Settings().ledger)
         batches = ingest.stage(SPEC, WEATHER, as_of, lake, ledger, folder)  # type: ignore[arg-type]
         return [ingest.settle(batch, WEATHER, lake, as_of) for batch in batches]  # type: ignore[arg-type]
@@ -114,7 +115,7 @@ def test_what_a_wider_suite_lets_pass_is_released_as_it_is(
     land(lake)
     entry = quarantine.find(lake, "weather/2013-01-07/1")
     monkeypatch.setattr("validations.flights.AIRPORTS", ["EWR", "JFK", "LGA", "NYC"])
-    with ingest.staging(settings.home) as folder:
+    with ingest.workspace(settings.home) as folder:
         landed = ingest.release(
             SPEC,
             entry,
@@ -126,6 +127,38 @@ def test_what_a_wider_suite_lets_pass_is_released_as_it_is(
             now=AT,
         )
     assert landed == 504
+    assert land(lake) == []
+
+
+KILLED = """
+import os, signal
+from headrace.ledger import Ledger
+from headrace.cli import main
+Ledger.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+def test_a_release_killed_before_it_could_say_so_is_known_by_the_rows_that_landed(
+    data: Path, lake: Lake, settings: Settings, command: Command, tmp_path: Path
+) -> None:
+    spoil(data, "EWR,2013,1,8,", "NYC,2013,1,8,", 24)
+    land(lake)
+    id, rows = "weather/2013-01-07/1", tmp_path / "rows.csv"
+    command("show", id, "--to", str(rows))
+    rows.write_text(rows.read_text().replace("NYC", "EWR"))
+    release = ["quarantine", "release", id, "--rows", str(rows)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *release], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert id in command("list").stdout
+
+    again = command("drop", id, "--yes")
+
+    assert again.returncode == 1
+    assert f"`{id}` was released on" in again.stderr
+    assert command("list").stdout.strip() == "Nothing waits in quarantine."
+    assert quarantine.decisions(Ledger(settings.ledger), "flights")[id].detail["rows"] == 504
+    assert lake.table("raw/weather").count() == 411 + 504
     assert land(lake) == []
 
 

@@ -11,7 +11,7 @@ from dask import config
 
 from headrace.cluster import cluster, crew, listen, on_each
 from headrace.errors import MissingInputs
-from headrace.evaluation import evaluate
+from headrace.evaluation import Scores, evaluate
 from headrace.lake import duckdb_connection
 from headrace.pipeline import Candidate, Columns
 from headrace.training import fit
@@ -272,6 +272,7 @@ def test_one_class_alone_has_no_auc_but_other_scores():
 
     assert scores.auc is None
     assert scores.log_loss == pytest.approx(np.log(2))
+    assert Scores.of(scores.metrics()) == scores
 
 
 @pytest.mark.parametrize(

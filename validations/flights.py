@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TEXT, WHOLE, REAL, INSTANT = "VARCHAR", "BIGINT", "DOUBLE", "TIMESTAMP WITH TIME ZONE"
 AIRPORTS = ["EWR", "JFK", "LGA"]
 KEY = ("carrier", "flight", "origin", "sched_dep")
-SHARE = {"min_value": 0, "max_value": 1}
+SHARE = (0, 1)
 DAY = 24 * 60
 
 
@@ -119,14 +119,12 @@ def planes() -> ExpectationSuite:
 
 def origin_weather() -> ExpectationSuite:
     """The weather at an airport as known at an hour."""
-    return _features(
-        "origin_weather", ("origin", "known_hour"), {"temp": {"min_value": -60, "max_value": 130}}
-    )
+    return _features("origin_weather", ("origin", "known_hour"), {"temp": (-60, 130)})
 
 
 def origin_delays() -> ExpectationSuite:
     """How an airport's flights fared in three hours."""
-    bounds = {"origin_late_share_3h": SHARE, "origin_landed_3h": {"min_value": 0, "max_value": 1000}}
+    bounds = {"origin_late_share_3h": SHARE, "origin_landed_3h": (0, 1000)}
     return _features("origin_delays", ("origin", "known_hour"), bounds)
 
 
@@ -137,7 +135,7 @@ def carrier_delays() -> ExpectationSuite:
 
 def plane_features() -> ExpectationSuite:
     """An aircraft's age and size."""
-    return _features("plane_features", ("tailnum",), {"plane_age": {"min_value": 0, "max_value": 120}})
+    return _features("plane_features", ("tailnum",), {"plane_age": (0, 120)})
 
 
 def predictions() -> ExpectationSuite:
@@ -150,14 +148,14 @@ def predictions() -> ExpectationSuite:
         [
             gxe.ExpectCompoundColumnsToBeUnique(column_list=list(KEY)),
             gxe.ExpectColumnValuesToNotBeNull(column="probability"),
-            gxe.ExpectColumnValuesToBeBetween(column="probability", **SHARE),
+            gxe.ExpectColumnValuesToBeBetween(column="probability", min_value=0, max_value=1),
             # a model that says the same of every flight is broken
             gxe.ExpectColumnStdevToBeBetween(column="probability", min_value=0, strict_min=True),
         ],
     )
 
 
-def _features(name: str, key: tuple[str, ...], bounds: Mapping[str, Mapping[str, float]]) -> ExpectationSuite:
+def _features(name: str, key: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -> ExpectationSuite:
     """Expect one row for each key and instant, known no earlier than it speaks of, within ``bounds``."""
     import great_expectations as gx
     from great_expectations import expectations as gxe
@@ -168,7 +166,10 @@ def _features(name: str, key: tuple[str, ...], bounds: Mapping[str, Mapping[str,
             gxe.ExpectCompoundColumnsToBeUnique(column_list=[*key, "event_timestamp"]),
             *(gxe.ExpectColumnValuesToNotBeNull(column=column) for column in (*key, "available_at")),
             _after("available_at", "event_timestamp", or_equal=True),
-            *(gxe.ExpectColumnValuesToBeBetween(column=column, **ends) for column, ends in bounds.items()),
+            *(
+                gxe.ExpectColumnValuesToBeBetween(column=column, min_value=least, max_value=most)
+                for column, (least, most) in bounds.items()
+            ),
         ],
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from uuid import UUID
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -69,7 +70,7 @@ def logger() -> Any:
 
 def tracked(done: Iterator[T], total: int, key: str, what: str) -> Iterator[T]:
     """Pass on what is done of ``total``, and show each tenth in a progress artifact and in the log."""
-    progress = create_progress_artifact(0.0, key=key, description=what.capitalize())
+    progress = cast(UUID, create_progress_artifact(0.0, key=key, description=what.capitalize()))
     for number, result in enumerate(done, 1):
         yield result
         share, before = (100 * n // total for n in (number, number - 1))

@@ -26,7 +26,7 @@ from headrace.validation import publish
 @contextmanager
 def staging() -> Iterator[Path]:
     """Make a folder for this run's batches; it goes with the run."""
-    with ingest.staging(Settings().home) as folder:
+    with ingest.workspace(Settings().home) as folder:
         yield folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from math import isnan, nan
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -44,25 +45,27 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
     report = settings.home / "reports" / f"{name}.html"
     found = drift(reference, predictions, spec.columns, spec.drift, report, every=spec.window)
     known = log.outcomes(spec, lake, window, at)
-    promised = Scores(**{k: serving.metrics[k] for k in Scores.__dataclass_fields__})
+    promised = Scores.of(serving.metrics)
     fared = performance(known["label"].to_numpy(), known["probability"].to_numpy(), promised, spec.drift)
-    metrics = {
+    measured: dict[str, float | None] = {
         "drift_share": found.share,
-        "auc": fared.scores.auc,
-        "log_loss": fared.scores.log_loss,
         "skill": fared.skill,
         "champion_version": serving.version,
     }
+    scored = ""
+    if fared.scores:
+        measured |= {"auc": fared.scores.auc, "log_loss": fared.scores.log_loss}
+        scored = f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}."
     for view in freshness.measure(open_store(), spec.feature_service, lake, at):
-        metrics[f"feature_age_h.{view.view}"] = None if view.age is None else view.age / timedelta(hours=1)
-    metrics = {k: float(v) for k, v in metrics.items() if v is not None}
+        measured[f"feature_age_h.{view.view}"] = None if view.age is None else view.age / timedelta(hours=1)
+    metrics = {k: float(v) for k, v in measured.items() if v is not None and not isnan(v)}
     page = settings.mlflow_page
     if found.report:
         page += tracking.log_watch(spec.name, name, metrics, report, home=settings.home, as_of=window.end)
     create_markdown_artifact(
         key=f"monitor-{spec.name}",
         markdown=f"## {'Drift' if found.drifted else 'No drift'} in {window}\n\n{found.reason}\n\n"
-        f"{fared.reason} AUC {fared.scores.auc or 0:.3f}, log-loss {fared.scores.log_loss:.3f}.\n\n"
+        f"{fared.reason} {scored}\n\n"
         f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
         f"{serving.version}) ({serving.candidate}), as of {serving.as_of:%Y-%m-%d}. "
         f"[Evidently report]({page}) (served by `make up`).",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -57,7 +57,7 @@ def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, ca
     with cluster(settings.dask_address, settings.dask_workers) as client:
         model = training.fit(candidate, rows, rows["label"].to_numpy(), spec.columns, client)
     scores = evaluate(held_out["label"].to_numpy(), model.predict(held_out))
-    metrics = {k: float(v) for k, v in asdict(scores).items()}
+    metrics = scores.metrics()
     tracking.prepare(settings.mlflow, settings.home)
     logged = tracking.log_candidate(
         spec,
@@ -90,7 +90,7 @@ def register(spec: Pipeline, fitted: list[Fitted], data: DatasetRef) -> int:
         table=[
             {
                 "candidate": f.candidate,
-                "AUC": f"{f.scores['auc']:.4f}",
+                "AUC": f"{f.scores['auc']:.4f}" if "auc" in f.scores else "-",
                 "log-loss": f"{f.scores['log_loss']:.4f}",
                 "Brier": f"{f.scores['brier']:.4f}",
                 "seconds": f"{f.seconds:.1f}",

@@ -108,7 +108,7 @@ def release(
     if rows and not Path(rows).exists():
         raise SourceUnreadable(id, [rows], "there is no such file")
     at = utc(as_of) if as_of else now
-    with ingest.staging(settings.home) as folder:
+    with ingest.workspace(settings.home) as folder:
         landed = ingest.release(
             load(entry.pipeline),
             entry,
@@ -116,11 +116,12 @@ def release(
             ledger,
             folder=folder,
             as_of=at,
-            holder=_person(),
+            holder=_person(ledger, entry, now),
             now=now,
             rows=Path(rows) if rows else None,
         )
-    console.print(f"{landed:,} rows of {id} landed in `{entry.table}`.")
+    instead = f", in place of {entry.held.rows:,}" if landed != entry.held.rows else ""
+    console.print(f"{landed:,} rows of {id} landed in `{entry.table}`{instead}.")
 
 
 @app.command()
@@ -136,7 +137,8 @@ def drop(
     entry = quarantine.find(lake, id)
     if not yes:
         typer.confirm(f"Shall the {entry.held.rows:,} rows of {id} never land?", abort=True)
-    quarantine.drop(entry, ledger, reason=reason, holder=_person(), now=datetime.now(UTC))
+    now = datetime.now(UTC)
+    quarantine.drop(entry, lake, ledger, reason=reason, holder=_person(ledger, entry, now), now=now)
     console.print(f"{entry.held.rows:,} rows of {id} will not land.")
 
 
@@ -157,9 +159,26 @@ def _decision(entry: Entry, lake: Lake, ledger: Ledger) -> str:
     return "superseded: its source brought the window anew" if superseded(entry, lake) else WAITS
 
 
-def _person() -> str:
-    """Say who decides: the ledger keeps it."""
-    return f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
+def _person(ledger: Ledger, entry: Entry, now: datetime) -> str:
+    """Say who decides: the ledger keeps it. What a command that died here had claimed is let go at once."""
+    from headrace.quarantine import KIND
+
+    place = f"@{socket.gethostname()}, process "
+    for made in ledger.entries(entry.pipeline, KIND, entry.id):
+        _, here, process = made.holder.partition(place)
+        if here and not _runs(int(process)):
+            ledger.give_up(entry.pipeline, made.holder, now)
+    return f"{getpass.getuser()}{place}{os.getpid()}"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _export(lake: Lake, entry: Entry, to: Path) -> None:

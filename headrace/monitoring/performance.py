@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Performance:
-    """The champion's scores in a window beside its scores on its holdout.
+    """The champion's scores in a window (``None`` before any outcome is known) beside those on its holdout.
 
     ``skill`` is the share of log-loss saved over one who knows the window's
     base rate and nothing else (see ``skill``).
     """
 
-    scores: Scores
+    scores: Scores | None
     expected: Scores
     skill: float
     expected_skill: float
@@ -46,10 +46,13 @@ def performance(
         rule: How far skill may fall, and how many rows it takes to judge.
 
     Raises:
-        ValueError: Shapes differ, there are no rows, or a value is out of its range.
+        ValueError: Shapes differ, or a value is out of its range.
     """
+    then = skill(expected)
+    if not np.size(labels):
+        return Performance(None, expected, float("nan"), then, False, "No outcome is known yet.")
     scores = evaluate(labels, probabilities)
-    now, then = skill(scores), skill(expected)
+    now = skill(scores)
     if scores.rows < rule.min_rows or np.isnan([now, then]).any():
         reason = f"Not enough to judge: {scores.positives:,} of {scores.rows:,} labels are 1."
         return Performance(scores, expected, now, then, False, reason)

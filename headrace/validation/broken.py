@@ -58,7 +58,7 @@ def _rows(engine: DuckDBExecutionEngine, rule: Any) -> Any:
     judged = sa.select(sa.column(ROW), unexpected.label("unexpected"))
     provider: Any = get_metric_provider(name, engine)[0]
     if not _is_sqlalchemy_metric_selectable(provider):  # else the condition brings its own rows
-        rows = engine.get_domain_records(domain | about)
+        rows: Any = engine.get_domain_records(domain | about)
         judged = judged.select_from(rows.subquery() if isinstance(rows, sa.Select) else rows)
     # Windows are not allowed in WHERE.
     found = judged.subquery()

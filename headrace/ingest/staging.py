@@ -1,79 +1,38 @@
-"""Source ▶ staged batch ▶ gate ▶ raw table, or quarantine.
-
-A source is read once for all its windows that are due. What a window brings
-that neither landed nor is held becomes one staged Parquet file, the batch, which
-is validated as it lies; what passes lands in one commit.
-
-Raw tables hold two columns of ours beside the source's: ``available_at``, the
-instant (UTC) from which a row counts, and ``aside``, columns that nobody has
-declared yet, as JSON.
-"""
+"""What a source brings: each window's new rows as one Parquet file, the batch."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
-from headrace.errors import NotReleasable, SourceUnreadable, StillRejected, Superseded
+from headrace.errors import SourceUnreadable
+from headrace.ingest.batch import ASIDE, UNDATED, Batch
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.quarantine import Lot
-from headrace.sources import Files
 from headrace.sources.rows import INSTANT, text
-from headrace.validation import declared, load_suite, row_rules, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     import duckdb
 
+    from headrace.ledger import Entry as Decision
     from headrace.ledger import Ledger
     from headrace.pipeline import Pipeline, Source
     from headrace.sources import Part
-    from headrace.validation import Validation
 
-ASIDE = "aside"
-UNDATED = Window(datetime(1, 1, 1, tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC))
-"""Stands for the window of rows whose time is null: they belong to none, and must not be lost."""
-EVER = Window(UNDATED.start, datetime(9999, 1, 1, tzinfo=UTC))
 LANDED = "headrace_landed"
 """The scratch table of rows that landed in the windows that are looked at again."""
 MEMORY = "1GB"
 """What DuckDB may take while it cuts a source into windows; beyond it, it spills to disk."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A lot of one source's rows in one window.
-
-    It lands under ``key``, once: its window's, or one of its own if the lot is
-    late. Columns that its files are ``lacking`` are named.
-    """
-
-    lot: Lot
-    key: str
-    lacking: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return self.lot.id
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What became of a batch: each row ``landed`` or is held in ``entry``; columns ``aside`` are kept so."""
-
-    batch: Batch
-    landed: int
-    entry: quarantine.Entry | None
-    aside: tuple[str, ...]
-    validation: Validation
-
-
 @contextmanager
-def staging(home: Path) -> Iterator[Path]:
+def workspace(home: Path) -> Iterator[Path]:
     """Make a folder for one run's batches; it goes when the block ends, or when a later run finds it dead."""
     import fcntl
     import shutil
@@ -145,94 +104,13 @@ def stage(
     return batches
 
 
-def settle(batch: Batch, source: Source, lake: Lake, as_of: datetime) -> Settled:
-    """Validate a batch; land what passes, hold the rest. Done twice, or by two at once, it is done once.
-
-    Raises:
-        LotChanged: Another run is settling a batch of this name with other rows.
-    """
-    with duckdb_connection() as con:
-        shape = _shape(con, source, batch, lake)
-        sifted = quarantine.sift(
-            batch.lot,
-            source.suite,
-            lake,
-            as_of,
-            columns=shape.shown,
-            reasons=shape.reasons,
-            barred=_landed_already(source, batch, lake),
-        )
-        if sifted.passed:
-            _land(con, sifted.passing, shape, source, batch, lake, as_of)
-    return Settled(batch, sifted.passed, sifted.entry, shape.aside, sifted.validation)
-
-
-def release(
-    spec: Pipeline,
-    entry: quarantine.Entry,
-    lake: Lake,
-    ledger: Ledger,
-    *,
-    folder: Path,
-    as_of: datetime,
-    holder: str,
-    now: datetime,
-    rows: Path | None = None,
-) -> int:
-    """Validate again what is held and land it, once; return the rows landed.
-
-    Args:
-        spec: The pipeline the entry belongs to.
-        entry: What to release. Rows held of a batch must break no row rule any
-            more; a batch held as a whole must pass its suite.
-        lake: Where it is held and will land.
-        ledger: Where the decision is claimed and written.
-        folder: A place for a temporary file.
-        as_of: The instant (UTC), from which rows that are late count.
-        holder: Who asks.
-        now: Wall-clock time (UTC).
-        rows: A file of mended rows, to land instead of the held ones.
-
-    Raises:
-        AlreadyDecided: It was released or dropped before.
-        StillRejected: It does not pass; it stays where it is.
-        Superseded: Its source brought the window anew.
-        NotReleasable: Its table is computed, not landed.
-    """
-    source = next((s for s in spec.sources if s.table == entry.table), None)
-    if source is None:
-        raise NotReleasable(entry.id, entry.table)
-    late = entry.late or not entry.whole or entry.window == UNDATED
-    key = f"release of {entry.id}" if late else str(entry.window)
-    with quarantine.deciding(entry, ledger, holder, now) as decide, duckdb_connection() as con:
-        if quarantine.superseded(entry, lake):
-            raise Superseded(entry.id)
-        file = folder / "released.parquet"
-        _write_held(con, source, entry, lake, rows, file)
-        ((count,),) = con.sql(f"SELECT count(*) FROM {text(file)}").fetchall()
-        lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count, late)
-        batch = Batch(lot, key)
-        shape = _shape(con, source, batch, lake)
-        suite = load_suite(source.suite)
-        # What else the suite says was true of the batch these rows come from, and need not be of them alone.
-        asked = row_rules(suite) if late else suite
-        barred = _landed_already(source, batch, lake)
-        validation = validate([file], asked, columns=shape.shown)
-        wrong = [*shape.reasons, *validation.failures, *sorted({rule for _, rule in barred})]
-        wrong += [outcome.sentence for outcome in validation.outcomes if outcome.success and outcome.breaches]
-        if wrong:
-            raise StillRejected(entry.id, wrong, source.suite)
-        _land(con, f"FROM {text(file)}", shape, source, batch, lake, as_of)
-        decide("released", rows=count, mended=bool(rows))
-    return int(count)
-
-
 @dataclass(frozen=True)
 class _Past:
     """What a window brought before.
 
     ``number`` is the next batch's; ``waiting`` is an undecided entry that holds
-    all of a window of which nothing landed; ``held`` are the others.
+    all of a window of which nothing landed; ``held`` are the others, but for those that
+    were released and landed as they were.
     """
 
     number: int
@@ -243,15 +121,6 @@ class _Past:
     @property
     def open(self) -> bool:
         return not self.landed and not any(entry.whole for entry in self.held)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A batch's columns: those the suite is ``shown`` and that land, those kept ``aside``, what is wrong."""
-
-    shown: tuple[str, ...]
-    aside: tuple[str, ...]
-    reasons: tuple[str, ...]
 
 
 def _past(
@@ -276,9 +145,15 @@ def _past(
         anew = [e for e in entries[window] if e.whole and not e.late and window != UNDATED]
         whole = [e for e in anew if e.id not in decided]
         waiting = whole[-1] if whole and str(window) not in landed else None
-        held = tuple(e for e in entries[window] if e not in whole)
+        held = tuple(e for e in entries[window] if e not in whole and not _counted(e, decided))
         past[window] = _Past(number[window], str(window) in landed, waiting, held)
     return past
+
+
+def _counted(entry: quarantine.Entry, decided: Mapping[str, Decision]) -> bool:
+    """Say whether an entry's rows are among those that landed: it was released as it was."""
+    made = decided.get(entry.id)
+    return bool(made and made.detail["decision"] == "released" and made.detail.get("mended") is False)
 
 
 def _new_rows(
@@ -346,89 +221,6 @@ def _minus(
         ANTI JOIN (SELECT *, {nth} FROM before) old ON {same}
     """)
     return con.table(table)
-
-
-def _shape(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake: Lake) -> _Shape:
-    lot = con.read_parquet(str(batch.lot.file))
-    found = dict(zip(lot.columns, map(str, lot.types), strict=True))
-    landed = lake.table(source.table).columns(con)
-    before = {column: kind for column, kind in landed.items() if column not in (AVAILABLE, ASIDE)}
-    known = declared(load_suite(source.suite)) or tuple(before) or tuple(found)
-    new = tuple(column for column in found if column not in known)
-    reasons = [f"`{column}` must be in every file, but this batch's lack it" for column in batch.lacking]
-    reasons += [
-        f"`{column}` must be there, as in batches before, but is not"
-        for column in before
-        if column not in {*found, *batch.lacking}
-    ]
-    reasons += [
-        f"`{column}` must be {before[column]}, as in batches before, but is {kind}"
-        for column, kind in found.items()
-        if before.get(column, kind) != kind
-    ]
-    if new and source.new_columns == "reject":
-        reasons.append(f"the columns must be declared, but {', '.join(f'`{c}`' for c in new)} is not")
-    if batch.lot.window == UNDATED:
-        reasons.append(f"`{source.time}` must not be null: without it a row belongs to no window")
-    aside = () if source.new_columns == "land" else new
-    return _Shape(tuple(column for column in found if column not in aside), aside, tuple(reasons))
-
-
-def _landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, str]]:
-    """Return the positions of a batch's rows whose keys landed before, each with the rule it breaks."""
-    if not (source.keys and batch.lot.late):
-        return []
-    keys = ", ".join(f'"{key}"' for key in source.keys)
-    with lake.connect({"landed": source.table}) as con:
-        rows = f"read_parquet({text(batch.lot.file)}, file_row_number = true)"
-        found = con.sql(
-            f"SELECT lot.file_row_number FROM {rows} lot SEMI JOIN landed USING ({keys}) ORDER BY ALL"
-        )
-        rule = f"{', '.join(f'`{key}`' for key in source.keys)} must not have landed before"
-        return [(row, rule) for (row,) in found.fetchall()]
-
-
-def _land(
-    con: duckdb.DuckDBPyConnection,
-    rows: str,
-    shape: _Shape,
-    source: Source,
-    batch: Batch,
-    lake: Lake,
-    as_of: datetime,
-) -> None:
-    names = ", ".join(f'"{column}"' for column in shape.shown)
-    since = f'"{source.time}"'
-    if batch.lot.late:
-        since = f"greatest({since}, TIMESTAMPTZ '{as_of.isoformat()}')"
-    others = ", ".join(f"'{column}': \"{column}\"" for column in shape.aside)
-    aside = f"to_json({{{others}}})::VARCHAR" if others else "NULL::VARCHAR"
-    landing = con.sql(f"SELECT {names}, {since} AS {AVAILABLE}, {aside} AS {ASIDE} FROM ({rows})")
-    lake.table(source.table).append(landing.to_arrow_reader(), batch.key)
-
-
-def _write_held(
-    con: duckdb.DuckDBPyConnection,
-    source: Source,
-    entry: quarantine.Entry,
-    lake: Lake,
-    mended: Path | None,
-    file: Path,
-) -> None:
-    """Write what is held, or what a person mended it to, as a lot."""
-    held = lake.table(entry.held.table).relation(con, entry.held.version)
-    rows = con.sql(f"SELECT * EXCLUDE (broken_rules) FROM ({held.sql_query()})")
-    if mended:
-        (part, *_) = Files({"mended": mended}).read(con, source.name, source.time, EVER)
-        raw = lake.table(source.table)
-        like = raw.relation(con) if raw.exists() else rows  # a CSV file does not say what its numbers are
-        kinds = dict(zip(like.columns, like.types, strict=True))
-        typed = [
-            f'"{c}"::{kinds[c]} AS "{c}"' if c in kinds else f'"{c}"'
-            for c in con.table(part.relation).columns
-        ]
-        rows = con.sql(f"SELECT {', '.join(typed)} FROM {part.relation}")
-    rows.write_parquet(str(file))
 
 
 def _refuse_ours(con: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[Part]) -> None:

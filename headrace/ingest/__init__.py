@@ -1,0 +1,17 @@
+"""Source ▶ staged batch ▶ gate ▶ raw table, or quarantine.
+
+A source is read once for all its windows that are due. What a window brings
+that neither landed nor is held becomes one staged Parquet file, the batch, which
+is validated as it lies; what passes lands in one commit.
+
+Raw tables hold two columns of ours beside the source's: ``available_at``, the
+instant (UTC) from which a row counts, and ``aside``, columns that nobody has
+declared yet, as JSON.
+"""
+
+from headrace.ingest.batch import Batch
+from headrace.ingest.landing import Settled, settle
+from headrace.ingest.releasing import release
+from headrace.ingest.staging import stage, workspace
+
+__all__ = ["Batch", "Settled", "release", "settle", "stage", "workspace"]
