@@ -89,7 +89,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
     }
     create_table_artifact(
-        key=f"lifecycle-{pipeline}",
+        key=steps.slug("lifecycle", pipeline),
         table=[{k: str(v) for k, v in week.items()} for week in weeks],
         description=f"## `{pipeline}` from {start:%Y-%m-%d} to {end:%Y-%m-%d}",
     )

@@ -27,7 +27,7 @@ def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
         steps.check_parity(spec, window)
         scored[str(window)] = steps.score(spec, champion, window)
     create_table_artifact(
-        key=f"scored-{pipeline}",
+        key=steps.slug("scored", pipeline),
         table=[{"window": w, "rows": f"{n:,}", "model version": champion.version} for w, n in scored.items()],
         description=f"## Scored by version {champion.version} ({champion.candidate}) of `{pipeline}`",
     )

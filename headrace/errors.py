@@ -6,6 +6,7 @@ HeadraceError
 ├── UnsupportedExpectation
 ├── EmptySuite
 ├── SourceUnreadable
+├── WindowsChanged
 ├── MissingColumns
 ├── MissingInputs
 ├── BatchRejected
@@ -116,6 +117,17 @@ class SourceUnreadable(HeadraceError):
         super().__init__(
             f"Source `{source}` cannot be read from {', '.join(files)}: {reason.strip()}\n"
             "Nothing was landed. Mend or replace the file, then run the same ingest again."
+        )
+
+
+class WindowsChanged(HeadraceError):
+    """A source's rows landed by other windows than are declared now."""
+
+    def __init__(self, source: str, before: str, now: str) -> None:
+        self.source, self.before, self.now = source, before, now
+        super().__init__(
+            f"`{source}` has landed by windows of {before}, and is now declared with windows of {now}: "
+            "its rows would land once more. Set `window` back, or give the source another name."
         )
 
 

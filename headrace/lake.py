@@ -60,10 +60,15 @@ class Window:
 def windows(start: datetime, end: datetime, every: timedelta) -> list[Window]:
     """Return the whole windows of the Monday grid that cover ``start`` and have ended by ``end``.
 
+    Raises:
+        ValueError: ``every`` is not some whole minutes.
+
     >>> at = datetime(2013, 1, 1, tzinfo=UTC)
     >>> [str(w) for w in windows(at, at + timedelta(days=10), timedelta(weeks=1))]
     ['2012-12-31T00:00Z/2013-01-07T00:00Z']
     """
+    if not every or every % timedelta(minutes=1):  # they are named by the minute
+        raise ValueError(f"A window must be some whole minutes long, got {every}.")
     first = MONDAY + (start - MONDAY) // every * every
     count = max((end - first) // every, 0)
     return [Window(first + i * every, first + (i + 1) * every) for i in range(count)]
@@ -279,7 +284,7 @@ class Table:
 
 def fingerprint(rows: duckdb.DuckDBPyRelation) -> tuple[int, str]:
     """Return how many rows there are, and a digest of them that does not depend on their order."""
-    columns = ", ".join(f'"{column}"' for column in sorted(rows.columns))
+    columns = ", ".join('"{}"'.format(column.replace('"', '""')) for column in sorted(rows.columns))
     # A sum, not an XOR: two equal rows must not cancel out.
     digest = f"sum(md5_number_lower(row({columns})::VARCHAR)::HUGEINT) % (1::HUGEINT << 64)"
     count, total = rows.aggregate(f"count(*), coalesce({digest}, 0)").fetchone() or (0, 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from headrace.errors import AlreadyDecided, BatchRejected, LotChanged, NotInQuarantine
+from headrace.errors import AlreadyDecided, BatchRejected, LotChanged, NotInQuarantine, Superseded
 from headrace.lake import DatasetRef, Window, duckdb_connection, fingerprint
 from headrace.ledger import DONE
 from headrace.sources.rows import text
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 ENTRIES = "quarantine/entries"
 KIND = "quarantine"
-LEASE = timedelta(minutes=10)
-PART, WHOLE = 1, 2
-"""How ``quarantine/entries`` marks an entry's id: some rows of a lot are held, or all of it."""
+LEASE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ class Lot:
     """What is put before the gate: the rows of one window of one table, as a Parquet file.
 
     ``id`` is what its entry will be called, should it get one. It is ``late`` if
-    its window landed before: then it is what came since.
+    its window landed before: then it is what came since. Columns that its files
+    are ``lacking`` are named. The same rows ``computed`` again need no entry again.
     """
 
     id: str
@@ -55,6 +54,8 @@ class Lot:
     file: Path
     rows: int
     late: bool = False
+    lacking: tuple[str, ...] = ()
+    computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Entry:
     """What is held of a lot ``of`` so many rows, and why.
 
     ``held`` is the snapshot of the rows, each with the rules it broke in
-    ``broken_rules``; all rows of the lot if ``whole``. The lot may have been ``late``.
+    ``broken_rules``; all rows of the lot if ``whole``. The lot may have been
+    ``late``, or ``lacking`` columns.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Entry:
     as_of: datetime
     held: DatasetRef
     late: bool = False
+    lacking: tuple[str, ...] = ()
 
     @property
     def release_key(self) -> str:
@@ -140,9 +143,10 @@ def sift(
     if barred:
         con.executemany("INSERT INTO breaches VALUES (?, ?)", barred)
     con.execute("CREATE VIEW broken AS SELECT row, list(rule) AS broken_rules FROM breaches GROUP BY row")
-    marked = (
-        "SELECT lot.* EXCLUDE file_row_number, broken_rules FROM lot {} JOIN broken ON row = file_row_number"
-    )
+    marked = """
+        SELECT lot.* EXCLUDE file_row_number, broken_rules
+        FROM lot {} JOIN broken ON broken.row = lot.file_row_number
+    """
     if whole:
         entry = _hold(lake, lot, True, suite, whole, as_of, con.sql(marked.format("LEFT")))
         passing, passed = f"FROM read_parquet({text(lot.file)}) LIMIT 0", 0
@@ -173,7 +177,8 @@ def guard(rows: pa.Table, suite: str, lake: Lake, pipeline: str, table: str, win
         file = Path(folder, "rows.parquet")
         pq.write_table(rows, file)
         number = len(entries(lake, table, window)) + 1
-        lot = Lot(f"{table}/{window.label}/{number}", pipeline, table, window, file, rows.num_rows)
+        id = f"{table}/{window.label}/{number}"
+        lot = Lot(id, pipeline, table, window, file, rows.num_rows, computed=True)
         sifted = sift(lot, suite, lake, window.end)
         if sifted.entry and sifted.entry.whole:
             raise BatchRejected([sifted.entry])
@@ -197,7 +202,8 @@ def _hold(
 
     count, digest = fingerprint(rows)
     past = entries(lake, lot.table, lot.window)
-    if same := next((e for e in past if e.held.fingerprint == digest and e.whole == whole), None):
+    alike = (e for e in past if e.held.fingerprint == digest and e.whole == whole)
+    if same := next((e for e in alike if lot.computed or e.id == lot.id), None):
         return same  # this very step was killed after it, or ran before
     table = lake.table(f"quarantine/{lot.id}")
     held = DatasetRef(table.name, table.replace(rows.to_arrow_reader()), count, digest)
@@ -213,16 +219,16 @@ def _hold(
         as_of,
         held,
         lot.late,
+        lot.lacking,
     )
     line = {
         **{"id": lot.id, "pipeline": lot.pipeline, "table": lot.table},
         **{"start": lot.window.start, "end": lot.window.end, "whole": whole, "late": lot.late},
         **{"of": lot.rows, "suite": suite, "reasons": list(reasons), "as_of": as_of},
-        **{"rows": held.rows, "version": held.version, "fingerprint": held.fingerprint},
+        **{"lacking": list(lot.lacking), "rows": held.rows},
+        **{"version": held.version, "fingerprint": held.fingerprint},
     }
-    listed = lake.table(ENTRIES).append(
-        pa.Table.from_pylist([line], _schema()), key=lot.id, number=WHOLE if whole else PART
-    )
+    listed = lake.table(ENTRIES).append(pa.Table.from_pylist([line], _schema()), key=lot.id)
     if not listed and find(lake, lot.id).held.fingerprint != held.fingerprint:
         raise LotChanged(lot.id)
     return entry
@@ -240,6 +246,7 @@ def entries(lake: Lake, table: str | None = None, window: Window | None = None) 
             reasons=tuple(line["reasons"]),
             held=DatasetRef(f"quarantine/{line['id']}", line["version"], line["rows"], line["fingerprint"]),
             late=line["late"],
+            lacking=tuple(line["lacking"]),
         )
         for line in found.to_pylist()
     ]
@@ -273,7 +280,10 @@ def deciding(
         raise AlreadyDecided(entry.id, made.detail["decision"], made.at)
 
     def decide(decision: str, **detail: object) -> None:
-        ledger.finish(entry.pipeline, KIND, entry.id, holder=holder, now=now, decision=decision, **detail)
+        told = {"decision": decision, **detail}
+        stands = ledger.finish(entry.pipeline, KIND, entry.id, holder=holder, now=now, **told)
+        if (stands.holder, stands.detail) != (holder, told):
+            raise AlreadyDecided(entry.id, stands.detail["decision"], stands.at)
 
     try:
         landed = lake.table(entry.table).held([entry.release_key])
@@ -291,8 +301,11 @@ def drop(entry: Entry, lake: Lake, ledger: Ledger, *, reason: str, holder: str, 
 
     Raises:
         AlreadyDecided: It was released or dropped before.
+        Superseded: Its source brought the window anew.
     """
     with deciding(entry, lake, ledger, holder, now) as decide:
+        if superseded(entry, lake):
+            raise Superseded(entry.id)
         decide("dropped", rows=entry.held.rows, reason=reason)
 
 
@@ -330,5 +343,6 @@ def _schema() -> pa.Schema:
     texts = dict.fromkeys(("id", "pipeline", "table", "suite", "fingerprint"), pa.string())
     numbers = dict.fromkeys(("of", "rows", "version"), pa.int64())
     instants = dict.fromkeys(("start", "end", "as_of"), instant)
-    others = {"whole": pa.bool_(), "late": pa.bool_(), "reasons": pa.list_(pa.string())}
+    others = {"whole": pa.bool_(), "late": pa.bool_()}
+    others |= dict.fromkeys(("reasons", "lacking"), pa.list_(pa.string()))
     return pa.schema({**texts, **numbers, **instants, **others})

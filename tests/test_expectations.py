@@ -34,8 +34,8 @@ FULL = """
 """
 NULLS = f"""
     SELECT if(n % 5 = 0, NULL, n) AS n, if(n % 4 = 3, NULL, k) AS k, if(n % 5 = 2, NULL, k2) AS k2,
-           if(n % 3 = 0, NULL, x) AS x, if(n % 5 = 3, NULL, down) AS down,
-           if(n % 4 = 0, NULL, wobble) AS wobble, if(n % 5 = 1, NULL, spiky) AS spiky,
+           if(n % 3 = 0, if(n % 2 = 0, NULL, 'nan'::DOUBLE), x) AS x, if(n % 5 = 3, NULL, down) AS down,
+           if(n % 4 = 0, NULL, wobble) AS wobble, if(n % 5 = 1, 'nan'::DOUBLE, spiky) AS spiky,
            if(n % 6 = 0, NULL, one) AS one, if(n % 4 = 2, NULL, letter) AS letter,
            if(n % 5 = 4, NULL, code) AS code, if(n % 3 = 0, NULL, json) AS json,
            if(n % 3 = 0, NULL, bad_json) AS bad_json, if(n % 4 = 0, NULL, day) AS day,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,16 @@ from hypothesis import strategies as st
 
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import AlreadyDecided, MissingColumns, SourceUnreadable, Superseded
-from headrace.ingest import Settled, releasing
-from headrace.lake import Lake, Window, windows
+from headrace.errors import (
+    AlreadyDecided,
+    MissingColumns,
+    SourceUnreadable,
+    StillRejected,
+    Superseded,
+    WindowsChanged,
+)
+from headrace.ingest import Settled, landing, releasing
+from headrace.lake import Lake, Window, duckdb_connection, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import Source, load
 from headrace.settings import Settings
@@ -52,11 +61,13 @@ def ledger(lake: Lake) -> Ledger:
     return Ledger(f"sqlite:///{Path(lake.root).parent}/ledger.db")
 
 
-def run(source: Source, as_of: datetime, lake: Lake, spec: object = SPEC) -> list[Settled]:
-    """Ingest as the flow does."""
+def run(source: Source, as_of: datetime, lake: Lake, spec: object = SPEC, times: int = 1) -> list[Settled]:
+    """Ingest as the flow does; settle each batch so often."""
     with ingest.workspace(Path(lake.root).parent) as folder:
         batches = ingest.stage(spec, source, as_of, lake, ledger(lake), folder)  # type: ignore[arg-type]
-        return [ingest.settle(batch, source, lake, as_of) for batch in batches]
+        for _ in range(times):
+            settled = [ingest.settle(batch, source, lake, as_of) for batch in batches]
+        return settled
 
 
 Meter = Callable[..., Source]
@@ -179,17 +190,13 @@ def test_a_late_batch_that_is_held_as_a_whole_waits_and_is_released_once(
     assert (settled.entry.whole, settled.entry.late, settled.landed) == (True, True, 0)
     assert run(late, SECOND.end, lake, METER) == []
     (entry,) = quarantine.waiting(lake, ledger(lake), "meter")
-    mended = tmp_path / "mended.csv"
-    mended.write_text(f"meter,read_at,value\nm2,{FIRST.start.isoformat()},60.5\n")
-
-    spec, at = dataclasses.replace(METER, sources=(late,)), SECOND.end
-    how = {"folder": tmp_path, "as_of": at, "holder": "a person", "now": at, "rows": mended}
-    assert ingest.release(spec, entry, lake, ledger(lake), **how) == 1  # type: ignore[arg-type]
+    mended = f"meter,read_at,value\nm2,{FIRST.start.isoformat()},60.5\n"
+    assert release(entry, late, lake, tmp_path, mended) == 1
 
     with pytest.raises(AlreadyDecided):
-        ingest.release(spec, entry, lake, ledger(lake), **how)  # type: ignore[arg-type]
-    assert landed(lake, "meter, available_at")[-1] == ("m2", at)
-    assert run(late, at, lake, METER) == []
+        release(entry, late, lake, tmp_path, mended)
+    assert landed(lake, "meter, available_at")[-1] == ("m2", SECOND.end)
+    assert run(late, SECOND.end, lake, METER) == []
 
 
 def test_a_row_like_one_that_was_released_and_comes_once_more_is_seen(
@@ -199,15 +206,115 @@ def test_a_row_like_one_that_was_released_and_comes_once_more_is_seen(
     (settled,) = run(meter([*readings(FIRST, 7), odd]), FIRST.end, lake, METER)
     assert settled.entry
     assert settled.entry.held.rows == 1
-    source = meter([*readings(FIRST, 7), odd], suite="readings.lenient")
-    spec, at = dataclasses.replace(METER, sources=(source,)), SECOND.end
-    how = {"folder": tmp_path, "as_of": at, "holder": "a person", "now": at}
-    assert ingest.release(spec, settled.entry, lake, ledger(lake), **how) == 1  # type: ignore[arg-type]
+    source, at = meter([*readings(FIRST, 7), odd], suite="readings.lenient"), SECOND.end
+    assert release(settled.entry, source, lake, tmp_path) == 1
     assert run(source, at, lake, METER) == []
 
     (again,) = run(meter([*readings(FIRST, 7), odd, odd], suite="readings.lenient"), at, lake, METER)
 
     assert (again.landed, len(landed(lake))) == (1, 9)
+
+
+def test_late_rows_that_two_runs_bring_at_once_land_once(
+    lake: Lake, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(meter(readings(FIRST, 3)), FIRST.end, lake, METER)
+    late = meter([*readings(FIRST, 10), ("m10", FIRST.start.isoformat(), 100.5)])
+    land, ours = landing.land, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        monkeypatch.setattr(landing, "land", land)
+        ours.extend(run(late, SECOND.end, lake, METER))  # the other run, which sees what we hold already
+        return land(*arguments)
+
+    monkeypatch.setattr(landing, "land", meanwhile)
+    (first,) = run(late, SECOND.end, lake, METER)
+
+    (second,) = ours
+    assert (first.landed, second.landed) == (7, 7)  # what lies under the key they share
+    assert len(landed(lake)) == 10
+    assert [e.held.rows for e in quarantine.waiting(lake, ledger(lake), "meter")] == [1]
+    assert run(late, SECOND.end, lake, METER) == []
+
+
+def test_rows_that_come_into_an_empty_window_count_from_when_they_came(lake: Lake, meter: Meter) -> None:
+    at = SECOND.end + timedelta(days=1)
+    run(meter(readings(FIRST, 2)), FIRST.end, lake, METER)
+    assert run(meter(readings(FIRST, 2)), SECOND.end, lake, METER) == []
+
+    (settled,) = run(meter([*readings(FIRST, 2), *readings(SECOND, 1)]), at, lake, METER)
+
+    assert settled.landed == 1
+    assert landed(lake, "available_at")[-1] == (at,)
+
+
+def test_other_windows_than_those_that_landed_are_refused(lake: Lake, meter: Meter) -> None:
+    run(meter(readings(FIRST, 3)), FIRST.end, lake, METER)
+    with pytest.raises(WindowsChanged, match="windows of 7 days, 0:00:00, and is now declared with windows"):
+        run(meter(readings(FIRST, 3), window=timedelta(days=1)), FIRST.end, lake, METER)
+    with pytest.raises(ValueError, match="whole minutes"):
+        run(meter([], name="other", window=timedelta(seconds=20)), FIRST.end, lake, METER)
+
+
+def held_row(lake: Lake, source: Source, at: datetime = FIRST.end) -> quarantine.Entry:
+    (settled,) = run(source, at, lake, METER)
+    assert settled.entry
+    return settled.entry
+
+
+def release(entry: quarantine.Entry, source: Source, lake: Lake, folder: Path, mended: str = "") -> int:
+    """Release as a person does, with a CSV file of mended rows if given."""
+    rows = folder / "mended.csv"
+    rows.write_text(mended)
+    return ingest.release(
+        dataclasses.replace(METER, sources=(source,)), entry, lake, ledger(lake), folder=folder,
+        as_of=SECOND.end, holder="a person", now=SECOND.end, rows=rows if mended else None,
+    )  # fmt: skip
+
+
+def test_mended_rows_must_be_of_the_window_that_is_released(lake: Lake, meter: Meter, tmp_path: Path) -> None:
+    source = meter([(None, FIRST.start.isoformat(), 5.5)])
+    entry, header = held_row(lake, source), "meter,read_at,value\n"
+    for when, why in (("", "must not be null"), (SECOND.start.isoformat(), "1 rows are not")):
+        with pytest.raises(StillRejected, match=why):
+            release(entry, source, lake, tmp_path, f"{header}m1,{when},5.5\n")
+
+    assert release(entry, source, lake, tmp_path, f"{header}NA,{FIRST.start.isoformat()},5.5\n") == 1
+    assert landed(lake) == [("NA", 5.5)]  # a word in a file that a person wrote
+
+
+def test_rows_without_a_time_are_released_once_they_have_one(
+    lake: Lake, meter: Meter, tmp_path: Path
+) -> None:
+    source = meter([("m7", None, 5.5)])
+    entry = held_row(lake, source)
+    assert [e.id for e in quarantine.waiting(lake, ledger(lake), "meter")] == ["meter/undated/1"]
+
+    mended = f"meter,read_at,value\nm7,{FIRST.start.isoformat()},5.5\n"
+    assert release(entry, source, lake, tmp_path, mended) == 1
+
+    assert landed(lake, "meter, available_at") == [("m7", SECOND.end)]
+    assert run(source, SECOND.end, lake, METER) == []
+
+
+def test_what_lacked_a_column_is_not_released_as_it_is(lake: Lake, tmp_path: Path) -> None:
+    for number, names in enumerate((("meter", "read_at", "value"), ("meter", "read_at"))):
+        rows = readings((FIRST, SECOND)[number], 2)
+        lines = [",".join(map(str, row[: len(names)])) for row in rows]
+        (tmp_path / f"r{number}.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+    source = Source("meter", Files({"r": tmp_path / "r*.csv"}), time="read_at", suite="readings.lenient")
+    _, bad = run(source, SECOND.end, lake, METER)
+    assert bad.entry
+    with pytest.raises(StillRejected, match="`value` must be in every file"):
+        release(bad.entry, source, lake, tmp_path)
+
+
+def test_what_its_source_brought_anew_cannot_be_dropped(lake: Lake, meter: Meter) -> None:
+    old = held_row(lake, meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 5.5)]))
+    new = held_row(lake, meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 6.5)]))
+    with pytest.raises(Superseded):
+        quarantine.drop(old, lake, ledger(lake), reason="", holder="a person", now=SECOND.end)
+    assert quarantine.waiting(lake, ledger(lake), "meter") == [new]
 
 
 def test_a_window_brought_anew_during_its_release_lands_once(
@@ -224,10 +331,8 @@ def test_a_window_brought_anew_during_its_release_lands_once(
         return validate(*arguments, **options)
 
     monkeypatch.setattr(releasing, "validate", meanwhile)
-    spec, at = dataclasses.replace(METER, sources=(source,)), SECOND.end
-    how = {"folder": tmp_path, "as_of": at, "holder": "a person", "now": at}
     with pytest.raises(Superseded):
-        ingest.release(spec, settled.entry, lake, ledger(lake), **how)  # type: ignore[arg-type]
+        release(settled.entry, source, lake, tmp_path)
 
     assert [row[0] for row in landed(lake)] == ["m0", "m1", "m2", "m3"]
     assert quarantine.superseded(settled.entry, lake)
@@ -309,42 +414,49 @@ def test_rows_without_a_time_belong_to_no_window_and_are_held(lake: Lake, meter:
 
 
 @hypothesis_settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.lists(
         st.lists(
             st.tuples(
                 st.sampled_from(["a", "b", "c", None]),
-                st.integers(-3 * 24, 12 * 24),
-                st.sampled_from([1.5, 50.5, 99.5, 100.5, 2000.5]),
+                st.sampled_from([None, "infinity", -70, 0, 0, 1, 30, 170, 170, 280]),
+                st.sampled_from([50.5, 50.5, 100.5, 2000.5]),
             ),
             max_size=8,
         ),
         min_size=1,
         max_size=3,
-    )
+    ),
+    st.sampled_from([(), ("meter",)]),
 )
-@example(growth=[[("a", 0, 1.5)], [("a", 0, 100.5)], [("b", 0, 100.5)]])  # late batches, held as a whole
+@example([[("a", 0, 1.5)], [("a", 0, 100.5)], [("b", 0, 100.5)]], ())  # late batches, held as a whole
+@example([[("a", 0, 1.5)], [("b", 0, 1.5)], [("b", 0, 1.5)], [("b", 0, 1.5)]], ("meter",))  # copies, held
+@example([[("a", None, 1.5)], [("a", None, 1.5), ("b", None, 1.5)]], ())  # undated, more than once
+@example([[(None, 0, 1.5)], [(None, 0, 1.5)]], ())  # brought anew with a copy of what is held
 def test_every_row_of_a_growing_source_lands_or_is_held_exactly_once(
-    meter: Meter, tmp_path_factory: pytest.TempPathFactory, growth: list[list[tuple]]
+    meter: Meter, tmp_path_factory: pytest.TempPathFactory, growth: list[list[tuple]], keys: tuple[str, ...]
 ) -> None:
     lake = Lake(str(tmp_path_factory.mktemp("home") / "lake"))
-    rows: list[tuple] = []
+    rows: list[tuple] = [("x", FIRST.end.isoformat(), 7.5)]
     for turn, more in enumerate(growth):
-        rows += [(m, (FIRST.start + timedelta(hours=h)).isoformat(), v) for m, h, v in more]
-        for _ in range(2):  # a second run must find nothing to do
-            run(
-                meter([*rows, ("x", FIRST.end.isoformat(), 7.5)]),
-                SECOND.end + timedelta(days=turn),
-                lake,
-                METER,
-            )
-    due = [(m, v) for m, at, v in rows if FIRST.start <= datetime.fromisoformat(at) < SECOND.end]
+        rows += [
+            (m, (FIRST.start + timedelta(hours=h)).isoformat() if isinstance(h, int) else h, v)
+            for m, h, v in more
+        ]
+        for _ in range(2):  # a second run, like a batch that is settled again, must find nothing to do
+            run(meter(rows, keys=keys), SECOND.end + timedelta(days=turn), lake, METER, times=2)
+        assert run(meter(rows, keys=keys), SECOND.end + timedelta(days=turn), lake, METER) == []
+    due = [
+        (m, v)
+        for m, at, v in rows
+        if at in (None, "infinity") or FIRST.start <= datetime.fromisoformat(at) < SECOND.end
+    ]
     found = landed(lake) if lake.table("raw/meter").exists() else []
     for entry in quarantine.waiting(lake, ledger(lake), "meter"):
         found += lake.connect({"h": entry.held}).sql("SELECT meter, value FROM h").fetchall()
-    assert sorted(map(str, found)) == sorted(map(str, [*due, ("x", 7.5)]))
+    assert sorted(map(str, found)) == sorted(map(str, due))
 
 
 # ── schema drift ───────────────────────────────────────────────────────────────
@@ -378,6 +490,65 @@ def test_a_source_may_let_new_columns_land_or_reject_them(lake: Lake, meter: Met
         ("m1", None),
         ("m2", "wild"),
     ]
+
+
+def test_new_columns_may_land_though_the_suite_lists_others(lake: Lake, meter: Meter) -> None:
+    rows = [(*row, "mild") for row in readings(FIRST, 2)]
+    (settled,) = run(meter(rows, "meter,read_at,value,mood", new_columns="land"), FIRST.end, lake, METER)
+    assert (settled.aside, landed(lake, "mood, aside")) == ((), [("mild", None)] * 2)
+
+
+def test_whole_numbers_land_where_fractions_did(lake: Lake, meter: Meter) -> None:
+    run(meter(readings(FIRST, 2, 1.5)), FIRST.end, lake, METER)
+    late = [*readings(FIRST, 2, 1.5)[:1], *readings(FIRST, 2, 2)[1:], *readings(SECOND, 2, 3)]
+    # Read by themselves, as the files of another day are.
+    whole = meter(late[1:])
+    first, second = run(whole, SECOND.end, lake, METER)
+    assert (first.entry, second.entry) == (None, None)
+    assert landed(lake) == [("m0", 1.5), ("m0", 3.0), ("m1", 1.5), ("m1", 2.0), ("m1", 3.0)]
+
+
+def test_every_type_of_the_sources_lands_once_in_a_type_that_the_lake_has(lake: Lake, tmp_path: Path) -> None:
+    file = tmp_path / "r.parquet"
+    duckdb_connection().sql(f"""
+        SELECT TIMESTAMPTZ '{FIRST.start.isoformat()}' AS read_at, 'm0' AS meter, 1.5 AS value,
+               TIMESTAMP_NS '2024-01-01 00:00:00.123456789' AS ns, 200::UTINYINT AS u8, (-1)::TINYINT AS i8,
+               18446744073709551615::UBIGINT AS u64, TIME '05:30:00' AS t,
+               uuid() AS id, INTERVAL 1 DAY AS gap, 'on'::ENUM ('on', 'off') AS state,
+               [7::UINTEGER] AS list, {{'a b': [TIMESTAMP_NS '2024-01-01 00:00:00.000000001']}} AS nested,
+               MAP {{'k': 1::USMALLINT}} AS pairs, 'x' AS "q""q", 'y' AS "it's", 'z' AS "row", 1 AS rule
+    """).write_parquet(str(file))
+    source = Source("meter", Files({"r": file}), time="read_at", suite="readings.odd", keys=("meter", 'q"q'))
+    assert [s.landed for s in run(source, FIRST.end, lake, METER)] == [0]
+    assert run(source, FIRST.end, lake, METER) == []
+    (entry,) = quarantine.waiting(lake, ledger(lake), "meter")
+    source = dataclasses.replace(source, suite="readings.lenient")
+    assert release(entry, source, lake, tmp_path) == 1
+
+    assert run(source, SECOND.end, lake, METER) == []
+    assert landed(lake, "u8, i8, u64, t, state, list[1], nested['a b'][1]::VARCHAR, pairs['k']") == [
+        (200, -1, Decimal(2**64 - 1), "05:30:00", "on", 7, "2024-01-01 00:00:00", 1)
+    ]
+
+
+def test_a_time_that_is_text_in_some_files_is_the_same_instant(lake: Lake, tmp_path: Path) -> None:
+    header, good = "meter,read_at,value", "2024-01-01 05:00:00"
+    (tmp_path / "r0.csv").write_text(f"{header}\nm0,{good},5.5\n")
+    (tmp_path / "r1.csv").write_text(f"{header}\nm1,2024-01-08 05:00:00,5.5\nm2,soon,5.5\n")
+    source = Source("meter", Files({"r": tmp_path / "r*.csv"}), time="read_at", suite="readings.lenient")
+
+    found = run(source, SECOND.end, lake, METER)
+
+    assert [(s.batch.lot.id, s.batch.lot.rows, s.landed) for s in found] == [
+        ("meter/2024-01-01/1", 1, 1), ("meter/2024-01-08/1", 1, 0), ("meter/undated/1", 1, 0)
+    ]  # fmt: skip
+    assert found[1].entry
+    assert "`read_at` must be TIMESTAMP WITH TIME ZONE" in found[1].entry.reasons[0]
+
+
+def test_a_key_that_no_file_has_is_named(lake: Lake, meter: Meter) -> None:
+    with pytest.raises(MissingColumns, match="lacks `metre`"):
+        run(meter(readings(FIRST, 2), keys=("metre",)), FIRST.end, lake, METER)
 
 
 def test_a_retyped_column_rejects_the_batch(lake: Lake, meter: Meter) -> None:
@@ -452,6 +623,7 @@ def then_die(function):
     return done
 
 def child(step, root):
+    if os.path.exists(root + "/data"): os.environ["NYCFLIGHTS13_DATA"] = root + "/data"
     if step == "read": staging._new_rows = die
     if step == "staged": ingest.settle = die
     if step == "validated": quarantine.validate = then_die(quarantine.validate)
@@ -514,30 +686,62 @@ def state(home: Path) -> tuple:
     return raw.fingerprint, raw.rows, held
 
 
+def weather(home: Path, without: str = "nothing") -> None:
+    """Put the weather into ``home/data``, but for the lines that hold a text."""
+    lines = Path(WEATHER.origin.files()["weather"]).read_text().splitlines(keepends=True)  # type: ignore[union-attr, operator]
+    (home / "data").mkdir(exist_ok=True)
+    (home / "data" / "weather.csv").write_text("".join(line for line in lines if without not in line))
+
+
+Clean = Callable[[bool], tuple]
+
+
 @pytest.fixture(scope="module")
-def clean(ingests: Callable[..., list[int]], tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    home = tmp_path_factory.mktemp("clean")
-    assert ingests(("nowhere", home)) == [0]
-    found = state(home)
-    assert (found[1], [entry[:2] for entry in found[2]]) == (3_434, [("weather/2013-02-11/1", False)])
-    return found
+def clean(ingests: Callable[..., list[int]], tmp_path_factory: pytest.TempPathFactory) -> Clean:
+    """What a run that nobody disturbs leaves, or two if some rows came late."""
+
+    @cache
+    def clean(late: bool) -> tuple:
+        home = tmp_path_factory.mktemp("clean")
+        before(home, late, ingests)
+        assert ingests(("nowhere", home)) == [0]
+        found = state(home)
+        number = 2 if late else 1
+        assert (found[1], [entry[:2] for entry in found[2]]) == (
+            3_434, [(f"weather/2013-02-11/{number}", False)]
+        )  # fmt: skip
+        return found
+
+    return clean
 
 
+def before(home: Path, late: bool, ingests: Callable[..., list[int]]) -> None:
+    """If rows shall come late, land the others: all but those of Newark in the middle of February."""
+    if late:
+        weather(home, without="EWR,2013,2,1")
+        assert ingests(("nowhere", home)) == [0]
+        weather(home)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["on time", "late"])
 @pytest.mark.parametrize("step", STEPS)
 def test_an_ingest_killed_at_any_step_and_run_again_leaves_what_a_clean_run_leaves(
-    step: str, ingests: Callable[..., list[int]], clean: tuple, tmp_path: Path
+    step: str, late: bool, ingests: Callable[..., list[int]], clean: Clean, tmp_path: Path
 ) -> None:
+    before(tmp_path, late, ingests)
     assert ingests((step, tmp_path)) == [-signal.SIGKILL]
     assert ingests(("nowhere", tmp_path)) == [0]
-    assert state(tmp_path) == clean
+    assert state(tmp_path) == clean(late)
     assert list((tmp_path / "staging").iterdir()) == []
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["on time", "late"])
 def test_three_ingests_at_once_land_and_hold_each_row_once(
-    ingests: Callable[..., list[int]], clean: tuple, tmp_path: Path
+    late: bool, ingests: Callable[..., list[int]], clean: Clean, tmp_path: Path
 ) -> None:
+    before(tmp_path, late, ingests)
     assert ingests(*[("nowhere", tmp_path)] * 3) == [0, 0, 0]
-    assert state(tmp_path) == clean
+    assert state(tmp_path) == clean(late)
 
 
 def test_batches_are_settled_in_parallel_by_workers_of_a_scheduler_elsewhere(

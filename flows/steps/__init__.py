@@ -4,7 +4,7 @@ Tasks pass snapshots and file names, never frames. They are not cached: every
 one is idempotent by itself, so running it again is the cache.
 """
 
-from flows.steps.common import claim, finish, give_up, instant, logger, run_name
+from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug
 from flows.steps.features import (
     apply_features,
     bring_online,
@@ -43,6 +43,7 @@ __all__ = [
     "run_name",
     "score",
     "settle",
+    "slug",
     "staging",
     "stale",
     "tell",

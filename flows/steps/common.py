@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,6 +64,11 @@ def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
     return not isinstance(state.result(raise_on_failure=False), HeadraceError)
 
 
+def slug(*words: str) -> str:
+    """Return ``words`` as an artifact's key, which Prefect wants in small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower())
+
+
 def logger() -> Any:
     """Return the run's logger."""
     return get_run_logger()
@@ -70,7 +76,7 @@ def logger() -> Any:
 
 def tracked(done: Iterator[T], total: int, key: str, what: str) -> Iterator[T]:
     """Pass on what is done of ``total``, and show each tenth in a progress artifact and in the log."""
-    progress = cast(UUID, create_progress_artifact(0.0, key=key, description=what.capitalize()))
+    progress = cast(UUID, create_progress_artifact(0.0, key=slug(key), description=what.capitalize()))
     for number, result in enumerate(done, 1):
         yield result
         share, before = (100 * n // total for n in (number, number - 1))

@@ -11,7 +11,7 @@ from textwrap import shorten
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import logger, step, tracked
+from flows.steps.common import logger, slug, step, tracked
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
 from headrace.errors import BatchRejected
@@ -80,7 +80,7 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
     rows_landed = sum(s.landed for s in settled)
     rows_held = sum(s.entry.held.rows for s in settled if s.entry)
     create_table_artifact(
-        key=f"landed-{spec.name}",
+        key=slug("landed", spec.name),
         table=[
             {
                 "batch": f"[{s.batch}]({links[str(s.batch)]})",
@@ -111,7 +111,7 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
     held = f"{entry.held.rows:,} of {entry.of:,} rows wait in quarantine" if entry else "All rows landed"
     reasons = entry.reasons if entry else s.validation.warnings
     create_table_artifact(
-        key=f"checked-{s.batch.lot.table.replace('/', '-')}",
+        key=slug("checked", s.batch.lot.table),
         # What failed comes first, and what was observed must not be pushed out of sight.
         table=[
             row | {"rule": shorten(row["rule"], 70, placeholder="…")}
@@ -135,11 +135,11 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
 
 
 def batches(spec: Pipeline, at: datetime) -> dict[str, int]:
-    """Count, per source, the windows landed by ``at``."""
+    """Count, per source, the windows of which rows landed by ``at``."""
     lake = Lake(Settings().lake)
-    return {
-        source.name: len(
-            lake.table(source.table).held(str(window) for window in windows(spec.start, at, source.window))
-        )
-        for source in spec.sources
-    }
+    counts = {}
+    for source in spec.sources:
+        due = windows(spec.start, at, source.window)
+        rows = lake.table(source.table).held(str(window) for window in due).values()
+        counts[source.name] = sum(map(bool, rows))
+    return counts

@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import open_store, prepare_mlflow, step
+from flows.steps.common import open_store, prepare_mlflow, slug, step
 from headrace import registry, tracking
 from headrace.errors import NothingScored, NotTakenUp
 from headrace.feature_store import freshness
@@ -63,14 +63,16 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
     if found.report:
         page += tracking.log_watch(spec.name, name, metrics, report, home=settings.home, as_of=window.end)
     create_markdown_artifact(
-        key=f"monitor-{spec.name}",
+        key=slug("monitor", spec.name),
         markdown=f"## {'Drift' if found.drifted else 'No drift'} in {window}\n\n{found.reason}\n\n"
         f"{fared.reason} {scored}\n\n"
         f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
         f"{serving.version}) ({serving.candidate}), as of {serving.as_of:%Y-%m-%d}. "
         f"[Evidently report]({page}) (served by `make up`).",
     )
-    create_table_artifact(key=f"drift-{spec.name}", table=found.table(), description=f"## Drift in {window}")
+    create_table_artifact(
+        key=slug("drift", spec.name), table=found.table(), description=f"## Drift in {window}"
+    )
     return {
         "window": str(window),
         "drifted": found.drifted,

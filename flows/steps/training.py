@@ -9,7 +9,7 @@ from datetime import datetime
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.steps.common import claim, finish, open_store, prepare_mlflow, step
+from flows.steps.common import claim, finish, open_store, prepare_mlflow, slug, step
 from headrace import gate, registry, tracking
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
@@ -86,7 +86,7 @@ def register(spec: Pipeline, fitted: list[Fitted], data: DatasetRef) -> int:
     registry.set_alias(spec.name, registry.CHALLENGER, version)
     page = Settings().mlflow_page
     create_table_artifact(
-        key=f"candidates-{spec.name}",
+        key=slug("candidates", spec.name),
         table=[
             {
                 "candidate": f.candidate,
@@ -135,7 +135,7 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> Non
         finish(spec, "promotion", str(version), as_of=at, reason=verdict.reason)
     page = Settings().mlflow_page
     create_markdown_artifact(
-        key=f"verdict-{spec.name}",
+        key=slug("verdict", spec.name),
         markdown=f"## Version {version} is {'promoted' if verdict.promoted else 'rejected'}\n\n"
         f"{verdict.reason}\n\n"
         f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version})\n"

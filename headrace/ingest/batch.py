@@ -21,12 +21,12 @@ class Batch:
     """A lot of one source's rows in one window.
 
     It lands under ``key``, once: its window's, or one of its own if the lot is
-    late. Columns that its files are ``lacking`` are named.
+    late. ``raw`` is the version of the raw table beside which it was made, if any.
     """
 
     lot: Lot
     key: str
-    lacking: tuple[str, ...] = ()
+    raw: int | None
 
     def __str__(self) -> str:
         return self.lot.id

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
-from headrace.ingest.batch import ASIDE, UNDATED, Batch
+from headrace.ingest.batch import ASIDE, Batch
 from headrace.lake import AVAILABLE, Lake, duckdb_connection
-from headrace.sources.rows import text
+from headrace.sources.rows import INSTANT, quoted, text
 from headrace.validation import declared, load_suite
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a batch: each row ``landed`` or is held in ``entry``; columns ``aside`` are kept so."""
+    """What became of a batch: each row landed or is held in ``entry``; columns ``aside`` are kept so.
+
+    ``landed`` counts what lies in the raw table under the batch's key: another
+    run's rows, if that one was first.
+    """
 
     batch: Batch
     landed: int
@@ -47,35 +51,39 @@ def settle(batch: Batch, source: Source, lake: Lake, as_of: datetime) -> Settled
             as_of,
             columns=shape.shown,
             reasons=shape.reasons,
-            barred=landed_already(source, batch, lake),
+            barred=() if shape.reasons else landed_already(source, batch, lake),
         )
+        landed = 0
         if sifted.passed:
-            land(con, sifted.passing, shape, source, batch, lake, as_of)
-    return Settled(batch, sifted.passed, sifted.entry, shape.aside, sifted.validation)
+            land(con, sifted.passing, sifted.passed, shape, source, batch, lake, as_of)
+            landed = lake.table(source.table).held([batch.key])[batch.key]
+    return Settled(batch, landed, sifted.entry, shape.aside, sifted.validation)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch's columns: those the suite is ``shown`` and that land, those kept ``aside``, what is wrong."""
+    """A batch's columns: those the suite is ``shown``, that land, that are kept ``aside``; what is wrong."""
 
     shown: tuple[str, ...]
+    lands: tuple[str, ...]
     aside: tuple[str, ...]
     reasons: tuple[str, ...]
 
 
 def shape_of(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake: Lake) -> Shape:
     """Compare a batch's columns with those declared, or landed before, and say what is wrong with them."""
-    lot = con.read_parquet(str(batch.lot.file))
+    lot, time = con.read_parquet(str(batch.lot.file)), source.time
     found = dict(zip(lot.columns, map(str, lot.types), strict=True))
+    listed, lacking = declared(load_suite(source.suite)), batch.lot.lacking
     landed = lake.table(source.table).columns(con)
     before = {column: kind for column, kind in landed.items() if column not in (AVAILABLE, ASIDE)}
-    known = declared(load_suite(source.suite)) or tuple(before) or tuple(found)
+    known = listed or tuple(before) or tuple(found)
     new = tuple(column for column in found if column not in known)
-    reasons = [f"`{column}` must be in every file, but this batch's lack it" for column in batch.lacking]
+    reasons = [f"`{column}` must be in every file, but this batch's lack it" for column in lacking]
     reasons += [
         f"`{column}` must be there, as in batches before, but is not"
         for column in before
-        if column not in {*found, *batch.lacking}
+        if column not in {*found, *lacking} and column in known
     ]
     reasons += [
         f"`{column}` must be {before[column]}, as in batches before, but is {kind}"
@@ -84,18 +92,22 @@ def shape_of(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake:
     ]
     if new and source.new_columns == "reject":
         reasons.append(f"the columns must be declared, but {', '.join(f'`{c}`' for c in new)} is not")
-    if batch.lot.window == UNDATED:
-        reasons.append(f"`{source.time}` must not be null: without it a row belongs to no window")
+    if time in found and found[time] != INSTANT:
+        reasons += [f"`{time}` must be an instant, but is {found[time]}"] if time not in before else []
+    elif time in found and lot.filter(f"NOT coalesce(isfinite({quoted(time)}), false)").limit(1).fetchone():
+        reasons.append(f"`{time}` must not be null or infinite: without it a row belongs to no window")
+    shown = tuple(column for column in found if column in known)
     aside = () if source.new_columns == "land" else new
-    return Shape(tuple(column for column in found if column not in aside), aside, tuple(reasons))
+    return Shape(shown, (*shown, *new) if not aside else shown, aside, tuple(reasons))
 
 
 def landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, str]]:
     """Return the positions of a batch's rows whose keys landed before, each with the rule it breaks."""
-    if not (source.keys and batch.lot.late):
+    if not (source.keys and batch.lot.late and batch.raw is not None):
         return []
-    keys = ", ".join(f'"{key}"' for key in source.keys)
-    with lake.connect({"landed": source.table}) as con:
+    keys = ", ".join(map(quoted, source.keys))
+    # As it was when the batch was made: one that is settled again must not meet its own rows.
+    with lake.connect({"landed": lake.at(source.table, batch.raw)}) as con:
         rows = f"read_parquet({text(batch.lot.file)}, file_row_number = true)"
         found = con.sql(
             f"SELECT lot.file_row_number FROM {rows} lot SEMI JOIN landed USING ({keys}) ORDER BY ALL"
@@ -107,6 +119,7 @@ def landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, 
 def land(
     con: duckdb.DuckDBPyConnection,
     rows: str,
+    count: int,
     shape: Shape,
     source: Source,
     batch: Batch,
@@ -114,12 +127,12 @@ def land(
     as_of: datetime,
     also: Mapping[str, int] | None = None,
 ) -> bool:
-    """Land ``rows`` (a query) of a batch under its key; say whether this call is the one that did."""
-    names = ", ".join(f'"{column}"' for column in shape.shown)
-    since = f'"{source.time}"'
+    """Land ``count`` ``rows`` (a query) under the batch's key; say whether this call is the one that did."""
+    names = ", ".join(map(quoted, shape.lands))
+    since = quoted(source.time)
     if batch.lot.late:
         since = f"greatest({since}, TIMESTAMPTZ '{as_of.isoformat()}')"
-    others = ", ".join(f"'{column}': \"{column}\"" for column in shape.aside)
+    others = ", ".join(f"{text(column)}: {quoted(column)}" for column in shape.aside)
     aside = f"to_json({{{others}}})::VARCHAR" if others else "NULL::VARCHAR"
     landing = con.sql(f"SELECT {names}, {since} AS {AVAILABLE}, {aside} AS {ASIDE} FROM ({rows})")
-    return lake.table(source.table).append(landing.to_arrow_reader(), batch.key, also=also)
+    return lake.table(source.table).append(landing.to_arrow_reader(), batch.key, count, also)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
-from headrace.errors import NotReleasable, StillRejected, Superseded
+from headrace.errors import MissingColumns, NotReleasable, SourceUnreadable, StillRejected, Superseded
 from headrace.ingest.batch import UNDATED, Batch
 from headrace.ingest.landing import land, landed_already, shape_of
-from headrace.lake import Lake, Window, duckdb_connection
+from headrace.lake import Lake, duckdb_connection
 from headrace.quarantine import Lot
-from headrace.sources import Files
-from headrace.sources.rows import text
+from headrace.sources.rows import INSTANT, explained, quoted, text
 from headrace.validation import load_suite, row_rules, validate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
     from pathlib import Path
 
     import duckdb
 
     from headrace.ledger import Ledger
     from headrace.pipeline import Pipeline, Source
-
-EVER = Window(UNDATED.start, datetime(9999, 1, 1, tzinfo=UTC))
 
 
 def release(
@@ -69,23 +67,35 @@ def release(
         file = folder / "released.parquet"
         _write_held(con, source, entry, lake, rows, file)
         ((count,),) = con.sql(f"SELECT count(*) FROM {text(file)}").fetchall()
-        lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count, late)
-        batch = Batch(lot, key)
+        lacking = () if rows else entry.lacking
+        lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count, late, lacking)
+        raw = lake.table(source.table)
+        batch = Batch(lot, key, raw.open().version() if raw.exists() else None)
         shape = shape_of(con, source, batch, lake)
+        wrong = [*shape.reasons, *_misplaced(con, source, lot)]
         suite = load_suite(source.suite)
         # What else the suite says was true of the batch these rows come from, and need not be of them alone.
-        asked = row_rules(suite) if late else suite
-        barred = landed_already(source, batch, lake)
-        validation = validate([file], asked, columns=shape.shown)
-        wrong = [*shape.reasons, *validation.failures, *sorted({rule for _, rule in barred})]
+        validation = validate([file], row_rules(suite) if late else suite, columns=shape.shown)
+        wrong += validation.failures
         wrong += [outcome.sentence for outcome in validation.outcomes if outcome.success and outcome.breaches]
+        if not shape.reasons:
+            wrong += sorted({rule for _, rule in landed_already(source, batch, lake)})
         if wrong:
             raise StillRejected(entry.id, wrong, source.suite)
         also = {entry.release_key: count}
-        if not land(con, f"FROM {text(file)}", shape, source, batch, lake, as_of, also):
+        if not land(con, f"FROM {text(file)}", count, shape, source, batch, lake, as_of, also):
             raise Superseded(entry.id)
         decide("released", rows=count, mended=bool(rows))
     return int(count)
+
+
+def _misplaced(con: duckdb.DuckDBPyConnection, source: Source, lot: Lot) -> list[str]:
+    """Say that mended rows belong to another window: it would bring them, too."""
+    time, rows = quoted(source.time), con.read_parquet(str(lot.file))
+    if lot.window == UNDATED or str(dict(zip(rows.columns, rows.types, strict=True))[source.time]) != INSTANT:
+        return []
+    others = len(rows.filter(f"NOT ({lot.window.predicate(time)})"))
+    return [f"`{source.time}` must be in {lot.window}, but {others:,} rows are not"] if others else []
 
 
 def _write_held(
@@ -100,13 +110,28 @@ def _write_held(
     held = lake.table(entry.held.table).relation(con, entry.held.version)
     rows = con.sql(f"SELECT * EXCLUDE (broken_rules) FROM ({held.sql_query()})")
     if mended:
-        (part, *_) = Files({"mended": mended}).read(con, source.name, source.time, EVER)
         raw = lake.table(source.table)
         like = raw.relation(con) if raw.exists() else rows  # a CSV file does not say what its numbers are
-        kinds = dict(zip(like.columns, like.types, strict=True))
-        typed = [
-            f'"{c}"::{kinds[c]} AS "{c}"' if c in kinds else f'"{c}"'
-            for c in con.table(part.relation).columns
-        ]
-        rows = con.sql(f"SELECT {', '.join(typed)} FROM {part.relation}")
-    rows.write_parquet(str(file))
+        rows = _mended(con, source, mended, dict(zip(like.columns, map(str, like.types), strict=True)))
+    with explained(source.name, [str(mended or entry.id)]):
+        rows.write_parquet(str(file))
+
+
+def _mended(
+    con: duckdb.DuckDBPyConnection, source: Source, file: Path, types: Mapping[str, str]
+) -> duckdb.DuckDBPyRelation:
+    """Read rows that a person mended. In CSV an empty field is null, and `""` a text without letters."""
+    with explained(source.name, [str(file)]):
+        match file.suffix:
+            case ".csv":
+                how = "header = true, all_varchar = true, nullstr = '', allow_quoted_nulls = false"
+                rows = con.sql(f"FROM read_csv({text(file)}, {how})")
+            case ".parquet":
+                rows = con.read_parquet(str(file))
+            case other:
+                reason = f"mended rows are read from .csv or .parquet, not `{other}`"
+                raise SourceUnreadable(source.name, [str(file)], reason)
+    if source.time not in rows.columns:
+        raise MissingColumns(source.name, [source.time], rows.columns)
+    casts = {c: f"{quoted(c)}::{types[c]}" if c in types else quoted(c) for c in rows.columns}
+    return rows.project(", ".join(f"{cast} AS {quoted(column)}" for column, cast in casts.items()))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
-from headrace.errors import SourceUnreadable
+from headrace.errors import MissingColumns, SourceUnreadable, WindowsChanged
 from headrace.ingest.batch import ASIDE, UNDATED, Batch
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.quarantine import Lot
-from headrace.sources.rows import INSTANT, text
+from headrace.sources.rows import INSTANT, carried, described, explained, family, quoted, text, widest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 LANDED = "headrace_landed"
 """The scratch table of rows that landed in the windows that are looked at again."""
+NTH = "headrace_nth"
+"""Which of equal rows one is."""
+OURS = {AVAILABLE, ASIDE, NTH, "broken_rules", "file_row_number", "headrace_row"}
+"""Columns that no source may have."""
 MEMORY = "1GB"
 """What DuckDB may take while it cuts a source into windows; beyond it, it spills to disk."""
 
@@ -61,16 +65,19 @@ def stage(
 
     Looked at are the windows of which nothing landed and, for late rows, those
     that ended less than ``source.late`` ago. One that brings nothing new gives no
-    batch. One that is held as a whole and waits for a decision is brought anew,
-    all of it, when its source has changed.
+    batch; once any has landed, one that is empty counts as landed too. One that is
+    held as a whole and waits for a decision is brought anew, all of it, when its
+    source has changed.
 
     Raises:
         SourceUnreadable: The source cannot be read, or has a column named as one of ours.
         MissingColumns: It lacks a column that its declaration names.
+        WindowsChanged: What landed was cut into other windows.
     """
+    _same_windows(spec, source, ledger, as_of)
+    raw = lake.table(source.table)
     due = windows(spec.start, as_of, source.window)
-    past = _past(spec, source, [*due, UNDATED], lake, ledger)
-    look = [window for window in due if past[window].open or window.end > as_of - source.late]
+    look, past = _past(spec, source, due, as_of, lake, ledger)
     if not look:
         return []
     scratch = folder / f"{source.name}.duckdb"
@@ -78,25 +85,34 @@ def stage(
     con.execute("PRAGMA disable_checkpoint_on_shutdown")  # it is thrown away
     try:
         parts = source.origin.read(con, source.name, source.time, Window(look[0].start, look[-1].end))
-        _refuse_ours(con, source, parts)
-        if again := [window for window in look if past[window].landed]:
-            span = Window(again[0].start, again[-1].end).predicate(f'"{source.time}"')
-            lake.table(source.table).relation(con).filter(span).create(LANDED)
+        parts = [_carried(con, source, part) for part in parts]
+        landed = {}
+        if raw.exists():
+            landed, version = raw.columns(con), raw.open().version()
+            again = [window for window in look if past[window].landed]
+            span = Window(again[0].start, again[-1].end).predicate(quoted(source.time)) if again else "false"
+            raw.relation(con, version).filter(span).create(LANDED)
         batches = []
         for window in [*look, UNDATED]:
+            with explained(source.name, [f"the rows of {window}"]):
+                rows, lacking = _new_rows(con, source, window, past[window], parts, landed, lake)
+                if rows is None:
+                    continue
+                label = "undated" if window == UNDATED else window.label
+                file = folder / f"{source.name}-{label}.parquet".replace(":", "")
+                ((count,),) = con.execute(
+                    f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO {text(file)}"
+                ).fetchall()
             seen = past[window]
-            rows, lacking = _new_rows(con, source, window, seen, parts, lake)
-            if rows is None:
-                continue
-            label = "undated" if window == UNDATED else window.label
-            file = folder / f"{source.name}-{label}.parquet".replace(":", "")
-            ((count,),) = con.execute(
-                f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO {text(file)}"
-            ).fetchall()
-            id = f"{source.name}/{label}/{seen.number}"
-            lot = Lot(id, spec.name, source.table, window, file, count, seen.landed)
-            key = f"{window}#{seen.number}" if seen.landed else str(window)
-            batches.append(Batch(lot, key, lacking))
+            id, late = f"{source.name}/{label}/{seen.number}", seen.landed or window == UNDATED
+            lot = Lot(id, spec.name, source.table, window, file, count, late, lacking)
+            batches.append(Batch(lot, _key(window, seen.lots), version if landed else None))
+        if landed:
+            nothing = con.table(LANDED).limit(0).to_arrow_table()
+            brought = {batch.lot.window for batch in batches}
+            for window in look:
+                if window not in brought and past[window].empty:
+                    raw.append(nothing, str(window), number=0)
     finally:
         con.close()
         scratch.unlink()
@@ -104,54 +120,100 @@ def stage(
     return batches
 
 
+def _same_windows(spec: Pipeline, source: Source, ledger: Ledger, as_of: datetime) -> None:
+    now = str(source.window)
+    first = ledger.finish(
+        spec.name, "windows", source.table, holder="the first ingest", now=as_of, window=now
+    ).detail
+    if first["window"] != now:
+        raise WindowsChanged(source.name, first["window"], now)
+
+
+def _carried(con: duckdb.DuckDBPyConnection, source: Source, part: Part) -> Part:
+    """Let a part's columns have the types in which the lake keeps them; refuse names that cannot be."""
+    rows = con.table(part.relation)
+    if ours := sorted(column for column in rows.columns if column.lower() in OURS):
+        reason = f"it has a column `{ours[0]}`, which is a name of headrace's own; give it another"
+        raise SourceUnreadable(source.name, part.found, reason)
+    if missing := [key for key in source.keys if key not in rows.columns]:
+        raise MissingColumns(source.name, missing, part.found)
+    casts = [
+        f"{quoted(column)}::{carried(kind)} AS {quoted(column)}"
+        for column, kind in zip(rows.columns, rows.types, strict=True)
+    ]
+    view = f"carried_{part.relation}"
+    con.execute(f"CREATE VIEW {view} AS SELECT {', '.join(casts)} FROM {part.relation}")
+    return replace(part, relation=view)
+
+
 @dataclass(frozen=True)
 class _Past:
     """What a window brought before.
 
-    ``number`` is the next batch's; ``waiting`` is an undecided entry that holds
-    all of a window of which nothing landed; ``held`` are the others, but for those that
-    were released and landed as they were.
+    ``lots`` have landed; ``number`` is the next lot's. ``waiting`` is an undecided
+    entry that holds all of a window of which nothing landed; ``held`` are the
+    others whose rows are not among those that landed.
     """
 
+    lots: int
     number: int
-    landed: bool
     waiting: quarantine.Entry | None
     held: tuple[quarantine.Entry, ...]
 
     @property
-    def open(self) -> bool:
-        return not self.landed and not any(entry.whole for entry in self.held)
+    def landed(self) -> bool:
+        return bool(self.lots)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.lots or self.waiting or self.held)
+
+
+def _key(window: Window, lots: int) -> str:
+    """Return the key of a window's next lot: counted by what landed, so that of two runs one lands it."""
+    return f"{window}#{lots + 1}" if lots else str(window)
 
 
 def _past(
-    spec: Pipeline, source: Source, due: Sequence[Window], lake: Lake, ledger: Ledger
-) -> dict[Window, _Past]:
-    """Return what each window brought before, in a few looks at the raw table however many there are."""
+    spec: Pipeline, source: Source, due: Sequence[Window], as_of: datetime, lake: Lake, ledger: Ledger
+) -> tuple[list[Window], dict[Window, _Past]]:
+    """Return the windows to look at, and what they and the undated rows brought before."""
     raw = lake.table(source.table)
-    entries: dict[Window, list[quarantine.Entry]] = {window: [] for window in due}
+    entries: dict[Window, list[quarantine.Entry]] = {window: [] for window in [*due, UNDATED]}
     for entry in quarantine.entries(lake, source.table):
         entries.setdefault(entry.window, []).append(entry)
     decided = quarantine.decisions(ledger, spec.name)
+    undecided = {
+        window: [e for e in found if e.whole and not e.late and e.id not in decided]
+        for window, found in entries.items()
+    }
     landed = raw.held(str(window) for window in due)
-    number = {window: max((e.number for e in entries[window]), default=0) + 1 for window in due}
-    counting = [window for window in due if str(window) in landed]
-    number |= {window: max(number[window], 2) for window in counting}
+    held = {
+        window: tuple(
+            entry
+            for entry in found
+            if entry not in undecided[window] and not (str(window) in landed and _as_it_was(entry, decided))
+        )
+        for window, found in entries.items()
+    }
+    closed = {w for w in due if str(w) in landed or any(entry.whole for entry in held[w])}
+    look = [window for window in due if window not in closed or window.end > as_of - source.late]
+    lots = {window: int(str(window) in landed) for window in [*look, UNDATED]}
+    counting = [window for window in look if lots[window]]
     while counting:
-        taken = raw.held(f"{window}#{number[window]}" for window in counting)
-        counting = [window for window in counting if f"{window}#{number[window]}" in taken]
-        number |= {window: number[window] + 1 for window in counting}
+        taken = raw.held(_key(window, lots[window]) for window in counting)
+        counting = [window for window in counting if _key(window, lots[window]) in taken]
+        lots |= {window: lots[window] + 1 for window in counting}
     past = {}
-    for window in due:
-        anew = [e for e in entries[window] if e.whole and not e.late and window != UNDATED]
-        whole = [e for e in anew if e.id not in decided]
-        waiting = whole[-1] if whole and str(window) not in landed else None
-        held = tuple(e for e in entries[window] if e not in whole and not _counted(e, decided))
-        past[window] = _Past(number[window], str(window) in landed, waiting, held)
-    return past
+    for window in [*look, UNDATED]:
+        number = max([lots[window], *(entry.number for entry in entries[window])]) + 1
+        last = max(undecided[window], key=lambda entry: entry.number, default=None)
+        past[window] = _Past(lots[window], number, None if lots[window] else last, held[window])
+    return look, past
 
 
-def _counted(entry: quarantine.Entry, decided: Mapping[str, Decision]) -> bool:
-    """Say whether an entry's rows are among those that landed: it was released as it was."""
+def _as_it_was(entry: quarantine.Entry, decided: Mapping[str, Decision]) -> bool:
+    """Say whether an entry was released unmended, so that its rows are counted where they landed."""
     made = decided.get(entry.id)
     return bool(made and made.detail["decision"] == "released" and made.detail.get("mended") is False)
 
@@ -162,6 +224,7 @@ def _new_rows(
     window: Window,
     seen: _Past,
     parts: Sequence[Part],
+    landed: Mapping[str, str],
     lake: Lake,
 ) -> tuple[duckdb.DuckDBPyRelation | None, tuple[str, ...]]:
     """Return the window's rows that neither landed nor are held, and what their files lack."""
@@ -171,9 +234,10 @@ def _new_rows(
         return None, ()
     lacking = tuple(sorted({column for part, _ in within for column in part.lacking}))
     rows = con.sql(" UNION ALL BY NAME ".join(f"({found.sql_query()})" for _, found in within))
+    rows = _fitted(con, rows, landed)
     known = [lake.table(entry.held.table).relation(con, entry.held.version) for entry in seen.held]
     if seen.landed:
-        known.append(con.table(LANDED).filter(window.predicate(f'"{source.time}"')))
+        known.append(con.table(LANDED).filter(window.predicate(quoted(source.time))))
     for number, before in enumerate(known):
         rows = _minus(con, rows, before, f"new{number}")
     if seen.waiting:
@@ -185,13 +249,30 @@ def _new_rows(
 
 def _when(con: duckdb.DuckDBPyConnection, source: Source, window: Window, part: Part) -> str:
     """Return the SQL condition for the rows of a part that belong to a window."""
-    if window != UNDATED:
-        return window.predicate(f'"{source.time}"')
-    rows = con.table(part.relation)
-    if str(rows.types[rows.columns.index(source.time)]) == INSTANT:
-        return f'"{source.time}" IS NULL'
-    # In a part with a schema of its own the time may be something else; such rows are held, not lost.
-    return f'TRY_CAST("{source.time}"::VARCHAR AS {INSTANT}) IS NULL'
+    time = quoted(source.time)
+    if described(con, part.relation)[source.time] != INSTANT:
+        # In a part with a schema of its own the time may be something else; such rows are held, not lost.
+        time = f"TRY_CAST({time}::VARCHAR AS {INSTANT})"
+    dated = f"coalesce(isfinite({time}), false)"
+    return f"NOT {dated}" if window == UNDATED else f"{dated} AND {window.predicate(time)}"
+
+
+def _fitted(
+    con: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, landed: Mapping[str, str]
+) -> duckdb.DuckDBPyRelation:
+    """Give columns the type that landed before where it holds all they hold: text files only show numbers."""
+    types = dict(zip(rows.columns, map(str, rows.types), strict=True))
+    fitting = []
+    for column, kind in types.items():
+        wanted, name = landed.get(column, kind), quoted(column)
+        if wanted == kind:
+            continue
+        wider = family(kind) == family(wanted) == "number" and widest(con, [kind, wanted]) == wanted
+        same = f"bool_and(TRY_CAST(TRY_CAST({name} AS {wanted}) AS {kind}) IS NOT DISTINCT FROM {name})"
+        ((filled, lossless),) = rows.aggregate(f"count({name}), {same}").fetchall()
+        if not filled or (wider and lossless):
+            fitting.append(f"{name}::{wanted} AS {name}")
+    return rows.project(f"* REPLACE ({', '.join(fitting)})") if fitting else rows
 
 
 def _minus(
@@ -201,30 +282,33 @@ def _minus(
     table: str,
 ) -> duckdb.DuckDBPyRelation:
     """Return, as ``table``, the ``rows`` without those ``known``, each as often as it is known."""
-    types = dict(zip(rows.columns, rows.types, strict=True))
-    shared = [column for column in types if column in known.columns]
-    names = ", ".join(f'"{column}"' for column in shared)
-    cast = ", ".join(f'TRY_CAST("{column}" AS {types[column]}) AS "{column}"' for column in shared)
-    nth = f"row_number() OVER (PARTITION BY {names}) AS __nth"
+    types = dict(zip(rows.columns, map(str, rows.types), strict=True))
+    were = dict(zip(known.columns, map(str, known.types), strict=True))
+    shared = [column for column in types if column in were]
+    names = ", ".join(map(quoted, shared))
+    casts = {column: f"TRY_CAST({quoted(column)} AS {types[column]})" for column in shared}
+    # A known value that the new type does not hold is not the new value that it would be cut to.
+    kept = [
+        f"TRY_CAST({cast} AS {were[column]}) IS NOT DISTINCT FROM {quoted(column)}"
+        for column, cast in casts.items()
+        if were[column] != types[column]
+    ]
+    nth = f"row_number() OVER (PARTITION BY {names}) AS {NTH}"
     same = " AND ".join(
-        f'new."{column}" IS NOT DISTINCT FROM old."{column}"' for column in [*shared, "__nth"]
+        f"new.{column} IS NOT DISTINCT FROM old.{column}" for column in map(quoted, [*shared, NTH])
     )
     known.create_view("known", replace=True)
-    con.execute(f"CREATE OR REPLACE TEMP VIEW before AS SELECT {cast} FROM known")
+    cast = ", ".join(f"{cast} AS {quoted(column)}" for column, cast in casts.items())
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW before AS SELECT {cast} FROM known WHERE {' AND '.join(kept) or 'true'}"
+    )
     # As a rule nothing is new. Numbering equal rows, to tell which came once more, takes far longer.
     new = con.sql(f"SELECT {names} FROM ({rows.sql_query()}) EXCEPT ALL FROM before")
     if not new.limit(1).fetchone():
         return rows.limit(0)
     con.execute(f"""
         CREATE OR REPLACE TEMP TABLE {table} AS
-        SELECT * EXCLUDE (__nth) FROM (SELECT *, {nth} FROM ({rows.sql_query()})) new
+        SELECT * EXCLUDE ({NTH}) FROM (SELECT *, {nth} FROM ({rows.sql_query()})) new
         ANTI JOIN (SELECT *, {nth} FROM before) old ON {same}
     """)
     return con.table(table)
-
-
-def _refuse_ours(con: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[Part]) -> None:
-    for part in parts:
-        if ours := {AVAILABLE, ASIDE, "broken_rules"} & set(con.table(part.relation).columns):
-            reason = f"it has a column `{min(ours)}`, which is a name of headrace's own; give it another"
-            raise SourceUnreadable(source.name, part.found, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import MissingColumns, SourceUnreadable
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import duckdb
     import pyarrow as pa
+    from duckdb.sqltypes import DuckDBPyType
 
     from headrace.lake import Window
 
@@ -31,6 +32,36 @@ class Part:
     relation: str
     lacking: tuple[str, ...]
     found: tuple[str, ...]
+
+
+CARRIED = {
+    **{"utinyint": "SMALLINT", "usmallint": "INTEGER", "uinteger": "BIGINT", "ubigint": "DECIMAL(20, 0)"},
+    **dict.fromkeys(("hugeint", "uhugeint", "bignum"), "DECIMAL(38, 0)"),
+    **dict.fromkeys(("timestamp_s", "timestamp_ms", "timestamp_ns"), "TIMESTAMP"),
+    **dict.fromkeys(
+        ("time", "time_ns", "time with time zone", "interval", "uuid", "enum", "bit", "union"), "VARCHAR"
+    ),
+}
+"""Delta knows neither these types nor anything below a microsecond."""
+
+
+def carried(kind: DuckDBPyType) -> str:
+    """Return the type in which the lake keeps values of ``kind``."""
+    inner = [(quoted(name), carried(child)) for name, child in _inner(kind)]
+    match kind.id:
+        case "list" | "array":
+            return f"{inner[0][1]}[]"
+        case "map":
+            return f"MAP({inner[0][1]}, {inner[1][1]})"
+        case "struct":
+            return f"STRUCT({', '.join(' '.join(field) for field in inner)})"
+    return "VARCHAR" if str(kind) == "JSON" else CARRIED.get(kind.id, str(kind))
+
+
+def _inner(kind: DuckDBPyType) -> list[tuple[str, Any]]:
+    if kind.id not in ("list", "array", "map", "struct"):
+        return []
+    return kind.children[:1] if kind.id == "array" else kind.children  # the other is its length
 
 
 def family(kind: str) -> str:
@@ -104,8 +135,8 @@ def must_be_instant(source: str, time: str, kind: str) -> None:
 
 
 def within(span: Window, column: str) -> str:
-    """Return the SQL condition for rows that are read: in ``span``, or without a time."""
-    return f"({span.predicate(column)}) OR {column} IS NULL"
+    """Return the SQL condition for rows that are read: in ``span``, or without a time (infinity is none)."""
+    return f"({span.predicate(column)}) OR NOT coalesce(isfinite({column}), false)"
 
 
 def create_view(con: duckdb.DuckDBPyConnection, name: str, query: str) -> None:

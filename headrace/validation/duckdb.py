@@ -20,6 +20,9 @@ from great_expectations.execution_engine.sqlalchemy_execution_engine import SqlA
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from headrace.sources.rows import quoted
+from headrace.sources.rows import text as literal
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
@@ -44,26 +47,29 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
         self.counting = False
 
     def open(self, files: Sequence[Path], columns: Sequence[str] | None) -> tuple[int, list[str]]:
-        """Make the rows of Parquet ``files`` the batch, or some ``columns``; return its size and columns."""
+        """Make the rows of Parquet ``files`` the batch, or some ``columns``; return its size and columns.
+
+        What is not a number counts as null, as it does with GX on pandas.
+        """
         self.known.clear()
-        listed = ", ".join("'{}'".format(str(file).replace("'", "''")) for file in files)
+        listed = ", ".join(map(literal, files))
         with self.get_connection() as con:
-            seen = ", ".join(f'"{column}"' for column in columns) if columns else "*"
-            con.exec_driver_sql(
-                f"CREATE OR REPLACE VIEW {BATCH} AS SELECT {seen} FROM read_parquet([{listed}])"
-            )
+            rows = f"read_parquet([{listed}])"
+            types = {name: kind for name, kind, *_ in con.exec_driver_sql(f"DESCRIBE FROM {rows}")}
+            seen = {column: _number_or_null(column, kind) for column, kind in types.items()}
+            shown = list(columns or types)
+            named = ", ".join(seen[column] for column in shown)
+            con.exec_driver_sql(f"CREATE OR REPLACE VIEW {BATCH} AS SELECT {named} FROM {rows}")
             counts = con.exec_driver_sql(f"SELECT num_rows FROM parquet_file_metadata([{listed}])").scalars()
             before = [0]
             for count in counts:
                 before.append(before[-1] + int(count))
             con.exec_driver_sql(
-                f"CREATE OR REPLACE VIEW {NUMBERED} AS "
-                f"SELECT *, file_row_number + {before}[file_index::BIGINT + 1] AS {ROW} "
-                f"FROM read_parquet([{listed}])"
+                f"CREATE OR REPLACE VIEW {NUMBERED} AS SELECT {', '.join(seen.values())}, "
+                f"file_row_number + {before}[file_index::BIGINT + 1] AS {ROW} FROM {rows}"
             )
             con.commit()
-            columns = [row[0] for row in con.exec_driver_sql(f"DESCRIBE {BATCH}")]
-        return before[-1], columns
+        return before[-1], shown
 
     def get_inspector(self) -> Any:
         """Return what tells GX the names and types of columns."""
@@ -99,6 +105,11 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
         if new:
             self.known |= super().resolve_metrics(new, metrics, runtime_configuration)
         return {m.id: [] if m in skipped else self.known[m.id] for m in wanted}
+
+
+def _number_or_null(column: str, kind: str) -> str:
+    name = quoted(column)
+    return f"CASE WHEN NOT isnan({name}) THEN {name} END AS {name}" if kind in ("FLOAT", "DOUBLE") else name
 
 
 class DuckDBDatasource(SQLDatasource):

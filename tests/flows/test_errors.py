@@ -138,6 +138,7 @@ def test_a_missing_column_fails_the_run_at_once_with_its_name(
     assert done.returncode == 1
     assert "Source `weather` lacks `wind_gust`" in done.stderr
     assert not fresh_lake.table("raw/weather").exists()
+    assert fresh_lake.table("raw/flights").count() == 10_930  # what another source brings lands all the same
     runs = river.prefect(
         "task_runs", task_runs={"name": {"any_": ["read weather"]}}, sort="EXPECTED_START_TIME_DESC"
     )

@@ -22,3 +22,9 @@ def meter() -> gx.ExpectationSuite:
 
 def lenient() -> gx.ExpectationSuite:
     return gx.ExpectationSuite("lenient", [gxe.ExpectTableRowCountToBeBetween(min_value=0)])
+
+
+def odd() -> gx.ExpectationSuite:
+    return gx.ExpectationSuite(
+        "odd", [gxe.ExpectColumnValuesToBeInSet(column="row", value_set=["a"], mostly=0)]
+    )
