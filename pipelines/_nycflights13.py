@@ -84,24 +84,31 @@ FLIGHTS = """
         SELECT flights.*,
                time_hour + to_minutes(minute) AS sched_dep,
                sched_dep + to_minutes(dep_delay) AS departed_at,
+               epoch(departed_at)::BIGINT AS since_1970,
+               since_1970 // 3600 AS hour_departed,
                -- four Caribbean airports are missing from the airports file
-               timezone(coalesce(tzone, 'America/Puerto_Rico'), departed_at) AS local_departure
+               coalesce(tzone, 'America/Puerto_Rico') AS zone
         FROM flights LEFT JOIN airports ON faa = dest
+    ),
+    -- Looked up for each flight, what its destination's clock shows takes most of the query's time.
+    clocks AS (
+        SELECT zone, hour_departed, timezone(zone, to_timestamp(hour_departed * 3600)) AS shown
+        FROM (SELECT DISTINCT zone, hour_departed FROM departed)
     )
     SELECT carrier, flight, tailnum, origin, dest, distance, sched_dep,
            dep_time, dep_delay, arr_time, arr_delay, air_time, departed_at,
            departed_at + to_minutes(
                ((arr_time // 100 * 60 + arr_time % 100)
-                - (extract(hour FROM local_departure) * 60 + extract(minute FROM local_departure))
-                + 1440) % 1440
+                - (extract(hour FROM shown) * 60 + extract(minute FROM shown) + since_1970 // 60 % 60)
+                + 2 * 1440) % 1440
            ) AS arrived_at,
            coalesce(if(arr_delay IS NULL, NULL, arrived_at), sched_dep + INTERVAL 1 DAY) AS landed_at,
            departed.* EXCLUDE (
                carrier, flight, tailnum, origin, dest, distance, year, month, day, hour, minute,
                time_hour, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, air_time,
-               sched_dep, departed_at, local_departure
+               sched_dep, departed_at, since_1970, hour_departed, zone
            )
-    FROM departed
+    FROM departed LEFT JOIN clocks USING (zone, hour_departed)
 """
 
 WEATHER = """

@@ -17,7 +17,7 @@ from headrace.lake import Lake
 from headrace.settings import Settings
 from pipelines import _nycflights13 as nyc
 from tests.conftest import ROOT, free_port
-from tests.flows.conftest import River, flows
+from tests.flows.conftest import River, eventually, flows
 
 
 def test_an_unknown_pipeline_is_told_its_neighbour(settings: Settings) -> None:
@@ -127,6 +127,22 @@ def test_a_rejected_batch_leaves_its_broken_rules_where_people_look_and_all_else
     file.write_text(file.read_text().replace("NYC", "EWR"))
     assert flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15").returncode == 0
     assert fresh_lake.table("raw/weather").count() == 411 + 504
+
+
+@pytest.mark.timeout(600)
+def test_features_that_nothing_new_reaches_are_announced_as_overdue(river: River, fresh_lake: Lake) -> None:
+    assert flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15").returncode == 0
+    done = flows(Settings(), "materialize", "flights", "--as-of", "2013-02-01")
+    assert done.returncode == 0, done.stderr
+    assert "origin_delays is overdue: newest row online 2013-01-14" in done.stdout
+
+    def announced() -> dict[str, str]:
+        found = river.prefect("events", filter={"event": {"name": ["headrace.features.overdue"]}})["events"]  # type: ignore[call-overload]
+        return {e["payload"]["view"]: e["payload"]["as_of"] for e in found}
+
+    overdue = eventually(announced)
+    assert overdue["origin_delays"] == "2013-02-01T00:00:00+00:00"
+    assert "planes" not in overdue  # the registry is one extract, and has no time to live
 
 
 @pytest.mark.timeout(600)
