@@ -26,7 +26,7 @@ class Source:
 
     ``origin`` reads them. ``time`` names the column, in UTC, that says when a
     row became known: no flow believing in an earlier instant ever sees the row.
-    Rows that come after their window has landed count from when they came;
+    Rows that come after their window has landed, be it empty, count from when they came;
     windows are looked at again for such rows until ``late`` after their end.
     ``suite`` names what a batch must pass: a function of ``validations/``; the
     columns it lists are the declared ones. A column beyond them is kept
