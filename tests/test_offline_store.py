@@ -3,6 +3,7 @@
 Feast's store needs ``ibis``; without it the tests beside it are skipped.
 """
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -656,6 +657,38 @@ def test_a_column_that_old_files_lack_is_null_there(lab):
     for asked, wanted in ((2, None), (51, 6)):
         found = store.get_historical_features(asked_for(("x", "y", asked)), ["two_3_True:f"]).to_arrow()
         assert found["f"].to_pylist() == [wanted]
+
+
+@pytest.mark.parametrize("column", ["a", "f", "happened"])
+@pytest.mark.parametrize("folder", ["lake", "my größe#lake"])
+def test_a_table_may_be_partitioned_and_lie_in_a_folder_of_any_name(tmp_path, folder, column):
+    from deltalake import write_deltalake
+
+    lake, declared = Lake(str(tmp_path / folder)), view("r", ttl=3)
+    rows = rows_of(("x y", "ü/%20", 1, 1, 5), ("1", "01", 1, 1, 6), ("x y", "ü/%20", 50, 50, 7))
+    write_deltalake(lake.table("features/r").uri, rows, partition_by=[column])
+    store = open_store(tmp_path / folder, [A, B, declared])
+    asked = asked_for(("x y", "ü/%20", 2), ("1", "01", 2), ("01", "1", 2), ("x y", "ü/%20", 50))
+    assert store.get_historical_features(asked, ["r:f"]).to_arrow()["f"].to_pylist() == [5, 6, None, 7]
+    pinned = pickle.loads(pickle.dumps(sources.snapshot(store.config, declared.batch_source)))
+    write_deltalake(lake.table("features/r").uri, rows_of(("z", "z", 1, 1, 8)), mode="append")
+    found = pinned.relation(duckdb_connection()).project("f").fetchall()
+    assert sorted(found) == [(5,), (6,), (7,)]
+
+
+def test_a_source_is_read_by_the_names_its_view_gives_at_the_version_pinned(tmp_path):
+    elsewhere = Lake(str(tmp_path / "else")).table("r")
+    for value in (1, 2):
+        rows = rows_of(("x", "y", 1, 1, value)).rename_columns(["k", "b", "when", "created", "n"])
+        elsewhere.replace(rows)
+    declared = view("r", path=elsewhere.uri, field_mapping={"k": "a", "when": "happened", "n": "f"})
+    store = open_store(tmp_path / "home", [A, B, declared], versions={elsewhere.uri: 0})
+    source, con = declared.batch_source, duckdb_connection()
+    for found in (
+        sources.snapshot(store.config, source).relation(con),
+        sources.view_rows(con, store.config, source),
+    ):
+        assert found.to_arrow_table() == rows_of(("x", "y", 1, 1, 1))
 
 
 def test_a_join_larger_than_its_memory_goes_to_disk(tmp_path):

@@ -250,13 +250,7 @@ def _answering(
 ) -> asof.Rows:
     source, ttl = view.batch_source, view.ttl or timedelta(0)
     assert source is not None, f"view {view.name} has no source to join from"
-    found = sources.rows(con, config, source, first - ttl if first and ttl else None, last)
-    mapped = {old: new for old, new in source.field_mapping.items() if old in found.columns}
-    if mapped:
-        columns = [
-            f"{sources.identifier(c)} AS {sources.identifier(mapped.get(c, c))}" for c in found.columns
-        ]
-        found = found.project(", ".join(columns))
+    found = sources.view_rows(con, config, source, first - ttl if first and ttl else None, last)
     return asof.Rows(
         found,
         _keys(view),
