@@ -17,6 +17,7 @@ HeadraceError
 ├── Superseded
 ├── BadFeatureRows
 ├── ColumnTaken
+├── ColumnsRetyped
 ├── NotBuilt
 ├── VersionGone
 ├── UnknownPins
@@ -41,7 +42,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -252,6 +253,22 @@ class ColumnTaken(HeadraceError):
         super().__init__(
             f"The rows to join features to already have {', '.join(f'`{c}`' for c in columns)}. Nothing was "
             "joined. Drop or rename these columns, or ask with `full_feature_names=True`."
+        )
+
+
+class ColumnsRetyped(HeadraceError):
+    """Rows have columns of other types than the table they are for; nothing was written."""
+
+    def __init__(self, table: str, retyped: Mapping[str, tuple[object, object]]) -> None:
+        self.table, self.retyped = (
+            table,
+            {n: (str(there), str(given)) for n, (there, given) in retyped.items()},
+        )
+        which = ", ".join(f"`{n}` was {there} and is {given}" for n, (there, given) in self.retyped.items())
+        super().__init__(
+            f"The rows for table `{table}` have columns of other types than it: {which}. A column keeps its "
+            f"type, so nothing was written. Cast the new one, or call it something else, such as "
+            f"`{next(iter(retyped))}_2`: the table gains it, and the old one becomes null window by window."
         )
 
 
