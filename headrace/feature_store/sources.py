@@ -156,6 +156,17 @@ def rows(
     return con.read_parquet(files, union_by_name=True, hive_partitioning=folder)
 
 
+def stamps(config: RepoConfig, source: DataSource) -> list[tuple[str, int, int]]:
+    """Return path, size (bytes) and last change (ns) of a Parquet source's files: it has no versions."""
+    from pyarrow import fs
+
+    system, place = fs.FileSystem.from_uri(table(config, source).uri)
+    files = [system.get_file_info(place)]
+    if files[0].type == fs.FileType.Directory:
+        files = system.get_file_info(fs.FileSelector(place, recursive=True))
+    return sorted((file.path, file.size, file.mtime_ns) for file in files if file.is_file)
+
+
 def _named(found: duckdb.DuckDBPyRelation, mapping: Mapping[str, str]) -> duckdb.DuckDBPyRelation:
     """Return the rows with the columns renamed that ``mapping`` names."""
     if not set(mapping) & set(found.columns):
