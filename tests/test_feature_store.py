@@ -153,6 +153,18 @@ def test_a_window_built_by_many_at_once_is_as_one_of_them_built_it(lake):
     assert stale(table, FLIGHTS.raw, [FIRST], lake) == {}
 
 
+def test_windows_rebuilt_at_once_may_gain_one_column(toy_lake, tmp_path):
+    raw = {"toy": "raw/toy"}
+    for attempt in range(5):
+        name = f"gains_{attempt}"
+        for columns in ("x", "x, x * 2 AS y"):
+            table = replace(toy_table(tmp_path, columns), name=name)
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(lambda window, t=table: build(t, raw, window, toy_lake), WEEKS))
+        found = toy_lake.connect({"t": table.table}).sql("SELECT x, y FROM t ORDER BY x").fetchall()
+        assert found == [(1, 2), (2, 4)]
+
+
 def toy_table(folder, features):
     """A feature table of ``features`` over ``raw/toy``, whose rows ``x`` are 1 in the first week, then 2."""
     sql = folder / "toy.sql"
