@@ -168,7 +168,7 @@ def test_windows_rebuilt_at_once_may_gain_one_column(toy_lake, tmp_path):
 def toy_table(folder, features):
     """A feature table of ``features`` over ``raw/toy``, whose rows ``x`` are 1 in the first week, then 2."""
     sql = folder / "toy.sql"
-    sql.write_text(f"SELECT seen AS event_timestamp, available_at, {features} FROM Toy WHERE seen < $end")
+    sql.write_text(f"SELECT seen AS event_timestamp, available_at, {features} FROM Toy WHERE seen < $END")
     return replace(FLIGHTS.feature_tables[0], name="toy", sql=sql, lookback=timedelta(0), suite="")
 
 

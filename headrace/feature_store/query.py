@@ -25,10 +25,11 @@ def reads(sql: str) -> set[str]:
 
 
 def parameters(sql: str) -> set[str]:
-    """Return the names of the parameters that a query is to be given."""
+    """Return the names, in lower case, of the parameters that a query is to be given."""
     from headrace.lake import duckdb_connection
 
-    return set().union(*(part.named_parameters for part in duckdb_connection().extract_statements(sql)))
+    parts = duckdb_connection().extract_statements(sql)
+    return {name.lower() for part in parts for name in part.named_parameters}
 
 
 def _parse(sql: str) -> Parsed:
