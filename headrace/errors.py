@@ -18,6 +18,10 @@ HeadraceError
 ├── Superseded
 ├── BadFeatureRows
 ├── ColumnTaken
+├── NotInSource
+├── KeysDiffer
+├── NoInstant
+├── ColumnsRetyped
 ├── NotBuilt
 ├── VersionGone
 ├── UnknownPins
@@ -42,7 +46,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -264,6 +268,57 @@ class ColumnTaken(HeadraceError):
         super().__init__(
             f"The rows to join features to already have {', '.join(f'`{c}`' for c in columns)}. Nothing was "
             "joined. Drop or rename these columns, or ask with `full_feature_names=True`."
+        )
+
+
+class NotInSource(HeadraceError):
+    """A feature view or source names columns that its table does not have."""
+
+    def __init__(self, view: str, table: str, missing: Sequence[str], found: Sequence[str]) -> None:
+        self.view, self.table, self.missing, self.found = view, table, tuple(missing), tuple(found)
+        super().__init__(
+            f"`{view}` reads {', '.join(f'`{c}`' for c in missing)} of `{table}`, which has only "
+            f"{', '.join(f'`{c}`' for c in found)} (case counts). Nothing was read. Correct the view's "
+            "schema or `field_mapping` in `features/`, or let the table's SQL return it and build it again."
+        )
+
+
+class KeysDiffer(HeadraceError):
+    """A join key is text on one side of a point-in-time join and a number on the other."""
+
+    def __init__(self, view: str, key: str, held: str, column: str, given: str) -> None:
+        self.view, self.key, self.held, self.column, self.given = view, key, held, column, given
+        super().__init__(
+            f"The key `{key}` of `{view}` is {held}, but `{column}` of the rows to join features to is "
+            f'{given}: "01" and "1" would be one key. Nothing was joined. Cast `{column}` to {held}.'
+        )
+
+
+class NoInstant(HeadraceError):
+    """Rows to be kept by time have none."""
+
+    def __init__(self, target: str, rows: int, of: int) -> None:
+        self.target, self.rows, self.of = target, rows, of
+        super().__init__(
+            f"{rows:,} of the {of:,} rows for `{target}` have no `event_timestamp`. It is read by time, so "
+            "they would be lost; nothing was written. Give them one, or leave them out."
+        )
+
+
+class ColumnsRetyped(HeadraceError):
+    """Rows have columns of other types than the table they are for; nothing was written."""
+
+    def __init__(self, table: str, retyped: Mapping[str, tuple[object, object]]) -> None:
+        self.table, self.retyped = (
+            table,
+            {n: (str(there), str(given)) for n, (there, given) in retyped.items()},
+        )
+        which = ", ".join(f"`{n}` was {there} and is {given}" for n, (there, given) in self.retyped.items())
+        super().__init__(
+            f"The rows for table `{table}` have columns of other types than it: {which}. A column keeps its "
+            f"type, so nothing was written. Cast the new one, or call it something else, such as "
+            f"`{next(iter(retyped))}_2`: the table gains it, and the old one becomes null window by window. "
+            "Or write to another table."
         )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-from headrace.errors import NotBuilt
+from headrace.errors import ColumnsRetyped, NotBuilt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -211,7 +211,7 @@ class Table:
 
     def overwrite(
         self,
-        rows: pa.Table | pa.RecordBatchReader,
+        rows: pa.Table,
         window: Window,
         time: str,
         number: int = 1,
@@ -221,16 +221,36 @@ class Table:
 
         Readers see the old window or the new one, never a mixture. Two writers
         of one window leave it as one of them wrote it; the window is then ``held``
-        with ``number``, and each key of ``also`` with its own.
+        with ``number``, and each key of ``also`` with its own. Columns that the
+        table lacks are added to it, null in other windows; those that ``rows`` lack
+        are null in this one.
+
+        Raises:
+            ColumnsRetyped: A column has another type than in the table: Delta would cast it without a word.
         """
-        from deltalake import CommitProperties, Transaction, write_deltalake
+        import pyarrow as pa
+        from deltalake import CommitProperties, Schema, Transaction, write_deltalake
+        from deltalake.exceptions import CommitFailedError
 
         self._create(rows.schema)
         held = [Transaction(key, carried) for key, carried in {str(window): number, **(also or {})}.items()]
         marked = CommitProperties(app_transactions=held, max_commit_retries=15)
-        write_deltalake(
-            self.uri, rows, mode="overwrite", predicate=window.predicate(time), commit_properties=marked
-        )
+        given = {f.name: f.type for f in pa.schema(Schema.from_arrow(rows.schema).to_arrow())}
+        for left in reversed(range(15)):
+            table = self.open()
+            there = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
+            if retyped := {n: (there[n], t) for n, t in given.items() if there.get(n, t) != t}:
+                raise ColumnsRetyped(self.name, retyped)
+            mode: Literal["merge"] | None = "merge" if there.keys() != given.keys() else None
+            where = window.predicate(time)
+            try:
+                write_deltalake(
+                    table, rows, mode="overwrite", schema_mode=mode, predicate=where, commit_properties=marked
+                )
+                return
+            except CommitFailedError:  # of writers that meet in a window or in the schema, one wins
+                if not left:
+                    raise
 
     def replace(self, rows: pa.Table | pa.RecordBatchReader) -> int:
         """Make ``rows`` the whole table; earlier versions stay readable.

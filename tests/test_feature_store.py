@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from headrace import quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import BadFeatureRows, BatchRejected
+from headrace.errors import BadFeatureRows, BatchRejected, ColumnsRetyped
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
 from headrace.feature_store.tables import Cause, build, stale
@@ -144,6 +144,88 @@ def test_first_windows_built_at_once_all_land(lake):
         assert built.fingerprint == one_by_one.fingerprint
 
 
+def test_a_window_built_by_many_at_once_is_as_one_of_them_built_it(lake):
+    table = replace(FLIGHTS.feature_tables[1], name="one_window")
+    with ThreadPoolExecutor(6) as pool:
+        rows = list(pool.map(lambda _: build(table, FLIGHTS.raw, FIRST, lake), range(6)))
+    assert rows == [3 * 168] * 6
+    assert lake.table(table.table).count() == 3 * 168
+    assert stale(table, FLIGHTS.raw, [FIRST], lake) == {}
+
+
+def test_windows_rebuilt_at_once_may_gain_one_column(toy_lake, tmp_path):
+    raw = {"toy": "raw/toy"}
+    for attempt in range(5):
+        name = f"gains_{attempt}"
+        for columns in ("x", "x, x * 2 AS y"):
+            table = replace(toy_table(tmp_path, columns), name=name)
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(lambda window, t=table: build(t, raw, window, toy_lake), WEEKS))
+        found = toy_lake.connect({"t": table.table}).sql("SELECT x, y FROM t ORDER BY x").fetchall()
+        assert found == [(1, 2), (2, 4)]
+
+
+def toy_table(folder, features):
+    """A feature table of ``features`` over ``raw/toy``, whose rows ``x`` are 1 in the first week, then 2."""
+    sql = folder / "toy.sql"
+    sql.write_text(f"SELECT seen AS event_timestamp, available_at, {features} FROM Toy WHERE seen < $END")
+    return replace(FLIGHTS.feature_tables[0], name="toy", sql=sql, lookback=timedelta(0), suite="")
+
+
+@pytest.fixture
+def toy_lake(tmp_path):
+    lake = Lake(str(tmp_path / "lake"))
+    times = pa.array([FIRST.start, SECOND.start], pa.timestamp("us", "UTC"))
+    lake.table("raw/toy").append(pa.table({"seen": times, "available_at": times, "x": [1, 2]}), "all")
+    return lake
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "between", "at_last"),
+    [
+        ("x", "x, x * 2 AS y", {"x": [1, 2], "y": [2, None]}, {"x": [1, 2], "y": [2, 4]}),
+        ("x, x * 2 AS y", "x", {"x": [1, 2], "y": [None, 4]}, {"x": [1, 2], "y": [None, None]}),
+        ("x", "x AS y", {"x": [None, 2], "y": [1, None]}, {"x": [None, None], "y": [1, 2]}),
+        ("x, 7 AS y", "8 AS y, -x AS x", {"x": [-1, 2], "y": [8, 7]}, {"x": [-1, -2], "y": [8, 8]}),
+    ],
+    ids=["gained", "lost", "renamed", "reordered"],
+)
+def test_a_table_whose_columns_changed_is_rebuilt_window_by_window(
+    toy_lake, tmp_path, before, after, between, at_last
+):
+    def built(pin=None):
+        rows = toy_lake.connect({"t": pin or "features/toy"}).sql("FROM t ORDER BY event_timestamp")
+        return rows.to_arrow_table().drop_columns(["event_timestamp", "available_at"]).to_pydict()
+
+    raw = {"toy": "raw/toy"}
+    for window in (FIRST, SECOND):
+        build(toy_table(tmp_path, before), raw, window, toy_lake)
+    pinned = toy_lake.table("features/toy").snapshot()
+    old = built()
+
+    table = toy_table(tmp_path, after)
+    build(table, raw, FIRST, toy_lake)
+    assert built() == between
+    assert stale(table, raw, [FIRST, SECOND], toy_lake) == {SECOND: Cause.DEFINITION}
+    build(table, raw, SECOND, toy_lake)
+    assert built() == at_last
+    assert stale(table, raw, [FIRST, SECOND], toy_lake) == {}
+    assert built(pinned) == old
+
+
+def test_a_column_of_another_type_is_refused_not_cast(toy_lake, tmp_path):
+    raw, table = {"toy": "raw/toy"}, toy_lake.table("features/toy")
+    build(toy_table(tmp_path, "x"), raw, FIRST, toy_lake)
+    before = table.snapshot()
+    halved = toy_table(tmp_path, "(x / 2)::DOUBLE AS x")
+    with pytest.raises(ColumnsRetyped, match=r"`features/toy` .* `x` was int64 and is double.* `x_2`"):
+        build(halved, raw, FIRST, toy_lake)
+    assert table.snapshot() == before
+    assert stale(halved, raw, [FIRST], toy_lake) == {FIRST: Cause.DEFINITION}
+    build(toy_table(tmp_path, "(x / 2)::DOUBLE AS x_2"), raw, FIRST, toy_lake)
+    assert table.relation(duckdb_connection()).project("x, x_2").fetchall() == [(None, 0.5)]
+
+
 def test_a_window_without_rows_leaves_an_empty_table(lake):
     table = replace(FLIGHTS.feature_tables[3], name="no_planes")
 
@@ -158,6 +240,12 @@ def test_a_window_without_rows_leaves_an_empty_table(lake):
     [
         ("SELECT $end AS event_timestamp, $start AS available_at", "rows of 2013-01-14T00:00Z"),
         ("SELECT $start AS event_timestamp, $end AS then", "no available_at"),
+        ("SELECT TIMESTAMP '2013-01-08' AS event_timestamp, $end AS available_at", "cast it to TIMESTAMPTZ"),
+        ("SELECT NULL::TIMESTAMPTZ AS event_timestamp, $end AS available_at", "1 of 1 rows without an"),
+        (
+            "FROM (VALUES ($start, $end), (NULL, $end)) t(event_timestamp, available_at)",
+            "1 of 2 rows without",
+        ),
     ],
 )
 def test_rows_that_a_rebuild_could_not_replace_are_refused(lake, tmp_path, query, complaint):
@@ -318,6 +406,7 @@ def test_rows_of_a_raw_table_that_a_query_does_not_read_leave_its_windows_alone(
         ("WITH a AS (SELECT * FROM a), d AS (FROM a) SELECT * FROM d UNION ALL FROM e", {"a", "e"}),
         ("WITH RECURSIVE r AS (FROM a UNION ALL FROM r) FROM r ASOF JOIN b ON r.t >= b.t", {"a", "b"}),
         ("SELECT unnest(range($start, $end, INTERVAL 1 HOUR))", set()),
+        ("WITH A AS (FROM Flights) FROM a JOIN WEATHER USING (origin)", {"flights", "weather"}),
     ],
 )
 def test_a_query_reads_the_tables_it_names_but_does_not_define(sql, tables):

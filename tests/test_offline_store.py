@@ -3,11 +3,13 @@
 Feast's store needs ``ibis``; without it the tests beside it are skipped.
 """
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -38,7 +40,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.cluster import cluster
-from headrace.errors import ColumnTaken, NotBuilt, UnknownPins, VersionGone
+from headrace.errors import (
+    ColumnsRetyped,
+    ColumnTaken,
+    KeysDiffer,
+    NoInstant,
+    NotBuilt,
+    NotInSource,
+    UnknownPins,
+    VersionGone,
+)
 from headrace.feature_store import asof, sources
 from headrace.feature_store import store as features
 from headrace.feature_store.windowed import historical_windows, spine
@@ -241,8 +252,61 @@ def test_what_cannot_be_joined_is_refused_by_name(lab):
     with pytest.raises(ColumnTaken, match="`f`"):
         joined(lab, rows_of(), taken)
     assert joined(lab, rows_of(), taken, full_feature_names=True).column_names[-1] == "two_0_True__f"
+    with pytest.raises(NotInSource, match=r"`two_0_True` reads `f` of `features/r`, which has only `a`, `b`"):
+        joined(lab, rows_of().drop_columns(["f"]), asked)
+    pull = lab[0]._get_provider().offline_store.pull_all_from_table_or_query
+    source = lab[0].get_feature_view("two_0_True").batch_source
+    with pytest.raises(NotInSource, match="`two_0_True` reads `g`"):
+        pull(lab[0].config, source, ["a"], ["g"], "happened").to_arrow()
     with pytest.raises(ValueError, match="given rows"):
         lab[0].get_historical_features(None, ["two_0_True:f"], start_date=START)
+
+
+def test_features_that_differ_by_case_alone_are_not_mixed_up(tmp_path):
+    """DuckDB's columns have no case: both would be answered by the first."""
+    rows = rows_of(("x", "y", 1, 1, 5))
+    pq.write_table(rows.append_column("F", [[6]]), tmp_path / "r.parquet")
+    declared = view("r", path=str(tmp_path / "r.parquet"), form=ParquetFormat(), fields=("f", "F"))
+    store = open_store(tmp_path, [A, B, declared])
+    asked = asked_for(("x", "y", 2))
+    assert store.get_historical_features(asked, ["r:f"]).to_arrow()["f"].to_pylist() == [5]
+    with pytest.raises(NotInSource, match=r"reads `F` .* \(case counts\)"):
+        store.get_historical_features(asked, ["r:F"]).to_arrow()
+
+
+NUMBERS = pa.array([1], pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("held", "given", "wanted"),
+    [
+        (NUMBERS, pa.array(["01"]), KeysDiffer),
+        (NUMBERS, pa.array(["abc"]).dictionary_encode(), KeysDiffer),
+        (pa.array(["1"]), NUMBERS, KeysDiffer),
+        (NUMBERS, pa.array([1.0]), [5]),
+        (NUMBERS, NUMBERS.cast(pa.int16()), [5]),
+        (NUMBERS, pa.nulls(1), [None]),
+        (pa.array(["1"]), pa.array(["1"]).dictionary_encode(), [5]),
+        (pa.array(["1"]), pa.nulls(1), [None]),
+    ],
+)
+def test_a_key_that_is_text_is_not_compared_with_a_number(lab, held, given, wanted):
+    rows = rows_of(("x", "y", 1, 1, 5)).set_column(0, "a", held)
+    asked = asked_for(("x", "y", 2)).set_column(0, "a", given)
+    if isinstance(wanted, list):
+        assert joined(lab, rows, asked, "one_0_True")["f"].to_pylist() == wanted
+    else:
+        with pytest.raises(KeysDiffer, match=r"`a` of `one_0_True` is .* Cast `a` to"):
+            joined(lab, rows, asked, "one_0_True")
+
+
+@pytest.mark.parametrize("days", [700_000, 1_000_000, 3_652_500])
+def test_a_ttl_may_reach_back_before_the_first_year(tmp_path, days):
+    declared = view("r", ttl=24 * days)
+    store = open_store(tmp_path, [A, B, declared])
+    Lake(str(tmp_path)).table("features/r").replace(rows_of(("x", "y", 1, 1, 5)))
+    found = store.get_historical_features(asked_for(("x", "y", 2), ("x", "y", 0)), ["r:f"])
+    assert found.to_arrow()["f"].to_pylist() == [5, None]
 
 
 def test_naive_feature_times_are_utc(lab):
@@ -262,13 +326,21 @@ def test_a_large_spine_is_not_joined_by_a_nested_loop(lab):
     keys = pa.array([f"k{i % 50}" for i in range(40_000)])
     rows = pa.table({"a": keys, "b": keys, "happened": stamps, "created": stamps, "f": hours})
     asked = pa.table({"a": keys, "b": keys, "event_timestamp": stamps})
-    connection = duckdb_connection()
-    connection.register("given", asked)
-    answers = asof.Rows(connection.from_arrow(rows), (("a", "a"),), "happened", None, timedelta(0), ("f",))
-    asof.join(connection, asked, "event_timestamp", [answers], known_only=False)
-    plan = connection.sql(
-        "EXPLAIN SELECT f FROM spine ASOF LEFT JOIN rows0 ON k0 = a AND asked_at >= happened"
-    ).fetchall()[0][1]
+    plans, con = [], duckdb_connection()
+
+    class Explained:
+        """DuckDB, which plans before it runs."""
+
+        def __getattr__(self, name):
+            return getattr(con, name)
+
+        def sql(self, query):
+            plans.append(con.sql(f"EXPLAIN {query}").fetchall()[0][1])
+            return con.sql(query)
+
+    answers = asof.Rows(con.from_arrow(rows), (("a", "a"),), "happened", None, timedelta(0), ("f",))
+    asof.join(Explained(), asked, "event_timestamp", [answers], known_only=False)
+    (plan,) = plans
     assert "ASOF_JOIN" in plan
     assert "NESTED_LOOP" not in plan
     assert joined(lab, rows, asked)["f"].to_pylist() == hours.tolist()
@@ -470,7 +542,7 @@ def test_without_a_ttl_a_row_is_valid_for_ever_but_not_before_itself(lab):
 
 def test_features_may_be_called_whatever_they_like(tmp_path):
     """Feast's DuckDB store drops columns that end in ``_y``, and has an ``event_expire_timestamp``."""
-    names = ("delay_y", "event_expire_timestamp", "spine", "number", 'say "f0"', "from")
+    names = ("delay_y", "event_expire_timestamp", "spine", "number", "w0", "asked", 'say "f0"', "from")
     store = open_store(tmp_path, [A, B, view("odd", ttl=3, fields=names)])
     rows = rows_of(("x", "y", 1, 1, 0)).drop_columns(["f"])
     for value, name in enumerate(names):
@@ -501,6 +573,12 @@ def test_a_saved_dataset_is_read_back_as_it_was_joined(shop, form):
     )
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         shop.create_saved_dataset(job, form, storage)
+    untimed = customers(count=7)
+    untimed.loc[3, "event_timestamp"] = pd.NaT
+    with pytest.raises(NoInstant, match="1 of the 7 rows"):
+        shop.create_saved_dataset(
+            shop.get_historical_features(untimed, REFS), form, storage, allow_overwrite=True
+        )
     fewer = shop.get_historical_features(customers(count=7), REFS)
     assert len(shop.create_saved_dataset(fewer, form, storage, allow_overwrite=True).to_df()) == 7
 
@@ -514,6 +592,12 @@ def test_rows_written_through_feast_are_joined(lab):
     assert found.to_arrow()["f"].to_pylist() == [5, 6]
     with pytest.raises(ValueError, match="missing_expected_columns"):
         store.write_to_offline_store("two_0_True", more.drop(columns="f"))
+    for lossy in (1.9, 2.0**70):
+        with pytest.raises(ValueError, match=r"`f` of `features/r` is int64: .* Nothing was written"):
+            store.write_to_offline_store("two_0_True", more.assign(f=[lossy]))
+    finer = more.assign(f=[7.0], happened=more.happened + pd.Timedelta(nanoseconds=5))
+    store.write_to_offline_store("two_0_True", finer)
+    assert sorted(table.relation(duckdb_connection()).project("f").fetchall()) == [(5,), (6,), (7,)]
 
 
 @pytest.mark.parametrize("partitioned", [None, ["__log_date"]])
@@ -607,6 +691,9 @@ def test_a_version_that_cannot_be_read_is_named(pinned):
         features.historical(store, "both", asked, {"features/r": 4})
     with pytest.raises(NotBuilt):
         features.historical(open_store(Path(lake.root) / "no", store_objects(store)), "both", asked)
+    Path(lake.table("features/s").open().file_uris()[0]).unlink()
+    with pytest.raises(duckdb.IOException, match="No files found"):  # of no version that was asked for
+        features.historical(store, "both", asked)
 
 
 def store_objects(store):
@@ -658,6 +745,38 @@ def test_a_column_that_old_files_lack_is_null_there(lab):
         assert found["f"].to_pylist() == [wanted]
 
 
+@pytest.mark.parametrize("column", ["a", "f", "happened"])
+@pytest.mark.parametrize("folder", ["lake", "my größe#lake"])
+def test_a_table_may_be_partitioned_and_lie_in_a_folder_of_any_name(tmp_path, folder, column):
+    from deltalake import write_deltalake
+
+    lake, declared = Lake(str(tmp_path / folder)), view("r", ttl=3)
+    rows = rows_of(("x y", "ü/%20", 1, 1, 5), ("1", "01", 1, 1, 6), ("x y", "ü/%20", 50, 50, 7))
+    write_deltalake(lake.table("features/r").uri, rows, partition_by=[column])
+    store = open_store(tmp_path / folder, [A, B, declared])
+    asked = asked_for(("x y", "ü/%20", 2), ("1", "01", 2), ("01", "1", 2), ("x y", "ü/%20", 50))
+    assert store.get_historical_features(asked, ["r:f"]).to_arrow()["f"].to_pylist() == [5, 6, None, 7]
+    pinned = pickle.loads(pickle.dumps(sources.snapshot(store.config, declared.batch_source)))
+    write_deltalake(lake.table("features/r").uri, rows_of(("z", "z", 1, 1, 8)), mode="append")
+    found = pinned.relation(duckdb_connection()).project("f").fetchall()
+    assert sorted(found) == [(5,), (6,), (7,)]
+
+
+def test_a_source_is_read_by_the_names_its_view_gives_at_the_version_pinned(tmp_path):
+    elsewhere = Lake(str(tmp_path / "else")).table("r")
+    for value in (1, 2):
+        rows = rows_of(("x", "y", 1, 1, value)).rename_columns(["k", "b", "when", "created", "n"])
+        elsewhere.replace(rows)
+    declared = view("r", path=elsewhere.uri, field_mapping={"k": "a", "when": "happened", "n": "f"})
+    store = open_store(tmp_path / "home", [A, B, declared], versions={elsewhere.uri: 0})
+    source, con = declared.batch_source, duckdb_connection()
+    for found in (
+        sources.snapshot(store.config, source).relation(con),
+        sources.view_rows(con, store.config, source),
+    ):
+        assert found.to_arrow_table() == rows_of(("x", "y", 1, 1, 1))
+
+
 def test_a_join_larger_than_its_memory_goes_to_disk(tmp_path):
     store = open_store(tmp_path, [A, B, view("r")], memory_limit="100MB")
     count = 400_000
@@ -703,6 +822,45 @@ def test_windows_joined_by_processes_are_the_one_join_and_are_done_once(pinned):
         assert again == WEEKLY[:2]  # features were written since
         pins = {"features/r": 4, "features/s": 4}
         assert historical_windows(store, "both", rows, lake, "joined", WEEKLY, pool, pins) == WEEKLY[:2]
+
+
+def test_windows_are_joined_again_when_what_they_are_made_from_has_changed(tmp_path):
+    lake, week = Lake(str(tmp_path)), [Window(at(0), at(168))]
+    file = tmp_path / "s.parquet"
+    pq.write_table(rows_of(("x", "z", 2, 2, 6)).rename_columns(["a", "b", "happened", "created", "g"]), file)
+    lake.table("features/r").replace(rows_of(("x", "y", 1, 1, 5), ("x", "z", 2, 2, 6)))
+    lake.table("spine").replace(asked_for(("x", "y", 5)))
+    store, rows = open_store(tmp_path, [A, B]), spine(lake, "FROM spine", {"spine": "spine"})
+
+    def joined_again(keys, kind=Int64):
+        source = view("first", keys).batch_source
+        first = FeatureView(name="first", entities=keys, schema=[Field(name="f", dtype=kind)], source=source)
+        second = view("second", (A,), path=str(file), form=ParquetFormat(), fields=("g",))
+        store.apply([first, second, FeatureService(name="both", features=[first, second])])
+        with ThreadPoolExecutor(1) as pool:
+            return historical_windows(store, "both", rows, lake, "joined", week, pool) == week
+
+    def found():
+        return lake.connect({"t": "joined"}).sql("SELECT f, g FROM t").fetchall()
+
+    assert (joined_again([A]), found()) == (True, [(6, 6)])
+    assert not joined_again([A])
+    assert (joined_again([A, B]), found()) == (True, [(5, 6)])  # other keys
+    pq.write_table(pq.read_table(file).set_column(4, "g", [[70]]), file)
+    assert (joined_again([A, B]), found()) == (True, [(5, 70)])  # other rows
+    assert not joined_again([A, B])
+    with pytest.raises(ColumnsRetyped, match="`f` was int64 and is double"):
+        joined_again([A, B], Float64)
+    assert found() == [(5, 70)]
+
+
+def test_rows_that_no_window_could_hold_are_refused(pinned):
+    store, lake, asked = pinned
+    lake.table("spine").replace(pa.concat_tables([asked, asked_for(("a1", "b", None))]))
+    rows = spine(lake, "FROM spine", {"spine": "spine"})
+    with ThreadPoolExecutor(1) as pool, pytest.raises(NoInstant, match="1 of the 1,501 rows for `joined`"):
+        historical_windows(store, "both", rows, lake, "joined", WEEKLY, pool)
+    assert not lake.table("joined").exists()
 
 
 def test_a_windowed_join_that_failed_goes_on_where_it_stopped(pinned):

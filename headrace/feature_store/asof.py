@@ -10,6 +10,7 @@ of these the one whose features, in the order given, are the greatest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +20,11 @@ from headrace.feature_store.sources import identifier, instant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime, timedelta
 
     import duckdb
 
+ALL_TIME = datetime.max - datetime.min
+"""A ttl as long as that is for ever."""
 FEW = 100_000
 """Up to so many rows of a spine, dropping what no row asks for costs less than sorting it."""
 
@@ -51,6 +53,13 @@ def reach(spine: pa.Table, time: str) -> tuple[datetime | None, datetime | None]
         return None, None
     ends = compute.min_max(spine[time].cast(pa.timestamp("us", "UTC"), safe=False)).as_py()
     return ends["min"], ends["max"]
+
+
+def earliest(first: datetime | None, ttl: timedelta) -> datetime | None:
+    """Return when rows that answer at ``first`` or later begin; None is unbounded."""
+    if not first or not ttl or ttl >= first.replace(tzinfo=None) - datetime.min:
+        return None
+    return first - ttl
 
 
 def join(
@@ -105,8 +114,8 @@ def _answers(
     since = f"greatest({time}, {created})" if known_only and created else time
     upto = f"{time} + to_microseconds({_microseconds(view.ttl)})" if view.ttl else "TIMESTAMPTZ 'infinity'"
     where = [f"{time} <= {instant(last)}"]
-    if view.ttl and first:
-        where.append(f"{time} >= {instant(first - view.ttl)}")
+    if begin := earliest(first, view.ttl):
+        where.append(f"{time} >= {instant(begin)}")
     if known_only and created:
         where.append(f"{created} <= {instant(last)}")
     columns = [f"{identifier(theirs)} AS k{n}" for n, (_, theirs) in enumerate(view.keys)]
@@ -115,9 +124,9 @@ def _answers(
     if few and view.keys:
         wanted = ", ".join(f"{keys[ours]} AS w{n}" for n, (ours, _) in enumerate(view.keys))
         equal = " AND ".join(
-            f"rows{i}.{identifier(theirs)} = w{n}" for n, (_, theirs) in enumerate(view.keys)
+            f"rows{i}.{identifier(theirs)} = asked.w{n}" for n, (_, theirs) in enumerate(view.keys)
         )
-        asked = f"SEMI JOIN (SELECT DISTINCT {wanted} FROM spine) ON {equal}"
+        asked = f"SEMI JOIN (SELECT DISTINCT {wanted} FROM spine) AS asked ON {equal}"
     by_key = ", ".join(f"k{n}" for n in range(len(view.keys))) or "NULL"
     best = ", ".join(
         f"{value} DESC NULLS LAST"
@@ -137,4 +146,5 @@ def _answers(
 
 
 def _microseconds(ttl: timedelta) -> int:
+    ttl = min(ttl, ALL_TIME)
     return (ttl.days * 86_400 + ttl.seconds) * 1_000_000 + ttl.microseconds

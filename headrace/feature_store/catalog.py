@@ -70,7 +70,7 @@ def views(store: FeatureStore, specs: Sequence[Pipeline], lake: Lake, as_of: dat
         source = getattr(view, "batch_source", None)
         spec, table = built.get(source.path if source else "", (None, None))
         named = set(reads(table.sql.read_text())) if table else set()
-        raw = tuple(sorted(name for view, name in spec.raw.items() if view in named)) if spec else ()
+        raw = tuple(sorted(name for view, name in spec.raw.items() if view.lower() in named)) if spec else ()
         found.append(
             View(
                 name=view.name,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from feast.infra.offline_stores.offline_store import RetrievalJob
 
+from headrace.errors import NoInstant
 from headrace.feature_store import sources
 
 if TYPE_CHECKING:
@@ -43,8 +44,12 @@ class DuckDBJob(RetrievalJob):
 
         Raises:
             SavedDatasetLocationAlreadyExists: Something is there, and ``allow_overwrite`` is not given.
+            NoInstant: Rows have no ``event_timestamp``, by which Feast reads saved datasets.
         """
-        sources.write(self._config, storage.to_data_source(), self.to_arrow(), overwrite=allow_overwrite)
+        rows, source = self.to_arrow(), storage.to_data_source()
+        if "event_timestamp" in rows.column_names and (lost := rows["event_timestamp"].null_count):
+            raise NoInstant(sources.table(self._config, source).name, lost, rows.num_rows)
+        sources.write(self._config, source, rows, overwrite=allow_overwrite)
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         return self._compute()

@@ -23,7 +23,7 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_requested_feature_views_to_features_dict
 from pydantic import Field
 
-from headrace.errors import ColumnTaken
+from headrace.errors import ColumnTaken, KeysDiffer, NotInSource
 from headrace.feature_store import asof, sources
 from headrace.feature_store.job import DuckDBJob
 from headrace.lake import duckdb_connection
@@ -86,6 +86,8 @@ class DeltaOfflineStore(OfflineStore):
 
         Raises:
             NotBuilt: A view's table does not exist.
+            NotInSource: It lacks a column of the view.
+            KeysDiffer: A join key is text on one side and a number on the other.
             ColumnTaken: ``entity_df`` has a column of a feature's name.
             FeastEntityDFMissingColumnsError: It lacks a join key.
         """
@@ -103,7 +105,7 @@ class DeltaOfflineStore(OfflineStore):
 
         def compute() -> pa.Table:
             con = _connection(config)
-            views = [_answering(con, config, view, first, last, f) for view, f in wanted.items()]
+            views = [_answering(con, config, spine, view, first, last, f) for view, f in wanted.items()]
             found = asof.join(con, spine, time, views, known_only=filter_by_created_timestamp)
             result = spine
             for name, column in zip(names, found, strict=True):
@@ -160,6 +162,7 @@ class DeltaOfflineStore(OfflineStore):
 
         Raises:
             NotBuilt: The table does not exist.
+            ValueError: The columns are others than the table's, or a value does not fit its column.
         """
         from deltalake import write_deltalake
 
@@ -172,7 +175,14 @@ class DeltaOfflineStore(OfflineStore):
         given = table.rename_columns([theirs.get(name, name) for name in table.column_names])
         if set(given.column_names) != set(schema.names):
             raise ValueError(f"`{place.name}` has the columns {schema.names}, not {table.column_names}.")
-        write_deltalake(delta, given.select(schema.names).cast(schema, safe=False), mode="append")
+        columns = []
+        for field in schema:
+            try:  # of times, what is finer than a microsecond is cut off
+                columns.append(given[field.name].cast(field.type, safe=not pa.types.is_timestamp(field.type)))
+            except pa.ArrowInvalid as error:
+                what = f"`{field.name}` of `{place.name}` is {field.type}"
+                raise ValueError(f"{what}: {error}. Nothing was written.") from error
+        write_deltalake(delta, pa.table(columns, schema=schema), mode="append")
         if progress:
             progress(table.num_rows)
 
@@ -243,6 +253,7 @@ def _keys(view: FeatureView) -> tuple[tuple[str, str], ...]:
 def _answering(
     con: duckdb.DuckDBPyConnection,
     config: RepoConfig,
+    spine: pa.Table,
     view: FeatureView,
     first: datetime | None,
     last: datetime | None,
@@ -250,21 +261,31 @@ def _answering(
 ) -> asof.Rows:
     source, ttl = view.batch_source, view.ttl or timedelta(0)
     assert source is not None, f"view {view.name} has no source to join from"
-    found = sources.rows(con, config, source, first - ttl if first and ttl else None, last)
-    mapped = {old: new for old, new in source.field_mapping.items() if old in found.columns}
-    if mapped:
-        columns = [
-            f"{sources.identifier(c)} AS {sources.identifier(mapped.get(c, c))}" for c in found.columns
-        ]
-        found = found.project(", ".join(columns))
-    return asof.Rows(
-        found,
-        _keys(view),
-        source.timestamp_field,
-        source.created_timestamp_column or None,
-        ttl,
-        tuple(features),
-    )
+    found = sources.view_rows(con, config, source, asof.earliest(first, ttl), last)
+    keys, time, created = _keys(view), source.timestamp_field, source.created_timestamp_column or None
+    wanted = [*(theirs for _, theirs in keys), *filter(None, [time, created]), *features]
+    _have(found, wanted, view.name, sources.table(config, source).name)
+    types = found.limit(0).to_arrow_table().schema
+    for ours, theirs in keys:
+        given, held = spine.schema.field(ours).type, types.field(theirs).type
+        if (_is_text(given) and _is_number(held)) or (_is_number(given) and _is_text(held)):
+            raise KeysDiffer(view.name, theirs, str(held), ours, str(given))
+    return asof.Rows(found, keys, time, created, ttl, tuple(features))
+
+
+def _have(rows: duckdb.DuckDBPyRelation, wanted: list[str], what: str, table: str) -> None:
+    """Refuse rows without a column; names differ by case, which DuckDB's own do not."""
+    if missing := [name for name in wanted if name not in rows.columns]:
+        raise NotInSource(what, table, missing, rows.columns)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _pull(
@@ -278,7 +299,9 @@ def _pull(
 ) -> Callable[[], pa.Table]:
     def compute() -> pa.Table:
         con = _connection(config)
-        sources.rows(con, config, source, start, end).create_view("found")
+        found = sources.rows(con, config, source, start, end)
+        _have(found, columns, source.name, sources.table(config, source).name)
+        found.create_view("found")
         at = f"{sources.identifier(time)}::TIMESTAMPTZ"
         bounds = [f"{at} {sign} {sources.instant(day)}" for sign, day in ((">=", start), ("<=", end)) if day]
         where = f"WHERE {' AND '.join(bounds)}" if bounds else ""

@@ -17,8 +17,19 @@ def meaning(sql: str) -> str:
 
 
 def reads(sql: str) -> set[str]:
-    """Return the tables and views that a query names, without those it defines itself (``WITH``)."""
+    """Return the tables and views that a query names, without those it defines itself (``WITH``).
+
+    In lower case: a query may write a name in any.
+    """
     return _tables(_parse(sql), frozenset())
+
+
+def parameters(sql: str) -> set[str]:
+    """Return the names, in lower case, of the parameters that a query is to be given."""
+    from headrace.lake import duckdb_connection
+
+    parts = duckdb_connection().extract_statements(sql)
+    return {name.lower() for part in parts for name in part.named_parameters}
 
 
 def _parse(sql: str) -> Parsed:
@@ -41,11 +52,11 @@ def _tables(node: Parsed, defined: frozenset[str]) -> set[str]:
         return set()
     found: set[str] = set()
     if node.get("type") == "RECURSIVE_CTE_NODE":
-        defined |= {node["cte_name"]}
+        defined |= {node["cte_name"].lower()}
     # A definition may read a table of its own name: it is not yet one when its query is read.
     for definition in node.get("cte_map", {"map": []})["map"]:
         found |= _tables(definition["value"], defined)
-        defined |= {definition["key"]}
-    if node.get("type") == "BASE_TABLE" and node["table_name"] not in defined:
-        found.add(node["table_name"])
+        defined |= {definition["key"].lower()}
+    if node.get("type") == "BASE_TABLE" and node["table_name"].lower() not in defined:
+        found.add(node["table_name"].lower())
     return found.union(*(_tables(part, defined) for name, part in node.items() if name != "cte_map"))

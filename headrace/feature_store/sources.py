@@ -2,13 +2,20 @@
 
 A source is a Delta table (``file_format=DeltaFormat()``) or Parquet, a file or a
 folder of files. Relative paths lie below the lake's root.
+
+Whoever reads a view's rows reads them here, by the names that the view calls its
+columns: ``view_rows(con, config, source)`` at once, or ``snapshot(config, source)``
+and its ``relation(con)``, which reads the same rows in any process and at any time.
+Absolute paths, pinned versions, field mappings and partition columns are seen to.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pyarrow as pa
 from feast import FileSource
@@ -20,6 +27,8 @@ from headrace.feature_store.embedded import settings_beside
 from headrace.lake import Lake, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import duckdb
     from deltalake import DeltaTable
     from feast import RepoConfig
@@ -63,6 +72,61 @@ def opened(config: RepoConfig, source: DataSource) -> DeltaTable:
         raise VersionGone(wanted.name, version, newest) from error
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A view's Delta table at one version; it may be sent to another process.
+
+    Args:
+        table: Where it lies.
+        version: The version read, whatever is written meanwhile.
+        mapping: Pairs of a column of the table and what the view calls it, where these differ.
+        time: What the view calls the event time.
+    """
+
+    table: Table
+    version: int
+    mapping: tuple[tuple[str, str], ...]
+    time: str
+
+    def relation(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> duckdb.DuckDBPyRelation:
+        """Return the rows, lazily, by the view's names; ``since`` and ``until`` as for ``rows``.
+
+        Raises:
+            VersionGone: Files of the version were vacuumed.
+        """
+        mapping = dict(self.mapping)
+        found = _delta_rows(con, self.table, self.table.open(self.version), mapping, self.time, since, until)
+        return _named(found, mapping)
+
+
+def snapshot(config: RepoConfig, source: DataSource) -> Snapshot:
+    """Fix the Delta table of ``source`` at the version that ``config`` pins it to, or the newest.
+
+    Raises:
+        NotBuilt: The table does not exist.
+        VersionGone: It has no such version any more, or yet.
+    """
+    version = opened(config, source).version()
+    mapping = tuple((source.field_mapping or {}).items())
+    return Snapshot(table(config, source), version, mapping, source.timestamp_field)
+
+
+def view_rows(
+    con: duckdb.DuckDBPyConnection,
+    config: RepoConfig,
+    source: DataSource,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> duckdb.DuckDBPyRelation:
+    """Return what ``rows`` does, by the names that the view calls its columns (``field_mapping``)."""
+    return _named(rows(con, config, source, since, until), source.field_mapping)
+
+
 def rows(
     con: duckdb.DuckDBPyConnection,
     config: RepoConfig,
@@ -79,43 +143,76 @@ def rows(
         NotBuilt: The table does not exist.
         VersionGone: It has no such version, or files of it were vacuumed.
     """
-    if not is_delta(source):
-        place = table(config, source).uri
-        if "://" in place:
-            from pyarrow import dataset
+    place = table(config, source)
+    if is_delta(source):
+        delta = opened(config, source)
+        return _delta_rows(con, place, delta, source.field_mapping, source.timestamp_field, since, until)
+    if "://" in place.uri:
+        from pyarrow import dataset
 
-            return con.from_arrow(dataset.dataset(place))
-        files = f"{place}/**/*.parquet" if Path(place).is_dir() else place
-        return con.read_parquet(files, union_by_name=True, hive_partitioning=Path(place).is_dir())
-    delta = opened(config, source)
-    uris = delta.file_uris()
-    if not all(Path(uri).is_absolute() for uri in uris):
+        return con.from_arrow(dataset.dataset(place.uri))
+    folder = Path(place.uri).is_dir()
+    files = f"{place.uri}/**/*.parquet" if folder else place.uri
+    return con.read_parquet(files, union_by_name=True, hive_partitioning=folder)
+
+
+def stamps(config: RepoConfig, source: DataSource) -> list[tuple[str, int, int]]:
+    """Return path, size (bytes) and last change (ns) of a Parquet source's files: it has no versions."""
+    from pyarrow import fs
+
+    system, place = fs.FileSystem.from_uri(table(config, source).uri)
+    files = [system.get_file_info(place)]
+    if files[0].type == fs.FileType.Directory:
+        files = system.get_file_info(fs.FileSelector(place, recursive=True))
+    return sorted((file.path, file.size, file.mtime_ns) for file in files if file.is_file)
+
+
+def _named(found: duckdb.DuckDBPyRelation, mapping: Mapping[str, str]) -> duckdb.DuckDBPyRelation:
+    """Return the rows with the columns renamed that ``mapping`` names."""
+    if not set(mapping) & set(found.columns):
+        return found
+    return found.project(
+        ", ".join(f"{identifier(name)} AS {identifier(mapping.get(name, name))}" for name in found.columns)
+    )
+
+
+def _delta_rows(
+    con: duckdb.DuckDBPyConnection,
+    place: Table,
+    delta: DeltaTable,
+    mapping: Mapping[str, str],
+    time: str,
+    since: datetime | None,
+    until: datetime | None,
+) -> duckdb.DuckDBPyRelation:
+    """Return the rows of an open table; ``mapping`` leads to the view's name of the ``time``."""
+    if not delta.table_uri.startswith("file://"):
         return con.from_arrow(delta.to_pyarrow_dataset())
-    schema = pa.schema(delta.schema().to_arrow())
-    names = {new: old for old, new in source.field_mapping.items()}
-    time = names.get(source.timestamp_field, source.timestamp_field)
-    kept = _files_between(con, delta, time, since, until)
-    uris = [uri for uri in uris if PurePosixPath(uri).name in kept]
-    if not all(Path(uri).exists() for uri in uris):
-        raise VersionGone(table(config, source).name, delta.version(), delta.version())
-    empty = con.from_arrow(schema.empty_table())
-    if not uris:
+    names, root = {new: old for old, new in mapping.items()}, unquote(delta.table_uri.removeprefix("file://"))
+    files = [f"{root}/{unquote(path)}" for path in _paths(con, delta, names.get(time, time), since, until)]
+    lost = not all(Path(file).exists() for file in files)
+    if lost and delta.version() < (newest := place.open().version()):
+        raise VersionGone(place.name, delta.version(), newest)
+    if delta.metadata().partition_columns:  # whose values are not in the files
+        return con.from_arrow(delta.to_pyarrow_dataset())
+    empty = con.from_arrow(pa.schema(delta.schema().to_arrow()).empty_table())
+    if not files:
         return empty
-    found = con.read_parquet(uris, union_by_name=True)
-    if set(found.columns) == set(schema.names):
+    found = con.read_parquet(files, union_by_name=True)
+    if set(found.columns) == set(empty.columns):
         return found
     # A column added since these files were written is in none of them.
     return con.sql("FROM empty UNION ALL BY NAME FROM found")
 
 
-def _files_between(
+def _paths(
     con: duckdb.DuckDBPyConnection,
     delta: DeltaTable,
     time: str,
     since: datetime | None,
     until: datetime | None,
-) -> set[str]:
-    """Return the names of the data files that can hold rows of that time."""
+) -> list[str]:
+    """Return the data files that can hold rows of that time, as Delta's log writes their paths."""
     actions = con.from_arrow(pa.table(delta.get_add_actions(flatten=True)))
     conditions = ["true"]
     if since and f"max.{time}" in actions.columns:
@@ -123,8 +220,7 @@ def _files_between(
         conditions.append(f'coalesce("max.{time}" >= {instant(since - MILLISECOND)}, true)')
     if until and f"min.{time}" in actions.columns:
         conditions.append(f'coalesce("min.{time}" <= {instant(until)}, true)')
-    found = actions.filter(" AND ".join(conditions)).project("path").fetchall()
-    return {PurePosixPath(path).name for (path,) in found}
+    return [path for (path,) in actions.filter(" AND ".join(conditions)).project("path").fetchall()]
 
 
 def write(config: RepoConfig, source: DataSource, found: pa.Table, *, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
-from headrace.feature_store.query import meaning, reads
+from headrace.feature_store.query import meaning, parameters, reads
 from headrace.lake import AVAILABLE, Lake, Window
 from headrace.quarantine import guard
 
@@ -50,11 +50,15 @@ def build(
         lake: Where ``raw`` is read and the feature table written.
         pipeline: Whose table it is: under that name the quarantine keeps what does not pass its suite.
 
+    Columns that the query gained are null in windows not yet built again, and
+    those that it lost become null.
+
     Returns:
         The number of rows written.
 
     Raises:
         NotBuilt: A raw table does not exist.
+        ColumnsRetyped: A column has another type than the table keeps it in.
         BadFeatureRows: The query leaves a time column out, or returns rows outside ``window``.
         BatchRejected: The rows break the table's suite; the window stays as it was.
     """
@@ -66,7 +70,9 @@ def build(
         cut = _visible(table, window).predicate(AVAILABLE)
         con.execute(f'CREATE VIEW "{view}" AS SELECT * FROM "whole_{view}" WHERE {cut}')
         seen += con.view(view).count("*").fetchall()[0][0]
-    rows = con.execute(sql, {"start": window.start, "end": window.end}).to_arrow_table()
+    bounds = {"start": window.start, "end": window.end}
+    asked = {name: bounds[name] for name in parameters(sql) if name in bounds}
+    rows = con.execute(sql, asked).to_arrow_table()
     _check(table, rows, window)
     if table.suite:
         rows = guard(rows, table.suite, lake, pipeline, table.table, window)
@@ -112,7 +118,7 @@ def stale(
 def _read(sql: str, raw: Mapping[str, str | DatasetRef]) -> Mapping[str, str | DatasetRef]:
     """Return those of ``raw`` that the query reads; all of them where it does not say."""
     names = reads(sql)
-    return {view: wanted for view, wanted in raw.items() if view in names} or raw
+    return {view: wanted for view, wanted in raw.items() if view.lower() in names} or raw
 
 
 def _definition_of(window: Window) -> str:
@@ -148,12 +154,21 @@ def _visible(table: FeatureTable, window: Window) -> Window:
 
 def _check(table: FeatureTable, rows: pa.Table, window: Window) -> None:
     """Refuse rows that would outlive a rebuild of their window."""
+    import pyarrow as pa
     import pyarrow.compute as pc
+
+    def refuse(reason: str) -> None:
+        raise BadFeatureRows(table.table, str(table.sql), reason)
 
     missing = {"event_timestamp", "available_at"} - set(rows.column_names)
     if missing:
-        raise BadFeatureRows(table.table, str(table.sql), f"returns no {' and no '.join(sorted(missing))}")
-    times = pc.min_max(rows["event_timestamp"]).as_py()
-    if rows.num_rows and not window.start <= times["min"] <= times["max"] < window.end:
-        spread = f"{times['min']:%Y-%m-%dT%H:%MZ} to {times['max']:%Y-%m-%dT%H:%MZ}"
-        raise BadFeatureRows(table.table, str(table.sql), f"returns rows of {spread} for the window {window}")
+        refuse(f"returns no {' and no '.join(sorted(missing))}")
+    times = rows["event_timestamp"]
+    if not pa.types.is_timestamp(times.type) or not times.type.tz:
+        refuse(f"returns `event_timestamp` as {times.type}, which names no instant: cast it to TIMESTAMPTZ")
+    if times.null_count:
+        refuse(f"returns {times.null_count:,} of {rows.num_rows:,} rows without an `event_timestamp`")
+    ends = pc.min_max(times).as_py()
+    if rows.num_rows and not window.start <= ends["min"] <= ends["max"] < window.end:
+        spread = f"{ends['min']:%Y-%m-%dT%H:%MZ} to {ends['max']:%Y-%m-%dT%H:%MZ}"
+        refuse(f"returns rows of {spread} for the window {window}")

@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from headrace.errors import NoInstant
 from headrace.feature_store.store import historical, pins, views_of
-from headrace.lake import Lake, duckdb_connection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
-    from feast import FeatureStore, RepoConfig
+    import duckdb
+    from feast import FeatureStore, Field, RepoConfig
 
-    from headrace.lake import Window
+    from headrace.lake import Lake, Window
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def historical_windows(
         rows: What to join features to.
         lake: Where ``rows`` are read and ``target`` is written.
         target: Name of the table, such as ``training/flights``.
-        due: Windows that do not overlap. A worker's thread needs memory for the rows of one, beside the
-            store's ``memory_limit``.
+        due: Windows that do not overlap; rows outside them are left. A worker's thread needs memory for
+            the rows of one, beside the store's ``memory_limit``.
         pool: Where windows are joined, such as ``client.get_executor()`` of ``cluster()``.
         versions: Feature tables to pin, as ``store.pins`` returns them, or what is newest now.
 
@@ -84,11 +85,14 @@ def historical_windows(
     Raises:
         NotBuilt: A table does not exist.
         VersionGone: A feature table cannot be read at its pinned version.
+        NoInstant: Rows are in no window, for they have no ``event_timestamp``.
     """
     fixed = pins(store, service) | dict(versions or {})
     made_from = _digest(store, service, rows, fixed)
     held = lake.table(target).held([str(window) for window in due])
     missing = [window for window in due if held.get(str(window)) != made_from]
+    if missing:
+        _all_have_an_instant(rows, lake, target)
     tasks = [
         pool.submit(_join, store.config, service, rows, lake, target, window, fixed, made_from)
         for window in missing
@@ -114,9 +118,7 @@ def _join(
 ) -> None:
     from feast import FeatureStore
 
-    con = duckdb_connection()
-    for view, (name, version) in rows.tables.items():
-        lake.table(name).relation(con, version).create_view(view)
+    con = _connect(rows, lake)
     here = f"FROM ({rows.query}) WHERE {window.predicate('event_timestamp')}"
     given = con.sql(here).to_arrow_table()
     con.close()
@@ -124,22 +126,45 @@ def _join(
     lake.table(target).overwrite(found, window, "event_timestamp", number=made_from)
 
 
+def _connect(rows: Spine, lake: Lake) -> duckdb.DuckDBPyConnection:
+    """Open DuckDB with the views that the spine's query reads."""
+    return lake.connect({view: lake.at(name, version) for view, (name, version) in rows.tables.items()})
+
+
+def _all_have_an_instant(rows: Spine, lake: Lake, target: str) -> None:
+    counts = f"SELECT count(*), count(event_timestamp) FROM ({rows.query})"
+    ((total, timed),) = _connect(rows, lake).execute(counts).fetchall()
+    if timed < total:
+        raise NoInstant(target, total - timed, total)
+
+
 def _digest(store: FeatureStore, service: str, rows: Spine, versions: Mapping[str, int]) -> int:
     """Return what a joined window is made from as one number that Delta can note beside it.
 
     Not of Feast's own serialised declarations: they differ each time they are applied.
     """
+    from headrace.feature_store import sources
+
     asked = [
-        (view.name_to_use(), sorted(view.join_key_map.items()), [field.name for field in view.features])
+        (view.name_to_use(), sorted(view.join_key_map.items()), _typed(view.features))
         for view in store.get_feature_service(service).feature_view_projections
     ]
     declared: list[tuple[Any, ...]] = []
     for view in views_of(store, service):
         source = getattr(view, "batch_source", None)
         transformation = getattr(view, "feature_transformation", None)
-        declared.append((view.name, str(getattr(view, "ttl", "")), getattr(transformation, "udf_string", "")))
+        keys = _typed(getattr(view, "entity_columns", []))
+        declared.append(
+            (view.name, str(getattr(view, "ttl", "")), keys, getattr(transformation, "udf_string", ""))
+        )
         if source is not None:
             times = (source.timestamp_field, source.created_timestamp_column)
-            declared.append((source.path, *times, sorted(source.field_mapping.items())))
+            # A Delta table's rows are known by its version.
+            files = [] if sources.is_delta(source) else sources.stamps(store.config, source)
+            declared.append((source.path, files, *times, sorted(source.field_mapping.items())))
     what = [service, rows.query, sorted(rows.tables.items()), sorted(versions.items()), asked, declared]
     return int(sha256(json.dumps(what).encode()).hexdigest()[:15], 16)
+
+
+def _typed(fields: Sequence[Field]) -> list[tuple[str, str]]:
+    return [(field.name, str(field.dtype)) for field in fields]
