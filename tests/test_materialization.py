@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,17 @@ import pandas as pd
 import psycopg
 import pyarrow as pa
 import pytest
-from feast import BatchFeatureView, Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, types
+from feast import (
+    BatchFeatureView,
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    FileSource,
+    RepoConfig,
+    types,
+)
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.online_stores.helpers import extract_text_and_num
@@ -29,7 +40,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.feature_store import encoding, engine, latest, writers
+from headrace.feature_store import encoding, engine, latest, parity, writers
+from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
 
 KINDS = ("sqlite", "redis", "postgres")
@@ -262,7 +274,7 @@ def test_of_equally_late_rows_the_one_created_last_stays(home, places, tmp_path)
     """Corrected upward in the lake, then brought again from a copy that is older."""
     lake, rows = Lake(str(tmp_path)), pa.parquet.read_table(home / "flights.parquet")
     stamp = rows.schema.get_field_index("created")
-    later = rows.set_column(stamp, "created", pa.compute.add(rows["created"], timedelta(hours=1)))
+    later = rows.set_column(stamp, "created", pa.compute.add(rows["created"], timedelta(minutes=30)))
     number = rows.schema.get_field_index("number")
     later = later.set_column(number, "number", pa.compute.add(later["number"], 1_000))
     lake.table("flights").append(later, "corrected")
@@ -334,6 +346,74 @@ def test_killed_in_the_middle_and_run_again_is_as_if_never_killed(home, places):
     bring(store_at(home, places[0]), START, END)
     assert places[0].cells() == whole
     assert 0 < half < len(whole)
+
+
+late = FeatureView(
+    name="late",
+    entities=[airport],
+    ttl=timedelta(0),
+    schema=[Field(name="airport", dtype=types.Int64), Field(name="number", dtype=types.Int64)],
+    source=FileSource(
+        name="late", path="late", file_format=DeltaFormat(), timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    ),
+)  # fmt: skip
+EACH_AIRPORT = [1, 2, 3]
+
+
+def served(home: Path, place: Place, **registry: Any) -> FeatureStore:
+    """Open a store of one view, ``late``, and a service of that name; the table may come later."""
+    store = store_at(home, place, **registry)
+    store.apply([airport, late, FeatureService(name="late", features=[late])])
+    return store
+
+
+def put(home: Path, rows: list[tuple[int, float, float, int]]) -> None:
+    """Make rows of airport, hour, hour of creation and number all there is of the table."""
+    at = [[START + timedelta(hours=row[i]) for row in rows] for i in (1, 2)]
+    stamps = [pa.array(times, pa.timestamp("us", "UTC")) for times in at]
+    numbers = [pa.array([row[i] for row in rows], pa.int64()) for i in (0, 3)]
+    names = ["airport", "event_timestamp", "created", "number"]
+    Lake(str(home)).table("late").replace(pa.table([numbers[0], *stamps, numbers[1]], names=names))
+
+
+def wrong(store: FeatureStore, hour: float) -> tuple:
+    """Return in what the online store differs from the join at that hour."""
+    asked = [{"airport": i, "event_timestamp": START + timedelta(hours=hour)} for i in EACH_AIRPORT]
+    return parity.compare(store, "late", pa.Table.from_pylist(asked)).mismatches
+
+
+some_hours = st.integers(0, 6)
+some_rows = st.lists(
+    st.tuples(st.sampled_from(EACH_AIRPORT), some_hours.map(lambda h: h + 0.5), some_hours, some_hours),
+    max_size=8,
+)
+
+
+@every_store
+def test_online_is_what_the_join_finds_at_the_end_however_late_rows_came_and_were_rebuilt(tmp_path, places):
+    """Each step ends an hour later: rows that became known since are there, or the whole table is another."""
+    steps = st.lists(st.tuples(some_rows, st.booleans()), min_size=2, max_size=4)
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(steps, st.booleans())
+    def as_the_join_finds_it(steps, begin_later):
+        places[0].clear()
+        home = Path(tempfile.mkdtemp(dir=tmp_path))
+        store, rows = served(home, places[0]), []
+        start = START + timedelta(hours=1) if begin_later else None
+        for hour, (more, rebuilt) in enumerate(steps, 2):
+            # what is appended is known after the end of the step before
+            rows = more if rebuilt else rows + [(k, t, hour - 1 + c / 6, n) for k, t, c, n in more if c]
+            put(home, rows)
+            if rebuilt:
+                features.forget(store, "late", START)
+            features.materialize(store, "late", START + timedelta(hours=hour), start)
+            start = None
+            if not (begin_later and hour == 2):
+                assert wrong(store, hour) == ()
+
+    as_the_join_finds_it()
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
-from contextlib import redirect_stdout
 from copy import copy
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from headrace.errors import UnknownPins
+from headrace.feature_store import brought
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
-    from feast import FeatureService, FeatureStore
+    from feast import FeatureService, FeatureStore, FeatureView
     from feast.base_feature_view import BaseFeatureView
 
     from headrace.settings import Settings
@@ -105,14 +104,25 @@ def pins(store: FeatureStore, service: str) -> dict[str, int]:
 
 
 def views_of(store: FeatureStore, service: str) -> list[BaseFeatureView]:
-    """Return the views that ``service`` reads, those that on-demand views read included."""
+    """Return the views that ``service`` reads, those that on-demand views read included.
+
+    Raises:
+        FeatureViewNotFoundException: One of them is not registered.
+    """
     found: dict[str, BaseFeatureView] = {}
     used = [view.name for view in store.get_feature_service(service).feature_view_projections]
     while used:
-        view = store.registry.get_any_feature_view(used.pop(), store.project, allow_cache=True)
+        view = store.registry.get_any_feature_view(used.pop(), store.project)
         found[view.name] = view
         used += getattr(view, "source_feature_view_projections", {})
     return [view for _, view in sorted(found.items())]
+
+
+def stored_views(store: FeatureStore, service: str) -> list[FeatureView]:
+    """Return those of :func:`views_of` that keep rows, rather than compute features when asked."""
+    from feast import FeatureView
+
+    return [view for view in views_of(store, service) if isinstance(view, FeatureView)]
 
 
 def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
@@ -151,45 +161,48 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
 
 
 def materialize(store: FeatureStore, service: str, end: datetime, start: datetime | None = None) -> None:
-    """Copy what became known before ``end`` (UTC) into the online store, for every view of ``service``.
+    """Copy what became known by ``end`` (UTC), and happened before it, online, for every view of ``service``.
 
-    Without ``start``, each view goes on from where Feast's registry says it was
-    brought last, or begins one ttl before ``end``; with it, what the registry
-    says was brought is left out. Doing it again, or after a crash, changes
-    nothing; readers are served meanwhile.
+    The store then holds, of each key, the row that the point-in-time join finds
+    at ``end``. Each view goes on from the first instant that Feast's registry
+    does not say was brought: of those after ``start``, or else after the first
+    that was ever brought and one ttl before ``end``, whichever is earlier. What
+    :func:`forget` was told of is brought again in place of what is there, and up
+    to where it was brought before: the store never goes back in time. Doing it
+    again, or after a crash, changes nothing; readers are served meanwhile.
 
     Raises:
         NotBuilt: A feature table does not exist.
+        FeatureViewNotFoundException: A view of the service is not registered.
     """
-    last = end - timedelta(microseconds=1)  # Feast takes the end as included
-    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
-    due: dict[datetime, list[str]] = {}
-    for view in store.list_feature_views():
-        brought = view.materialization_intervals
-        if view.name not in used or any(a <= (start or last) and last <= b for a, b in brought):
+    last = end - brought.TICK  # Feast takes the end as included
+    due: dict[tuple[datetime, datetime], list[str]] = {}
+    for view in stored_views(store, service):
+        if not view.online:
             continue
         # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
         first = end - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
-        due.setdefault(start or view.most_recent_end_time or first, []).append(view.name)
-    with redirect_stdout(io.StringIO()):  # it prints a line per view
-        for begin, views in due.items():
-            if begin < last:
-                store.materialize(begin, last, views)
+        first = start or min([first, *(begin for begin, _ in brought.intervals(view))])
+        if owed := brought.owed(view):
+            span = min(first, owed[0]), max(last, owed[1])
+        else:
+            span = brought.missing(view, first), last
+        if span[0] < span[1]:
+            due.setdefault(span, []).append(view.name)
+    for (begin, until), views in due.items():
+        store.materialize(begin, until, views)
 
 
 def forget(store: FeatureStore, service: str, since: datetime) -> None:
-    """Make Feast's registry forget that views with rows of ``since`` (UTC) or later were brought online.
+    """Note that views with rows of ``since`` (UTC) or later online are to be brought again.
 
-    Called before feature rows are rebuilt, so that ``materialize`` brings them
-    again when they are wanted, also when the rebuilding run is killed between.
+    Called before feature rows are rebuilt: whenever ``materialize`` comes next,
+    also when the rebuilding run is killed between, it puts what the tables then
+    hold in place of what is online, and removes the keys that they have no more.
     """
-    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
-    for view in store.list_feature_views():
-        if view.name in used and any(end > since for _, end in view.materialization_intervals):
-            # Feast keeps what it knows of a view that is applied again, so it has to go first.
-            view.materialization_intervals = []
-            store.registry.delete_feature_view(view.name, store.project, commit=False)
-            store.registry.apply_feature_view(view, store.project)
+    for view in stored_views(store, service):
+        if any(end > since for _, end in brought.intervals(view)):
+            brought.forget(store, view)
 
 
 def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> FeatureStore:
