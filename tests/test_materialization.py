@@ -32,6 +32,7 @@ from feast import (
     types,
 )
 from feast.data_format import DeltaFormat, ParquetFormat
+from feast.errors import FeatureViewNotFoundException
 from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.type_map import python_values_to_proto_values
@@ -154,13 +155,18 @@ def places(request, home, tmp_path):
 every_store = pytest.mark.parametrize("places", KINDS, indirect=True)
 
 
-def store_at(home: Path, place: Place, engine: str = OURS, offline: str = "") -> FeatureStore:
-    name = crc32(f"{place.online} {engine}".encode())  # the same in every process
-    registry = home / f"registry-{name}.db"
+def store_at(
+    home: Path, place: Place, engine: str = OURS, offline: str = "", registry: Any = "", project: str = "test"
+) -> FeatureStore:
+    name = crc32(f"{place.online} {engine} {project}".encode())  # the same in every process
+    registry = registry or {
+        "path": str(home / f"registry-{name}.db"),
+        "serve_features_while_materializing": True,
+    }
     ours = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(home)}
     return FeatureStore(
         config=RepoConfig(
-            project="test", provider="local", registry=str(registry), online_store=place.online,
+            project=project, provider="local", registry=registry, online_store=place.online,
             offline_store={"type": offline} if offline else ours, batch_engine={"type": engine},
             entity_key_serialization_version=3,
         )
@@ -187,9 +193,9 @@ def opened(home: Path, place: Place, view: Any = None, **options: Any) -> Featur
     return store
 
 
-def bring(store: FeatureStore, start: datetime, end: datetime) -> None:
+def bring(store: FeatureStore, start: datetime, end: datetime, name: str = "flights") -> None:
     """Run the engine itself: no registry in between, so that windows may come in any order."""
-    view = store.get_feature_view("flights")
+    view = store.get_feature_view(name)
     task = MaterializationTask("test", view, start, end)
     (job,) = store._get_provider().batch_engine.materialize(store.registry, task)
     if error := job.error():
@@ -361,9 +367,9 @@ late = FeatureView(
 EACH_AIRPORT = [1, 2, 3]
 
 
-def served(home: Path, place: Place, **registry: Any) -> FeatureStore:
+def served(home: Path, place: Place, **options: Any) -> FeatureStore:
     """Open a store of one view, ``late``, and a service of that name; the table may come later."""
-    store = store_at(home, place, **registry)
+    store = store_at(home, place, **options)
     store.apply([airport, late, FeatureService(name="late", features=[late])])
     return store
 
@@ -414,6 +420,102 @@ def test_online_is_what_the_join_finds_at_the_end_however_late_rows_came_and_wer
                 assert wrong(store, hour) == ()
 
     as_the_join_finds_it()
+
+
+REBUILT = [(1, 0.5, 0.5, 10), (2, 2.5, 2.5, 20)]
+"""The table's rows once rebuilt: 1 has gone back in time, and 3 is gone."""
+
+
+def die_at(where: str, home: Path, place: Place) -> None:
+    """Bring rebuilt rows online, and be killed after a row, before keys are removed, or at the end."""
+    store, first = store_at(home, place), latest.Latest.chunks
+
+    def killed(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed_after_one(self: Any) -> Any:
+        yield next(first(self))
+        killed()
+
+    patches = {
+        "write": (latest.Latest, "chunks", killed_after_one),
+        "sweep": (engine, "_sweep", killed),
+        "note": (store.registry, "apply_materialization", killed),
+    }
+    latest.CELLS = 1
+    setattr(*patches[where])
+    features.materialize(store, "late", START + timedelta(hours=5))
+
+
+@pytest.mark.parametrize(
+    ("places", "where"),
+    [(kind, "write") for kind in KINDS] + [("redis", "sweep"), ("sqlite", "sweep"), ("postgres", "note")],
+    indirect=["places"],
+)
+def test_killed_while_it_replaces_what_was_rebuilt_a_run_ends_it(tmp_path, places, where):
+    store = served(tmp_path, places[0])
+    put(tmp_path, [(i, 1.5, 1.5, i) for i in EACH_AIRPORT])
+    features.materialize(store, "late", START + timedelta(hours=4))
+    put(tmp_path, REBUILT)
+    features.forget(store, "late", START)
+    victim = multiprocessing.get_context("spawn").Process(target=die_at, args=(where, tmp_path, places[0]))
+    victim.start()
+    victim.join(120)
+    assert victim.exitcode == -signal.SIGKILL
+
+    def number() -> list:
+        return store.get_online_features(["late:number"], [{"airport": i} for i in EACH_AIRPORT]).to_dict()[
+            "number"
+        ]
+
+    assert (number() == [10, 20, None]) == (where == "note")
+    for _ in range(2):
+        features.materialize(store_at(tmp_path, places[0]), "late", START + timedelta(hours=4))
+        assert number() == [10, 20, None]
+        assert wrong(store, 4) == ()
+
+
+@every_store
+def test_what_others_brought_of_a_later_time_outlives_a_rebuild(tmp_path, places):
+    """And keys of another project that ends alike, or of another view, are none of its business."""
+    store, rows = served(tmp_path, places[0]), [(1, 1.5, 1.5, 1), (2, 8.5, 8.5, 2), (3, 1.5, 1.5, 3)]
+    put(tmp_path, rows)
+    features.materialize(store, "late", START + timedelta(hours=4))
+    features.forget(store, "late", START)
+    bring(store, START, START + timedelta(hours=9), "late")  # as another run that knows of nothing
+    other = served(tmp_path, places[0], project="contest")
+    features.materialize(other, "late", START + timedelta(hours=9))
+    put(tmp_path, rows[:1])
+    features.materialize(store, "late", START + timedelta(hours=4))
+    for shop, numbers in ((store, [1, 2, None]), (other, [1, 2, 3])):
+        asked = [{"airport": i} for i in EACH_AIRPORT]
+        assert shop.get_online_features(["late:number"], asked).to_dict()["number"] == numbers
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", ["file", "sql"])
+def test_a_view_stays_registered_while_it_is_noted_that_its_rows_are_rebuilt(tmp_path, places, kind):
+    registry = {"registry_type": "sql", "path": f"sqlite:///{tmp_path}/registry.sqlite"}
+    given = {"registry": registry} if kind == "sql" else {}
+    store, asked = served(tmp_path, places[0], **given), [{"airport": 1}]
+    put(tmp_path, [(1, 1.5, 1.5, 1)])
+    features.materialize(store, "late", START + timedelta(hours=4))
+    put(tmp_path, REBUILT)
+    removed = [name for name in dir(store.registry) if name.startswith("delete_")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in removed:
+            patch.delattr(type(store.registry), name)
+        features.forget(store, "late", START + timedelta(hours=4))  # nothing so late was brought
+        features.materialize(store, "late", START + timedelta(hours=4))
+        assert store.get_online_features(["late:number"], asked).to_dict()["number"] == [1]
+        features.forget(store, "late", START)
+    assert len(features.views_of(store_at(tmp_path, places[0], **given), "late")) == 1
+    features.apply(store, __name__)  # as every run of a flow does: what is noted stays
+    features.materialize(store, "late", START + timedelta(hours=4))
+    assert store.get_online_features(["late:number"], asked).to_dict()["number"] == [10]
+    store.registry.delete_feature_view("late", store.project)
+    with pytest.raises(FeatureViewNotFoundException, match="late"):
+        features.materialize(store, "late", START + timedelta(hours=5))
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)
