@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -35,13 +36,14 @@ from feast.data_format import DeltaFormat, ParquetFormat
 from feast.errors import FeatureViewNotFoundException
 from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.feature_store import encoding, engine, latest, parity, writers
+from headrace.feature_store import embedded, encoding, engine, latest, parity, writers
 from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
 
@@ -389,7 +391,7 @@ def wrong(store: FeatureStore, hour: float) -> tuple:
     return parity.compare(store, "late", pa.Table.from_pylist(asked)).mismatches
 
 
-some_hours = st.integers(0, 6)
+some_hours = st.integers(0, 4)
 some_rows = st.lists(
     st.tuples(st.sampled_from(EACH_AIRPORT), some_hours.map(lambda h: h + 0.5), some_hours, some_hours),
     max_size=8,
@@ -650,6 +652,46 @@ def test_encoded_columns_are_what_protobuf_makes_of_them(kind, data):
         assert encoding.texts(column, typed).to_pylist() == [
             extract_text_and_num(m, False)[0] for m in messages
         ]
+
+
+def test_nanoseconds_are_cut_as_what_is_less_than_a_second_is():
+    for column in (pa.array([1_700_000_000_123_456_789]), pa.array([[1_700_000_000_123_456_789]])):
+        scalar = not pa.types.is_list(column.type)
+        stamps = column.cast(pa.timestamp("ns") if scalar else pa.list_(pa.timestamp("ns")))
+        kind = ValueType.UNIX_TIMESTAMP if scalar else ValueType.UNIX_TIMESTAMP_LIST
+        (whole,) = python_values_to_proto_values([1_700_000_000 if scalar else [1_700_000_000]], kind)
+        assert encoding.values(stamps, kind).to_pylist() == [whole.SerializeToString()]
+
+
+def test_very_wide_rows_come_in_few_chunks_and_little_memory():
+    """What a chunk costs for each of its columns must not be paid row by row."""
+    wide, rows = 2_500, 250
+    stamps = pa.array([START] * rows, pa.timestamp("us", "UTC"))
+    table = pa.table({"id": range(rows), "t": stamps} | {f"f{i}": range(i, i + rows) for i in range(wide)})
+    columns = [latest.Column(f"f{i}", ValueType.INT64) for i in range(wide)]
+    found = latest.Latest(
+        table, (latest.Column("id", ValueType.INT64),), tuple(columns), "t", None, START, END
+    )  # fmt: skip
+    chunks = list(found.chunks())
+    assert [len(chunk.keys) for chunk in chunks] == [100, 100, 50]
+    assert sum(pa.compute.sum(chunk.features[-1][2]).as_py() for chunk in chunks) == sum(range(2_499, 2_749))
+
+
+def test_threads_read_and_write_the_registry_file_at_once(tmp_path):
+    from feast.repo_config import RegistryConfig
+
+    place = embedded.HomeRegistryStore(RegistryConfig(path=str(tmp_path / "registry.db")), tmp_path)
+    place.update_registry_proto(registry := Registry(registry_schema_version="1"))
+
+    def write_and_read(_: int) -> str:
+        mine = Registry()
+        mine.CopyFrom(registry)
+        place.update_registry_proto(mine)
+        return place.get_registry_proto().registry_schema_version
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(write_and_read, range(100))) == {"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["registry.db"]
 
 
 def test_large_integers_beside_nulls_stay_exact():

@@ -33,6 +33,12 @@ def owed(view: FeatureView) -> Interval | None:
     return None
 
 
+def reached(view: FeatureView) -> datetime | None:
+    """Return up to when something was brought, also if it is to be brought again; None if nothing was."""
+    ends = [end for _, end in [*intervals(view), *filter(None, [owed(view)])]]
+    return max(ends, default=None)
+
+
 def forget(store: FeatureStore, view: FeatureView) -> None:
     """Note that all that was brought of ``view`` has to be brought again; readers are served meanwhile."""
     spans = [*intervals(view), *filter(None, [owed(view)])]

@@ -71,7 +71,7 @@ def values(column: pa.Array, kind: ValueType) -> pa.Array:
     if not _is_known(column.type, kind):
         messages = [message.SerializeToString() for message in _as_feast_does(column, kind)]
         return pa.array(messages, pa.binary())
-    known = column.cast(ARROW[kind])
+    known = column.cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)  # kept are whole seconds
     if kind in (ValueType.STRING, ValueType.BYTES):
         return pc.fill_null(_delimited(_tag(kind.value, BYTES), known.cast(pa.binary())), b"")
     given, matrix, lengths = _scalars(known, kind)
@@ -221,7 +221,7 @@ def _varints(numbers: NDArray) -> tuple[NDArray[np.uint8], NDArray]:
 
 def _items(column: pa.Array, kind: ValueType) -> pa.Array:
     """Return the bytes of Feast's list messages, whose one field, number 1, repeats; null stays null."""
-    items = column.flatten().cast(ARROW[kind])
+    items = column.flatten().cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)
     ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
     bounds = np.concatenate([[0], ends])
     if kind in (ValueType.STRING, ValueType.BYTES):

@@ -28,7 +28,7 @@ CELLS = 10_000
 ROWS = 100
 """Rows in a chunk of many features: what each column costs, however short, is paid a chunk at a time."""
 
-MEMORY, MORE = 256, 0.25
+MEMORY, MORE = 256, 0.5
 """Megabytes that DuckDB may hold before it goes to disk: enough for any number of rows; more per feature."""
 
 
@@ -87,16 +87,13 @@ class Latest:
 
     def chunks(self) -> Iterator[Chunk]:
         """Read the rows, about in the order of their entity keys, so that a store's trees grow at one end."""
-        con, keys = self._connect(), [identifier(key.name) for key in self.keys]
-        features = [identifier(feature.name) for feature in self.features]
-        times = [identifier(self.time), *([identifier(self.created)] if self.created else [])]
-        over = f"PARTITION BY {', '.join(keys)}" if keys else ""
-        best = ", ".join(f"{value} DESC NULLS LAST" for value in [*times, *features])
-        instants = [f"({time})::TIMESTAMPTZ" for time in (times[0], times[-1] if self.created else "NULL")]
-        columns = [*keys, *features, *instants]
+        con = self._connect()
+        wanted = [*self.keys, *self.features]
+        times = [identifier(self.time), identifier(self.created) if self.created else "NULL"]
+        instants = [f"{time}::TIMESTAMPTZ" for time in times]
+        columns = [*(identifier(column.name) for column in wanted), *instants]
         query = f"""
-            SELECT {", ".join(f"{sql} AS c{i}" for i, sql in enumerate(columns))} FROM ({self._known()})
-            QUALIFY row_number() OVER ({over} ORDER BY {best}) = 1
+            SELECT {", ".join(f"{sql} AS c{i}" for i, sql in enumerate(columns))} FROM ({self._best(con)})
             ORDER BY {", ".join(_order(key) for key in sorted(self.keys, key=lambda k: k.name)) or "1"}
         """
         size = max(CELLS // max(len(self.features), 1), min(CELLS, ROWS))
@@ -118,6 +115,26 @@ class Latest:
         else:
             self.rows.relation(con, None if self.created else self.start, self.end).create_view("given")
         return con
+
+    def _best(self, con: duckdb.DuckDBPyConnection) -> str:
+        """Select each key's best row, found by keys and times alone: sorting features takes memory for each."""
+        times = [identifier(time) for time in (self.time, self.created) if time]
+        keys = [identifier(key.name) for key in self.keys]
+        over = f"PARTITION BY {', '.join(keys)}" if keys else ""
+        latest = ", ".join(f"{time} DESC NULLS LAST" for time in times)
+        con.execute(f"""
+            CREATE TEMP TABLE latest AS SELECT {", ".join([*keys, *times])} FROM ({self._known()})
+            QUALIFY rank() OVER ({over} ORDER BY {latest}) = 1
+        """)
+        same = " AND ".join(f"known.{name} IS NOT DISTINCT FROM latest.{name}" for name in [*keys, *times])
+        best = f"SELECT known.* FROM ({self._known()}) AS known SEMI JOIN latest ON {same}"
+        tied = con.execute(
+            f"SELECT 1 FROM latest GROUP BY {', '.join(keys) or '()'} HAVING count(*) > 1 LIMIT 1"
+        )
+        if not self.features or not tied.fetchone():
+            return best
+        greatest = ", ".join(f"{identifier(feature.name)} DESC NULLS LAST" for feature in self.features)
+        return f"{best} QUALIFY row_number() OVER ({over} ORDER BY {greatest}) = 1"
 
     def _known(self) -> str:
         """Select this part's rows that became known in time, so that whole row groups can be skipped."""

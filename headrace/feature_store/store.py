@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureService, FeatureStore, FeatureView
     from feast.base_feature_view import BaseFeatureView
+    from feast.feature_view_projection import FeatureViewProjection
+    from feast.types import FeastType
 
     from headrace.settings import Settings
+
+NOBODY = {"__dummy_id": [""]}
+"""What Feast knows the only row of a view without entities by."""
 
 BATCH = 10_000
 """Rows read at once: SQLite takes 32,766 keys in a query, and memory stays flat."""
@@ -134,28 +139,29 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     """
     import pyarrow as pa
 
+    from headrace.feature_store.sources import identifier
     from headrace.lake import duckdb_connection
 
     wanted = store.get_feature_service(service)
     given, types = _without(spine, wanted), _outputs(wanted)
-    views: dict[tuple[str, ...], list[str]] = {}
+    views: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for view in wanted.feature_view_projections:
-        refs = views.setdefault(tuple(sorted(inputs(store, view.name))), [])
-        called = view.name_to_use()  # type: ignore[no-untyped-call]
-        refs += [f"{called}:{field.name}" for field in view.features]
+        refs = views.setdefault(tuple(given_by(store, view).items()), [])
+        refs += [f"{stored_as(view)}:{field.name}" for field in view.features]
     con, joins = duckdb_connection(), []
     con.register("spine", given.append_column("__row", pa.array(range(given.num_rows), pa.int64())))
     for number, (keys, refs) in enumerate(views.items()):
-        distinct = given.select(keys).drop_null().group_by(keys).aggregate([])
+        asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
+        distinct = asked.group_by(asked.column_names).aggregate([])
         batches = [distinct.slice(start, BATCH) for start in range(0, distinct.num_rows, BATCH)]
         found = [store.get_online_features(refs, batch.to_pydict()).to_dict() for batch in batches]
         for name in [ref.split(":")[1] for ref in refs]:
             values = pa.chunked_array([pa.array(part[name], types[name]) for part in found], types[name])
             distinct = distinct.append_column(name, values)
         con.register(f"v{number}", distinct)
-        equal = " AND ".join(f'spine."{key}" = v{number}."{key}"' for key in keys)
-        joins.append(f"LEFT JOIN v{number} ON {equal}")
-    names = ", ".join(f'"{name}"' for name in types)
+        equal = [f"spine.{identifier(column)} = v{number}.{identifier(name)}" for name, column in keys]
+        joins.append(f"LEFT JOIN v{number} ON {' AND '.join(equal) or 'true'}")
+    names = ", ".join(map(identifier, types))
     features = con.sql(f"SELECT {names} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
     return _beside(given, features, wanted)
 
@@ -220,10 +226,29 @@ def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> F
 
 def _outputs(service: FeatureService) -> dict[str, pa.DataType]:
     """Return the service's features and their Arrow types, in its order."""
+    fields = [field for view in service.feature_view_projections for field in view.features]
+    return {field.name: _arrow(field.dtype) for field in fields}
+
+
+def _arrow(dtype: FeastType) -> pa.DataType:
+    """Return the Arrow type; Feast knows none for bytes, images and documents."""
+    import pyarrow as pa
     from feast.types import from_feast_to_pyarrow_type
 
-    fields = [field for view in service.feature_view_projections for field in view.features]
-    return {field.name: from_feast_to_pyarrow_type(field.dtype) for field in fields}
+    kind = dtype.to_value_type().name
+    if not kind.removesuffix("_LIST").endswith("BYTES"):
+        return from_feast_to_pyarrow_type(dtype)
+    return pa.list_(pa.binary()) if kind.endswith("_LIST") else pa.binary()
+
+
+def stored_as(view: FeatureViewProjection) -> str:
+    """Return the name, with a version if one is asked for, under which the online store has the view."""
+    return view.name if view.version_tag is None else f"{view.name}@v{view.version_tag}"
+
+
+def given_by(store: FeatureStore, view: FeatureViewProjection) -> dict[str, str]:
+    """Return what the view must be given, as :func:`inputs`, and which column of a spine gives it."""
+    return {name: view.join_key_map.get(name, name) for name in sorted(inputs(store, view.name))}
 
 
 def inputs(store: FeatureStore, view: str) -> set[str]:
