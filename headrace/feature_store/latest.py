@@ -117,7 +117,7 @@ class Latest:
         return con
 
     def _best(self, con: duckdb.DuckDBPyConnection) -> str:
-        """Select each key's best row, found by keys and times alone: sorting features takes memory for each."""
+        """Select each key's best row, found by keys and times: to sort features takes memory for each."""
         times = [identifier(time) for time in (self.time, self.created) if time]
         keys = [identifier(key.name) for key in self.keys]
         over = f"PARTITION BY {', '.join(keys)}" if keys else ""
