@@ -407,12 +407,13 @@ class ParityBroken(HeadraceError):
         self.pipeline, self.window, self.parity = spec.name, window, parity
         first, *others = parity.mismatches
         more = f", and {len(others)} more mismatches" if others else ""
-        span = f"{spec.start:%Y-%m-%dT%H:%M:%S} {window.end:%Y-%m-%dT%H:%M:%S}"
+        end = f"{window.end:%Y-%m-%dT%H:%MZ}"
         super().__init__(
             f"The online store does not serve what `{spec.name}` is trained on: of {parity.rows:,} "
             f"predictions in {window}, {first.rows:,} get `{first.view}:{first.feature}` {first.cause} ("
-            f"{first.example}){more}. `headrace features parity {spec.name} --all --as-of "
-            f"{window.end:%Y-%m-%dT%H:%MZ}` shows all. `feast -c features materialize {span}` fills it again."
+            f"{first.example}){more}. `headrace features parity {spec.name} --all --as-of {end}` shows all. "
+            f"`headrace features refill {spec.name} --as-of {end}` fills it again from the feature tables, "
+            "in place of what is there. If the store has gone on past that instant, name a later one to both."
         )
 
 

@@ -13,7 +13,6 @@ from headrace.errors import UnknownFeature
 from headrace.feature_store import catalog
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
-from headrace.lake import Lake
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 from tests.conftest import ROOT, utc
@@ -34,7 +33,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="module")
 def views(registered: Settings) -> list[catalog.View]:
     store = features.open_store(ROOT / "features", registered)
-    return catalog.views(store, PIPELINES, Lake(registered.lake), utc(2013, 7))
+    return catalog.views(store, PIPELINES, utc(2013, 7))
 
 
 def test_everything_declared_says_what_it_is_and_whose(views: list[catalog.View]) -> None:

@@ -6,7 +6,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,17 +21,30 @@ import pandas as pd
 import psycopg
 import pyarrow as pa
 import pytest
-from feast import BatchFeatureView, Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, types
+from feast import (
+    BatchFeatureView,
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    FileSource,
+    RepoConfig,
+    types,
+)
 from feast.data_format import DeltaFormat, ParquetFormat
+from feast.errors import FeatureViewNotFoundException
 from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.feature_store import encoding, engine, latest, writers
+from headrace.feature_store import embedded, encoding, engine, latest, parity, writers
+from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
 
 KINDS = ("sqlite", "redis", "postgres")
@@ -142,13 +157,18 @@ def places(request, home, tmp_path):
 every_store = pytest.mark.parametrize("places", KINDS, indirect=True)
 
 
-def store_at(home: Path, place: Place, engine: str = OURS, offline: str = "") -> FeatureStore:
-    name = crc32(f"{place.online} {engine}".encode())  # the same in every process
-    registry = home / f"registry-{name}.db"
+def store_at(
+    home: Path, place: Place, engine: str = OURS, offline: str = "", registry: Any = "", project: str = "test"
+) -> FeatureStore:
+    name = crc32(f"{place.online} {engine} {project}".encode())  # the same in every process
+    registry = registry or {
+        "path": str(home / f"registry-{name}.db"),
+        "serve_features_while_materializing": True,
+    }
     ours = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(home)}
     return FeatureStore(
         config=RepoConfig(
-            project="test", provider="local", registry=str(registry), online_store=place.online,
+            project=project, provider="local", registry=registry, online_store=place.online,
             offline_store={"type": offline} if offline else ours, batch_engine={"type": engine},
             entity_key_serialization_version=3,
         )
@@ -175,9 +195,9 @@ def opened(home: Path, place: Place, view: Any = None, **options: Any) -> Featur
     return store
 
 
-def bring(store: FeatureStore, start: datetime, end: datetime) -> None:
+def bring(store: FeatureStore, start: datetime, end: datetime, name: str = "flights") -> None:
     """Run the engine itself: no registry in between, so that windows may come in any order."""
-    view = store.get_feature_view("flights")
+    view = store.get_feature_view(name)
     task = MaterializationTask("test", view, start, end)
     (job,) = store._get_provider().batch_engine.materialize(store.registry, task)
     if error := job.error():
@@ -262,7 +282,7 @@ def test_of_equally_late_rows_the_one_created_last_stays(home, places, tmp_path)
     """Corrected upward in the lake, then brought again from a copy that is older."""
     lake, rows = Lake(str(tmp_path)), pa.parquet.read_table(home / "flights.parquet")
     stamp = rows.schema.get_field_index("created")
-    later = rows.set_column(stamp, "created", pa.compute.add(rows["created"], timedelta(hours=1)))
+    later = rows.set_column(stamp, "created", pa.compute.add(rows["created"], timedelta(minutes=30)))
     number = rows.schema.get_field_index("number")
     later = later.set_column(number, "number", pa.compute.add(later["number"], 1_000))
     lake.table("flights").append(later, "corrected")
@@ -334,6 +354,170 @@ def test_killed_in_the_middle_and_run_again_is_as_if_never_killed(home, places):
     bring(store_at(home, places[0]), START, END)
     assert places[0].cells() == whole
     assert 0 < half < len(whole)
+
+
+late = FeatureView(
+    name="late",
+    entities=[airport],
+    ttl=timedelta(0),
+    schema=[Field(name="airport", dtype=types.Int64), Field(name="number", dtype=types.Int64)],
+    source=FileSource(
+        name="late", path="late", file_format=DeltaFormat(), timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    ),
+)  # fmt: skip
+EACH_AIRPORT = [1, 2, 3]
+
+
+def served(home: Path, place: Place, **options: Any) -> FeatureStore:
+    """Open a store of one view, ``late``, and a service of that name; the table may come later."""
+    store = store_at(home, place, **options)
+    store.apply([airport, late, FeatureService(name="late", features=[late])])
+    return store
+
+
+def put(home: Path, rows: list[tuple[int, float, float, int]]) -> None:
+    """Make rows of airport, hour, hour of creation and number all there is of the table."""
+    at = [[START + timedelta(hours=row[i]) for row in rows] for i in (1, 2)]
+    stamps = [pa.array(times, pa.timestamp("us", "UTC")) for times in at]
+    numbers = [pa.array([row[i] for row in rows], pa.int64()) for i in (0, 3)]
+    names = ["airport", "event_timestamp", "created", "number"]
+    Lake(str(home)).table("late").replace(pa.table([numbers[0], *stamps, numbers[1]], names=names))
+
+
+def wrong(store: FeatureStore, hour: float) -> tuple:
+    """Return in what the online store differs from the join at that hour."""
+    asked = [{"airport": i, "event_timestamp": START + timedelta(hours=hour)} for i in EACH_AIRPORT]
+    return parity.compare(store, "late", pa.Table.from_pylist(asked)).mismatches
+
+
+some_hours = st.integers(0, 4)
+some_rows = st.lists(
+    st.tuples(st.sampled_from(EACH_AIRPORT), some_hours.map(lambda h: h + 0.5), some_hours, some_hours),
+    max_size=8,
+)
+
+
+@every_store
+def test_online_is_what_the_join_finds_at_the_end_however_late_rows_came_and_were_rebuilt(tmp_path, places):
+    """Each step ends an hour later: rows that became known since are there, or the whole table is another."""
+    steps = st.lists(st.tuples(some_rows, st.booleans()), min_size=2, max_size=4)
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(steps, st.booleans())
+    def as_the_join_finds_it(steps, begin_later):
+        places[0].clear()
+        home = Path(tempfile.mkdtemp(dir=tmp_path))
+        store, rows = served(home, places[0]), []
+        start = START + timedelta(hours=1) if begin_later else None
+        for hour, (more, rebuilt) in enumerate(steps, 2):
+            # what is appended is known after the end of the step before
+            rows = more if rebuilt else rows + [(k, t, hour - 1 + c / 6, n) for k, t, c, n in more if c]
+            put(home, rows)
+            if rebuilt:
+                features.forget(store, "late", START)
+            features.materialize(store, "late", START + timedelta(hours=hour), start)
+            start = None
+            if not (begin_later and hour == 2):
+                assert wrong(store, hour) == ()
+
+    as_the_join_finds_it()
+
+
+REBUILT = [(1, 0.5, 0.5, 10), (2, 2.5, 2.5, 20)]
+"""The table's rows once rebuilt: 1 has gone back in time, and 3 is gone."""
+
+
+def die_at(where: str, home: Path, place: Place) -> None:
+    """Bring rebuilt rows online, and be killed after a row, before keys are removed, or at the end."""
+    store, first = store_at(home, place), latest.Latest.chunks
+
+    def killed(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed_after_one(self: Any) -> Any:
+        yield next(first(self))
+        killed()
+
+    patches = {
+        "write": (latest.Latest, "chunks", killed_after_one),
+        "sweep": (engine, "_sweep", killed),
+        "note": (store.registry, "apply_materialization", killed),
+    }
+    latest.CELLS = 1
+    setattr(*patches[where])
+    features.materialize(store, "late", START + timedelta(hours=5))
+
+
+@pytest.mark.parametrize(
+    ("places", "where"),
+    [(kind, "write") for kind in KINDS] + [("redis", "sweep"), ("sqlite", "sweep"), ("postgres", "note")],
+    indirect=["places"],
+)
+def test_killed_while_it_replaces_what_was_rebuilt_a_run_ends_it(tmp_path, places, where):
+    store = served(tmp_path, places[0])
+    put(tmp_path, [(i, 1.5, 1.5, i) for i in EACH_AIRPORT])
+    features.materialize(store, "late", START + timedelta(hours=4))
+    put(tmp_path, REBUILT)
+    features.forget(store, "late", START)
+    victim = multiprocessing.get_context("spawn").Process(target=die_at, args=(where, tmp_path, places[0]))
+    victim.start()
+    victim.join(120)
+    assert victim.exitcode == -signal.SIGKILL
+
+    def number() -> list:
+        return store.get_online_features(["late:number"], [{"airport": i} for i in EACH_AIRPORT]).to_dict()[
+            "number"
+        ]
+
+    assert (number() == [10, 20, None]) == (where == "note")
+    for _ in range(2):
+        features.materialize(store_at(tmp_path, places[0]), "late", START + timedelta(hours=4))
+        assert number() == [10, 20, None]
+        assert wrong(store, 4) == ()
+
+
+@every_store
+def test_what_others_brought_of_a_later_time_outlives_a_rebuild(tmp_path, places):
+    """And keys of another project that ends alike, or of another view, are none of its business."""
+    store, rows = served(tmp_path, places[0]), [(1, 1.5, 1.5, 1), (2, 8.5, 8.5, 2), (3, 1.5, 1.5, 3)]
+    put(tmp_path, rows)
+    features.materialize(store, "late", START + timedelta(hours=4))
+    features.forget(store, "late", START)
+    bring(store, START, START + timedelta(hours=9), "late")  # as another run that knows of nothing
+    other = served(tmp_path, places[0], project="contest")
+    features.materialize(other, "late", START + timedelta(hours=9))
+    put(tmp_path, rows[:1])
+    features.materialize(store, "late", START + timedelta(hours=4))
+    for shop, numbers in ((store, [1, 2, None]), (other, [1, 2, 3])):
+        asked = [{"airport": i} for i in EACH_AIRPORT]
+        assert shop.get_online_features(["late:number"], asked).to_dict()["number"] == numbers
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", ["file", "sql"])
+def test_a_view_stays_registered_while_it_is_noted_that_its_rows_are_rebuilt(tmp_path, places, kind):
+    registry = {"registry_type": "sql", "path": f"sqlite:///{tmp_path}/registry.sqlite"}
+    given = {"registry": registry} if kind == "sql" else {}
+    store, asked = served(tmp_path, places[0], **given), [{"airport": 1}]
+    put(tmp_path, [(1, 1.5, 1.5, 1)])
+    features.materialize(store, "late", START + timedelta(hours=4))
+    put(tmp_path, REBUILT)
+    removed = [name for name in dir(store.registry) if name.startswith("delete_")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in removed:
+            patch.delattr(type(store.registry), name)
+        features.forget(store, "late", START + timedelta(hours=4))  # nothing so late was brought
+        features.materialize(store, "late", START + timedelta(hours=4))
+        assert store.get_online_features(["late:number"], asked).to_dict()["number"] == [1]
+        features.forget(store, "late", START)
+    assert len(features.views_of(store_at(tmp_path, places[0], **given), "late")) == 1
+    features.apply(store, __name__)  # as every run of a flow does: what is noted stays
+    features.materialize(store, "late", START + timedelta(hours=4))
+    assert store.get_online_features(["late:number"], asked).to_dict()["number"] == [10]
+    store.registry.delete_feature_view("late", store.project)
+    with pytest.raises(FeatureViewNotFoundException, match="late"):
+        features.materialize(store, "late", START + timedelta(hours=5))
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)
@@ -468,6 +652,46 @@ def test_encoded_columns_are_what_protobuf_makes_of_them(kind, data):
         assert encoding.texts(column, typed).to_pylist() == [
             extract_text_and_num(m, False)[0] for m in messages
         ]
+
+
+def test_nanoseconds_are_cut_as_what_is_less_than_a_second_is():
+    for column in (pa.array([1_700_000_000_123_456_789]), pa.array([[1_700_000_000_123_456_789]])):
+        scalar = not pa.types.is_list(column.type)
+        stamps = column.cast(pa.timestamp("ns") if scalar else pa.list_(pa.timestamp("ns")))
+        kind = ValueType.UNIX_TIMESTAMP if scalar else ValueType.UNIX_TIMESTAMP_LIST
+        (whole,) = python_values_to_proto_values([1_700_000_000 if scalar else [1_700_000_000]], kind)
+        assert encoding.values(stamps, kind).to_pylist() == [whole.SerializeToString()]
+
+
+def test_very_wide_rows_come_in_few_chunks_and_little_memory():
+    """What a chunk costs for each of its columns must not be paid row by row."""
+    wide, rows = 2_500, 250
+    stamps = pa.array([START] * rows, pa.timestamp("us", "UTC"))
+    table = pa.table({"id": range(rows), "t": stamps} | {f"f{i}": range(i, i + rows) for i in range(wide)})
+    columns = [latest.Column(f"f{i}", ValueType.INT64) for i in range(wide)]
+    found = latest.Latest(
+        table, (latest.Column("id", ValueType.INT64),), tuple(columns), "t", None, START, END
+    )  # fmt: skip
+    chunks = list(found.chunks())
+    assert [len(chunk.keys) for chunk in chunks] == [100, 100, 50]
+    assert sum(pa.compute.sum(chunk.features[-1][2]).as_py() for chunk in chunks) == sum(range(2_499, 2_749))
+
+
+def test_threads_read_and_write_the_registry_file_at_once(tmp_path):
+    from feast.repo_config import RegistryConfig
+
+    place = embedded.HomeRegistryStore(RegistryConfig(path=str(tmp_path / "registry.db")), tmp_path)
+    place.update_registry_proto(registry := Registry(registry_schema_version="1"))
+
+    def write_and_read(_: int) -> str:
+        mine = Registry()
+        mine.CopyFrom(registry)
+        place.update_registry_proto(mine)
+        return place.get_registry_proto().registry_schema_version
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(write_and_read, range(100))) == {"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["registry.db"]
 
 
 def test_large_integers_beside_nulls_stay_exact():

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from headrace.errors import ParityBroken
 from headrace.feature_store import freshness
 from headrace.feature_store import store as features
 from headrace.feature_store.parity import Cause, compare
-from headrace.lake import Lake
+from headrace.lake import Lake, Window
+from headrace.pipeline import load
 from tests.conftest import utc
 
 FIRST, THEN, FIVE, SIX = (utc(2013, 1, 1, hour) for hour in (0, 4, 5, 6))
@@ -92,6 +96,7 @@ def toy(tmp_path: Path) -> Iterator[Toy]:
             provider="local",
             online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
             offline_store={"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": lake.root},
+            batch_engine={"type": "headrace.feature_store.engine.DaskComputeEngine"},
             entity_key_serialization_version=3,
         )
     )
@@ -161,17 +166,133 @@ def test_a_float_is_the_same_only_to_its_last_bit(toy: Toy) -> None:
     }
 
 
-def test_filling_the_store_again_mends_it(toy: Toy) -> None:
-    """As ``feast materialize`` does, which the error names."""
+def test_filling_the_store_again_mends_whatever_differs(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``headrace features refill`` does, which the error names: also what is newer than all there is."""
+    from headrace.cli import app
+
+    spec = replace(load("flights"), feature_service="toys", start=FIRST)
+    monkeypatch.setattr("headrace.cli.features._state", lambda: (toy.feast, toy.lake, None))
+    monkeypatch.setattr("headrace.pipeline.load", lambda _: spec)
     toy.bring_online()
-    toy.sql("DELETE FROM toy_toy")
-    toy.feast.materialize(FIRST, utc(2013, 1, 1, 6))
+    later = int(FIVE.timestamp())
+    toy.sql(
+        "UPDATE toy_toy SET value = ?, event_ts = ? WHERE feature_name = 'g'", (_value(int64_val=9), later)
+    )
+    assert toy.wrong() == {("g", Cause.NEWER): 3}
+    found = compare(toy.feast, "toys", toy.asked())
+    told = str(ParityBroken(spec, Window(FIRST, SIX), found))
+    (command,) = re.findall("`headrace (features refill [^`]*)`", told)
+    done = CliRunner().invoke(app, command.split())
+    assert (done.exit_code, toy.wrong()) == (0, {}), done.output
+
+
+def test_what_was_rebuilt_is_brought_again_though_it_is_older_than_its_ttl(toy: Toy) -> None:
+    """A reader who names the hour in the key asks for hours long past."""
+    toy.bring_online()
+    table = toy.lake.table("features/toy")
+    rows = toy.lake.connect({"t": table.name}).sql("SELECT * REPLACE (g * 10 AS g) FROM t").to_arrow_table()
+    table.replace(rows)
+    assert toy.wrong() == {("g", Cause.VALUE): 3}
+    features.forget(toy.feast, "toys", FIRST)
+    features.materialize(toy.feast, "toys", FIRST)  # the store does not go back in time
     assert toy.wrong() == {}
+    features.forget(toy.feast, "toys", FIRST)
+    features.materialize(toy.feast, "toys", utc(2013, 1, 9))
+    assert toy.wrong() == {}
+
+
+PLAIN: dict[str, Any] = {"keys": ("k",), "renamed": {}, "source": {}, "dtype": "Int64", "values": (1, 2)}
+KINDS: dict[str, dict[str, Any]] = {
+    "without entities": {"keys": ()},
+    "of a renamed key": {"renamed": {"k": "guest"}},
+    "of mapped columns": {"source": {"field_mapping": {"when": "happened", "what": "f", "who": "k"}}},
+    "of a table elsewhere": {"source": {"path": "elsewhere"}},
+    "at a pinned version": {"pinned": True},
+    "of images": {"dtype": "ImageBytes", "values": (b"old", b"new")},
+    "of times": {"dtype": "UnixTimestamp", "values": (THEN, FIVE)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_view_of_any_kind_is_served_measured_and_blamed(tmp_path: Path, kind: str) -> None:
+    """Beside a view that is not online. A value that changes under its old time is blamed as such."""
+    from feast import (
+        Entity,
+        FeatureService,
+        FeatureStore,
+        FeatureView,
+        Field,
+        FileSource,
+        RepoConfig,
+        ValueType,
+        types,
+    )
+    from feast.data_format import DeltaFormat
+
+    given = PLAIN | KINDS[kind]
+    at = THEN + timedelta(milliseconds=700)
+    lake = Lake(str(tmp_path))
+    columns = {"happened": "when", "f": "what", "k": "who"} if "of mapped" in kind else {}
+
+    def put(value: Any) -> None:
+        rows = [{"k": k, "f": f, "happened": at} for k, f in (("a", value), ("b", None))]
+        table = pa.Table.from_pylist(rows[: 2 if given["keys"] else 1])
+        table = table.rename_columns([columns.get(name, name) for name in table.column_names])
+        lake.table("elsewhere").replace(table)
+
+    path = {"path": str(tmp_path / "elsewhere")} if given["source"].get("path") else {"path": "elsewhere"}
+    source = FileSource(
+        name="s", file_format=DeltaFormat(), timestamp_field="happened", **given["source"] | path
+    )  # fmt: skip
+    entity = Entity(name="k", join_keys=["k"], value_type=ValueType.STRING)
+    fields = [Field(name="f", dtype=getattr(types, given["dtype"]))]
+    fields += [Field(name="k", dtype=types.String)] if given["keys"] else []
+    view = FeatureView(name="v", entities=[entity][: len(given["keys"])], schema=fields, source=source)
+    hidden = FeatureView(
+        name="hidden", entities=[entity], schema=[Field(name="k", dtype=types.String)], source=source,
+        online=False,
+    )  # fmt: skip
+    aliased = view.with_name("other").with_join_key_map(given["renamed"]) if given["renamed"] else view
+    put(given["values"][0])
+    offline: dict[str, Any] = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": lake.root}
+    if pinned := given.get("pinned"):
+        offline["versions"] = {"elsewhere": lake.table("elsewhere").open().version()}
+        put(given["values"][1])
+    store = FeatureStore(
+        config=RepoConfig(
+            project="any",
+            registry=str(tmp_path / "registry.db"),
+            provider="local",
+            online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+            offline_store=offline,
+            batch_engine={"type": "headrace.feature_store.engine.DaskComputeEngine"},
+            entity_key_serialization_version=3,
+        )
+    )
+    unseen = [hidden, FeatureService(name="unseen", features=[hidden])]
+    store.apply([entity, view, FeatureService(name="s", features=[aliased]), *unseen])
+    for service in ("s", "unseen"):
+        features.materialize(store, service, SIX)
+    rows = [{given["renamed"].get("k", "k"): k, "event_timestamp": FIVE} for k in ("a", "b", "c", None)]
+    asked = pa.Table.from_pylist(rows)
+
+    assert compare(store, "s", asked).mismatches == ()
+    assert features.online(store, "s", asked) == features.historical(store, "s", asked)
+    assert features.online(store, "s", asked)["f"].to_pylist()[0] == given["values"][0]
+    (fresh,), (hid,) = (freshness.measure(store, service, SIX) for service in ("s", "unseen"))
+    assert (fresh.newest, fresh.online) == (at, THEN)  # SQLite keeps whole seconds
+    assert (hid.newest, hid.online) == (at, None)
+
+    put(given["values"][1])
+    wrong = () if pinned else (Cause.VALUE,)
+    assert tuple(mismatch.cause for mismatch in compare(store, "s", asked).mismatches) == wrong
 
 
 def test_a_view_is_as_old_as_the_newest_row_that_is_served(toy: Toy) -> None:
     def at(instant: datetime) -> freshness.Freshness:
-        (found,) = freshness.measure(toy.feast, "toys", toy.lake, instant)
+        (found,) = freshness.measure(toy.feast, "toys", instant)
         return found
 
     never = at(utc(2013, 1, 1, 5))
@@ -182,8 +303,12 @@ def test_a_view_is_as_old_as_the_newest_row_that_is_served(toy: Toy) -> None:
     toy.bring_online()
     assert at(utc(2013, 1, 1, 5)).age == timedelta(hours=1)
     assert at(utc(2013, 1, 1, 3)).online == FIRST, "what is later than the instant does not count"
+    features.forget(toy.feast, "toys", FIRST)
+    assert at(FIVE).online == THEN, "what is to be brought again is served meanwhile"
     assert not at(THEN + TTL).overdue
     assert at(THEN + TTL + timedelta(seconds=1)).overdue
+    toy.sql("DELETE FROM toy_toy")
+    assert (at(FIVE).online, at(FIVE).overdue) == (None, True)
 
 
 def test_what_holds_for_ever_is_never_overdue(toy: Toy) -> None:

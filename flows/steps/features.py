@@ -83,7 +83,7 @@ def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: date
         ],
         description=f"## Windows of `{spec.name}` built as of {at:%Y-%m-%d %H:%M} UTC, by cause",
     )
-    views = freshness.measure(open_store(), spec.feature_service, Lake(Settings().lake), at)
+    views = freshness.measure(open_store(), spec.feature_service, at)
     create_table_artifact(
         key=f"freshness-{spec.name}",
         table=[view.line() for view in views],

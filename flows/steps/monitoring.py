@@ -56,7 +56,7 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
     if fared.scores:
         measured |= {"auc": fared.scores.auc, "log_loss": fared.scores.log_loss}
         scored = f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}."
-    for view in freshness.measure(open_store(), spec.feature_service, lake, at):
+    for view in freshness.measure(open_store(), spec.feature_service, at):
         measured[f"feature_age_h.{view.view}"] = None if view.age is None else view.age / timedelta(hours=1)
     metrics = {k: float(v) for k, v in measured.items() if v is not None and not isnan(v)}
     page = settings.mlflow_page

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from headrace.cli.instant import utc
+from headrace.feature_store.parity import SAMPLE
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ AsOf = Annotated[str, typer.Option(help="The instant to believe in, UTC; the pre
 @app.command("list")
 def listed(as_of: AsOf = "") -> None:
     """List the feature views, with the age of what they serve."""
-    store, lake, _ = _state()
+    store, _, _ = _state()
     table = Table("view", "keys", "features", "ttl", "newest online (UTC)", "age", "owner", "service")
-    found = _views(store, lake, as_of)
+    found = _views(store, as_of)
     for view in found:
         table.add_row(
             view.name,
@@ -60,7 +61,7 @@ def show(
     from headrace.feature_store import catalog
 
     store, lake, settings = _state()
-    view, features = catalog.find(name, _views(store, lake, as_of))
+    view, features = catalog.find(name, _views(store, as_of))
     tracking.prepare(settings.mlflow, settings.home)
     used = catalog.models(view.pipeline, features, lake) if view.pipeline else []
     facts = Table.grid(padding=(0, 2))
@@ -94,24 +95,20 @@ def show(
 @app.command()
 def parity(
     pipeline: Annotated[str, typer.Argument(help="Such as flights.")],
-    sample: Annotated[int, typer.Option(min=1, help="How many predictions to compare.")] = 200,
+    sample: Annotated[int, typer.Option(min=1, help="How many predictions to compare.")] = SAMPLE,
     everything: Annotated[bool, typer.Option("--all", help="Compare all predictions.")] = False,
     as_of: Annotated[
         str, typer.Option(help="Compare the last window closed by then, UTC; the last scored if left out.")
     ] = "",
 ) -> None:
     """Compare what the online store serves with what the point-in-time join gives; 1 if they differ."""
-    from headrace.errors import NothingToCompare
-    from headrace.feature_store.parity import compare, spine
+    from headrace.feature_store.parity import measure
     from headrace.pipeline import load
 
     store, lake, _ = _state()
     spec = load(pipeline)
     window = _window(spec, lake, as_of)
-    asked = spine(spec, lake, window, None if everything else sample)
-    if not asked.num_rows:
-        raise NothingToCompare(pipeline, str(window))
-    found = compare(store, spec.feature_service, asked)
+    found = measure(store, spec, lake, window, None if everything else sample)
     compared = f"{found.values:,} values in {found.rows:,} predictions of {window}"
     if not found.mismatches:
         console.print(f"The online store serves what the join gives: all {compared} are the same.")
@@ -122,6 +119,22 @@ def parity(
     console.print(table)
     console.print(f"Compared were {compared}.", highlight=False)
     raise typer.Exit(1)
+
+
+@app.command()
+def refill(
+    pipeline: Annotated[str, typer.Argument(help="Such as flights.")],
+    as_of: AsOf = "",
+) -> None:
+    """Fill the online store again from the feature tables, in place of what is there; readers are served."""
+    from headrace.feature_store import store as feature_store
+    from headrace.pipeline import load
+
+    store, _, _ = _state()
+    spec = load(pipeline)
+    end = utc(as_of) if as_of else datetime.now(UTC)
+    feature_store.forget(store, spec.feature_service, spec.start)
+    feature_store.materialize(store, spec.feature_service, end, spec.start)
 
 
 def _state() -> tuple[Any, Lake, Settings]:
@@ -135,12 +148,12 @@ def _state() -> tuple[Any, Lake, Settings]:
     return open_store(repo, settings), Lake(settings.lake), settings
 
 
-def _views(store: Any, lake: Lake, as_of: str) -> list[View]:
+def _views(store: Any, as_of: str) -> list[View]:
     from headrace.feature_store.catalog import views
     from headrace.pipeline import declared, load
 
     at = utc(as_of) if as_of else datetime.now(UTC)
-    return views(store, [load(name) for name in declared()], lake, at)
+    return views(store, [load(name) for name in declared()], at)
 
 
 def _window(spec: Pipeline, lake: Lake, as_of: str) -> Window:

@@ -60,7 +60,7 @@ class View:
     freshness: Freshness | None
 
 
-def views(store: FeatureStore, specs: Sequence[Pipeline], lake: Lake, as_of: datetime) -> list[View]:
+def views(store: FeatureStore, specs: Sequence[Pipeline], as_of: datetime) -> list[View]:
     """Return every registered view, by name; their freshness is that at ``as_of`` (UTC)."""
     built = {table.table: (spec, table) for spec in specs for table in spec.feature_tables}
     services = store.list_feature_services()
@@ -89,7 +89,7 @@ def views(store: FeatureStore, specs: Sequence[Pipeline], lake: Lake, as_of: dat
                 table=source.path if source else "",
                 sql=table.sql if table else None,
                 reads=raw,
-                freshness=freshness.of(view, lake, as_of) if source else None,
+                freshness=freshness.of(store, view, as_of) if source else None,
             )
         )
     return found

@@ -9,9 +9,11 @@ that Feast's own command line, started anywhere, finds what the flows use.
 from __future__ import annotations
 
 import os
-import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
 
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.infra.registry.file import FileRegistryStore
@@ -45,13 +47,15 @@ class HomeRegistryStore(FileRegistryStore):
         self._filepath = below_home(registry_config.path, repo_path)
 
     def _write_registry(self, registry_proto: Registry) -> None:
-        with tempfile.TemporaryDirectory(dir=self._filepath.parent) as scratch:
-            whole, self._filepath = self._filepath, Path(scratch) / "registry.db"
-            try:
-                super()._write_registry(registry_proto)
-                self._filepath.replace(whole)
-            finally:
-                self._filepath = whole
+        registry_proto.version_id = str(uuid4())
+        registry_proto.last_updated.FromDatetime(datetime.now(UTC))
+        with TemporaryDirectory(dir=self._filepath.parent) as scratch:
+            whole = Path(scratch) / "registry.db"
+            with whole.open("wb") as file:
+                file.write(registry_proto.SerializeToString())
+                file.flush()
+                os.fsync(file.fileno())
+            whole.replace(self._filepath)
 
 
 class HomeSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):

@@ -9,8 +9,8 @@ column whose types are not known here goes through Feast's own conversion.
 from __future__ import annotations
 
 import struct
-from functools import cache
 from itertools import chain
+from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +22,9 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, python_values_to_proto_values
 from feast.value_type import ValueType
 
-from headrace.lake import duckdb_connection
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import duckdb
     from feast.protos.feast.types.Value_pb2 import Value
     from numpy.typing import NDArray
 
@@ -74,7 +71,7 @@ def values(column: pa.Array, kind: ValueType) -> pa.Array:
     if not _is_known(column.type, kind):
         messages = [message.SerializeToString() for message in _as_feast_does(column, kind)]
         return pa.array(messages, pa.binary())
-    known = column.cast(ARROW[kind])
+    known = column.cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)  # kept are whole seconds
     if kind in (ValueType.STRING, ValueType.BYTES):
         return pc.fill_null(_delimited(_tag(kind.value, BYTES), known.cast(pa.binary())), b"")
     given, matrix, lengths = _scalars(known, kind)
@@ -99,10 +96,8 @@ def texts(column: pa.Array, kind: ValueType) -> pa.Array:
     if kind is ValueType.BOOL:
         return pc.if_else(known, "True", "False")
     if kind in FLOATS:
-        numbers = pa.table({"x": pc.if_else(pc.is_nan(known), None, known).cast(pa.float64())})
-        # DuckDB writes numbers as Python does, and unlike Python's `repr` it does so without holding the GIL
-        found = _calculator().cursor().from_arrow(numbers).project("x::VARCHAR AS x").to_arrow_table()["x"]
-        return found.combine_chunks()
+        # Python's own, a value at a time: asking DuckDB costs more than it saves up to thousands of rows.
+        return pa.array([None if x is None or isnan(x) else str(x) for x in known.to_pylist()], pa.string())
     return known.cast(pa.string())
 
 
@@ -136,11 +131,6 @@ def timestamps(times: pa.Array) -> pa.Array:
 
 KEYED = (ValueType.STRING, ValueType.BYTES, ValueType.UNIX_TIMESTAMP, *INTEGERS)
 """Types that Feast takes for keys."""
-
-
-@cache
-def _calculator() -> duckdb.DuckDBPyConnection:
-    return duckdb_connection()
 
 
 def _is_known(found: pa.DataType, kind: ValueType) -> bool:
@@ -231,7 +221,7 @@ def _varints(numbers: NDArray) -> tuple[NDArray[np.uint8], NDArray]:
 
 def _items(column: pa.Array, kind: ValueType) -> pa.Array:
     """Return the bytes of Feast's list messages, whose one field, number 1, repeats; null stays null."""
-    items = column.flatten().cast(ARROW[kind])
+    items = column.flatten().cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)
     ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
     bounds = np.concatenate([[0], ends])
     if kind in (ValueType.STRING, ValueType.BYTES):

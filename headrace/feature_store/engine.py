@@ -7,11 +7,12 @@ latest rows go to Feast's local engine, and so do stores without a bulk writer.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from feast import FeatureView, FileSource
-from feast.data_format import DeltaFormat
+import pyarrow as pa
+from feast import FeatureView
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.common.materialization_job import MaterializationJobStatus
 from feast.infra.compute_engines.base import ComputeEngine
@@ -20,13 +21,19 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.repo_config import FeastConfigBaseModel
 
 from headrace.cluster import cluster, crew
+from headrace.feature_store.brought import owed as owed_of
 from headrace.feature_store.embedded import settings_beside
-from headrace.feature_store.latest import Column, Latest
+from headrace.feature_store.latest import MEMORY, Column, Latest
 from headrace.feature_store.offline import DeltaOfflineStore
-from headrace.feature_store.writers import Sqlite, Writer, writer
-from headrace.lake import Lake, Table
+from headrace.feature_store.sources import Snapshot, is_delta, snapshot
+from headrace.feature_store.writers import BATCH, Sqlite, Writer, writer
+from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    import duckdb
+    from feast.data_source import DataSource
     from feast.infra.common.materialization_job import MaterializationJob, MaterializationTask
     from feast.infra.common.retrieval_task import HistoricalRetrievalTask
     from feast.infra.offline_stores.offline_store import RetrievalJob
@@ -68,9 +75,13 @@ class DaskComputeEngine(ComputeEngine):
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> MaterializationJob:
-        """Bring each key's latest row of ``[start_time, end_time]`` into the online store.
+        """Bring online, of each key, the latest row that became known in ``[start_time, end_time]``.
 
         It may be killed anywhere and run again: the store keeps what is newest.
+        Where that much of the view is to be brought again, what is there gives way,
+        and keys that are left without a row are removed. Of sources that are not
+        Delta tables, or of another offline store, it is each key's latest row of that
+        event time, as Feast has it.
 
         Raises:
             NotBuilt: The view's table does not exist.
@@ -80,55 +91,88 @@ class DaskComputeEngine(ComputeEngine):
         if not place:
             return self._local._materialize_one(registry, task, **kwargs)
         if view.online:
-            self._bring(self._latest(task), place)
+            latest, owed = self._latest(task), owed_of(view)
+            again = bool(owed and task.start_time <= owed[0] and owed[1] <= task.end_time)
+            self._bring(latest, place, task.end_time if again else None)
+            if again:
+                _sweep(latest, place, task.end_time)
         job = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(job, MaterializationJobStatus.SUCCEEDED)
 
     def _latest(self, task: MaterializationTask) -> Latest:
         view, source = task.feature_view, task.feature_view.batch_source
         assert source, f"view {view.name} has no source to read"
-        column = {field: column for column, field in (source.field_mapping or {}).items()}
         keys, features = (
             tuple(
-                Column(column.get(field.name, field.name), field.name, field.dtype.to_value_type())
+                Column(field.name, field.dtype.to_value_type())
                 for field in fields
                 if field.name != DUMMY_ENTITY_ID
             )
             for fields in (view.entity_columns, view.features)
         )
-        time, created = (
-            column.get(name, name) for name in (source.timestamp_field, source.created_timestamp_column)
-        )
-        span = (task.start_time, task.end_time)
-        if (
-            isinstance(self.offline_store, DeltaOfflineStore)
-            and isinstance(source, FileSource)
-            and isinstance(source.file_format, DeltaFormat)
-        ):
-            root = self.repo_config.offline_store.lake or settings_beside(self.repo_config.repo_path).lake
-            table = Lake(root).table(source.path)
-            return Latest(table, table.open().version(), keys, features, time, created or None, *span)
-        names = ([key.source for key in keys], [feature.source for feature in features])
-        job = self.offline_store.pull_latest_from_table_or_query(
-            self.repo_config, source, *names, time, created or None, *span
-        )
-        return Latest(job.to_arrow(), None, keys, features, time, created or None, *span)
+        time, created = source.timestamp_field, source.created_timestamp_column or None
+        rows = self._snapshot(source) or self._rows(task, keys, features)
+        return Latest(rows, keys, features, time, created, task.start_time, task.end_time)
 
-    def _bring(self, latest: Latest, place: Writer) -> None:
+    def _snapshot(self, source: DataSource) -> Snapshot | None:
+        """Return the source's Delta table at a version; None if it is none, or not read through headrace."""
+        ours = isinstance(self.offline_store, DeltaOfflineStore)
+        return snapshot(self.repo_config, source) if ours and is_delta(source) else None
+
+    def _rows(
+        self, task: MaterializationTask, keys: tuple[Column, ...], features: tuple[Column, ...]
+    ) -> pa.Table:
+        """Return the latest rows as the offline store finds them, by the view's names of columns."""
+        source = task.feature_view.batch_source
+        assert source, "whoever asks has seen to it"
+        names = source.field_mapping or {}
+        column = {name: column for column, name in names.items()}
+        time, created = source.timestamp_field, source.created_timestamp_column
+        job = self.offline_store.pull_latest_from_table_or_query(
+            config=self.repo_config,
+            data_source=source,
+            join_key_columns=[column.get(key.name, key.name) for key in keys],
+            feature_name_columns=[column.get(feature.name, feature.name) for feature in features],
+            timestamp_field=column.get(time, time),
+            created_timestamp_column=column.get(created, created) or None,
+            start_date=task.start_time,
+            end_date=task.end_time,
+        )
+        rows = job.to_arrow()
+        return rows.rename_columns([names.get(name, name) for name in rows.column_names])
+
+    def _bring(self, latest: Latest, place: Writer, upto: datetime | None) -> None:
         """Write what there is: many rows of the lake in parts, each on any worker; else here."""
-        single = isinstance(place, Sqlite) or not isinstance(latest.rows, Table) or not latest.keys
+        single = isinstance(place, Sqlite) or not isinstance(latest.rows, Snapshot) or not latest.keys
         most = 1 if single else -(-latest.count() // PART)
         if most <= 1:
-            place.write(latest.chunks())
+            place.write(latest.chunks(), upto)
             return
         with cluster(self._address, self._workers) as client:
             parts = min(most, 2 * sum(worker.threads for worker in crew(client)))
             each = [replace(latest, part=part, parts=parts) for part in range(parts)]
-            client.gather(client.map(_write, each, place=place, pure=False))
+            client.gather(client.map(_write, each, place=place, upto=upto, pure=False))
 
 
-def _write(part: Latest, place: Writer) -> None:
-    place.write(part.chunks())
+def _write(part: Latest, place: Writer, upto: datetime | None) -> None:
+    place.write(part.chunks(), upto)
+
+
+def _sweep(latest: Latest, place: Writer, upto: datetime) -> None:
+    """Remove from ``place`` the keys of which ``latest`` finds no row; those to remove are kept on disk."""
+    with closing(duckdb_connection(memory=f"{MEMORY}MB")) as con:
+        con.execute("CREATE TABLE held (key BLOB); CREATE TABLE found (key BLOB)")
+        for keys in place.held():
+            _add(con, "held", pa.array(keys, pa.binary()))
+        for chunk in replace(latest, features=()).chunks():
+            _add(con, "found", chunk.keys)
+        gone = con.execute("SELECT key FROM held ANTI JOIN found USING (key)")
+        while rows := gone.fetchmany(BATCH):
+            place.remove([key for (key,) in rows], [feature.name for feature in latest.features], upto)
+
+
+def _add(con: duckdb.DuckDBPyConnection, table: str, keys: pa.Array) -> None:
+    con.from_arrow(pa.table({"key": keys})).insert_into(table)
 
 
 def _is_plain(task: MaterializationTask) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import NotBuilt
+from headrace.feature_store import brought
+from headrace.feature_store.store import NOBODY, inputs, stored_views
+from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
-
-    from headrace.lake import Lake
 
 
 @dataclass(frozen=True)
@@ -48,23 +51,51 @@ class Freshness:
         }
 
 
-def measure(store: FeatureStore, service: str, lake: Lake, as_of: datetime) -> list[Freshness]:
+def measure(store: FeatureStore, service: str, as_of: datetime) -> list[Freshness]:
     """Return how fresh each stored view of ``service`` is at ``as_of`` (UTC); later rows do not count."""
-    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
-    return [of(view, lake, as_of) for view in store.list_feature_views() if view.name in used]
+    return [of(store, view, as_of) for view in stored_views(store, service)]
 
 
-def of(view: FeatureView, lake: Lake, as_of: datetime) -> Freshness:
-    """Return how fresh one view is at ``as_of`` (UTC)."""
-    source, brought = view.batch_source, view.most_recent_end_time
-    assert source is not None, f"view {view.name} has no source"
-    newest = online = None
-    table = lake.table(source.path)  # type: ignore[attr-defined]
-    if table.exists():
-        con = lake.connect({"rows": table.name})
-        time = f'"{source.timestamp_field}"'
-        newest, online = con.execute(
-            f"SELECT max({time}), max({time}) FILTER ({time} <= $brought) FROM rows WHERE {time} <= $as_of",
-            {"as_of": as_of, "brought": brought},
-        ).fetchall()[0]
+def of(store: FeatureStore, view: FeatureView, as_of: datetime) -> Freshness:
+    """Return how fresh one view is at ``as_of`` (UTC).
+
+    Of the rows that were brought online, as Feast's registry has it, the newest is
+    asked of the online store: what it has under that key is what counts.
+    """
+    newest, _ = _newest(store, view, as_of)
+    reached, online = brought.reached(view), None
+    if newest and reached and view.online:
+        at, key = _newest(store, view, min(as_of, reached))
+        held = _held(store, view, key) if at else None
+        online = min(at, held) if at and held else None
     return Freshness(view.name, view.ttl or timedelta(0), newest, online, as_of)
+
+
+def _newest(store: FeatureStore, view: FeatureView, at: datetime) -> tuple[datetime | None, dict[str, Any]]:
+    """Return event time and key of the newest row known ``at`` that instant; None if there is none."""
+    from headrace.feature_store import sources
+
+    source, con = view.batch_source, duckdb_connection()
+    assert source is not None, f"view {view.name} has no source"
+    try:
+        sources.view_rows(con, store.config, source, until=at).create_view("rows")
+    except NotBuilt:
+        return None, {}
+    names = sorted(inputs(store, view.name))
+    time, *keys = map(sources.identifier, [source.timestamp_field, *names])
+    known = sources.identifier(source.created_timestamp_column or source.timestamp_field)
+    where = [f"greatest({time}, {known}) <= $at", *(f"{key} IS NOT NULL" for key in keys)]
+    columns = ", ".join([f"{time}::TIMESTAMPTZ", *keys])
+    query = f"SELECT {columns} FROM rows WHERE {' AND '.join(where)} ORDER BY {time} DESC LIMIT 1"
+    newest, *values = con.execute(query, {"at": at}).fetchone() or (None,)
+    return newest, dict(zip(names, values, strict=False))
+
+
+def _held(store: FeatureStore, view: FeatureView, key: dict[str, Any]) -> datetime | None:
+    """Return the event time of what the online store has under ``key``; None if it has nothing."""
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+
+    asked = {name: [value] for name, value in key.items()} or NOBODY
+    (*_, found) = store.get_online_features([f"{view.name}:{view.features[0].name}"], asked).proto.results
+    missing = found.statuses[0] == FieldStatus.NOT_FOUND
+    return None if missing else found.event_timestamps[0].ToDatetime(UTC)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from feast.value_type import ValueType
 
+from headrace.feature_store.brought import TICK
 from headrace.feature_store.encoding import entity_keys
+from headrace.feature_store.sources import identifier, instant
 from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
@@ -18,20 +20,22 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-    from headrace.lake import Table
+    from headrace.feature_store.sources import Snapshot
 
 CELLS = 10_000
 """Feature values in a chunk: what is held in memory, and lost if killed."""
 
-MEMORY = "256MB"
-"""What DuckDB may hold before it goes to disk: enough for any number of rows."""
+ROWS = 100
+"""Rows in a chunk of many features: what each column costs, however short, is paid a chunk at a time."""
+
+MEMORY, MORE = 256, 0.5
+"""Megabytes that DuckDB may hold before it goes to disk: enough for any number of rows; more per feature."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the source, the name that Feast knows it by, and Feast's type of it."""
+    """A column, by the name that the view calls it, and Feast's type of it."""
 
-    source: str
     name: str
     kind: ValueType
 
@@ -48,20 +52,24 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Latest:
-    """Of every key the row latest in ``[start, end]``; of equally late ones the one created last.
+    """Of every key the latest row of those that became known in ``[start, end]``, as the join finds it.
 
-    A row without all of its keys can never be asked for and is left out.
+    A row is known once it happened and was created; one that does not say when
+    it was created never is. Of equally late rows it is the one created last, and
+    of these the one whose features, in the order given, are the greatest. A row
+    without all of its keys can never be asked for and is left out.
 
     Args:
-        rows: Where they are: a lake's table, or the rows themselves.
-        version: The Delta version read, so that all parts see the same rows.
+        rows: Where they are: a table at a version, so that all parts see the same
+            rows, or the very rows that count, whenever they became known.
         time: Column of the event time; naive times are UTC.
-        created: Column of the time of creation, if there is one.
+        created: Column of the time of creation, if there is one. At a tick after
+            ``end`` is in time: who wants what is known at an instant and happened
+            before it can only say to Feast that it ends a tick earlier.
         part: Which of ``parts`` about equal parts of the keys this is.
     """
 
-    rows: Table | pa.Table
-    version: int | None
+    rows: Snapshot | pa.Table
     keys: tuple[Column, ...]
     features: tuple[Column, ...]
     time: str
@@ -72,26 +80,23 @@ class Latest:
     parts: int = 1
 
     def count(self) -> int:
-        """Count the rows of the window, of which the latest are some."""
+        """Count the rows that became known, of which the latest are some."""
         con = self._connect()
-        (count,) = con.execute(f"SELECT count(*) FROM given WHERE {self._inside()}").fetchone() or (0,)
+        (count,) = con.execute(f"SELECT count(*) FROM ({self._known()})").fetchone() or (0,)
         return int(count)
 
     def chunks(self) -> Iterator[Chunk]:
         """Read the rows, about in the order of their entity keys, so that a store's trees grow at one end."""
-        con, keys = self._connect(), [_quoted(key.source) for key in self.keys]
-        times = [_quoted(self.time), *([_quoted(self.created)] if self.created else [])]
-        over = f"PARTITION BY {', '.join(keys)}" if keys else ""
-        newest = ", ".join(f"{time} DESC" for time in times)
-        columns = [*keys, *(_quoted(feature.source) for feature in self.features)]
-        instants = [f"({time})::TIMESTAMPTZ" for time in (times[0], times[-1] if self.created else "NULL")]
+        con = self._connect()
+        wanted = [*self.keys, *self.features]
+        times = [identifier(self.time), identifier(self.created) if self.created else "NULL"]
+        instants = [f"{time}::TIMESTAMPTZ" for time in times]
+        columns = [*(identifier(column.name) for column in wanted), *instants]
         query = f"""
-            SELECT {", ".join(f"{sql} AS c{i}" for i, sql in enumerate([*columns, *instants]))}
-            FROM given WHERE {self._inside()}
-            QUALIFY row_number() OVER ({over} ORDER BY {newest}) = 1
+            SELECT {", ".join(f"{sql} AS c{i}" for i, sql in enumerate(columns))} FROM ({self._best(con)})
             ORDER BY {", ".join(_order(key) for key in sorted(self.keys, key=lambda k: k.name)) or "1"}
         """
-        size = max(CELLS // max(len(self.features), 1), 1)
+        size = max(CELLS // max(len(self.features), 1), min(CELLS, ROWS))
         fields, split = (*self.keys, *self.features), len(self.keys)
         with closing(con):
             for batch in con.execute(query).to_arrow_reader(size):
@@ -103,24 +108,52 @@ class Latest:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import pyarrow as pa
 
-        con = duckdb_connection(memory=MEMORY)
+        con = duckdb_connection(memory=f"{MEMORY + MORE * len(self.features):.0f}MB")
         con.execute("SET preserve_insertion_order = false")
         if isinstance(self.rows, pa.Table):
             con.register("given", self.rows)
         else:
-            self.rows.relation(con, self.version).create_view("given")
+            self.rows.relation(con, None if self.created else self.start, self.end).create_view("given")
         return con
 
-    def _inside(self) -> str:
-        time, keys = _quoted(self.time), [_quoted(key.source) for key in self.keys]
-        bounds = [
-            f"{time} >= TIMESTAMPTZ '{self.start.isoformat()}'",
-            f"{time} <= TIMESTAMPTZ '{self.end.isoformat()}'",
-            *(f"{key} IS NOT NULL" for key in keys),
-        ]
+    def _best(self, con: duckdb.DuckDBPyConnection) -> str:
+        """Select each key's best row, found by keys and times: to sort features takes memory for each."""
+        times = [identifier(time) for time in (self.time, self.created) if time]
+        keys = [identifier(key.name) for key in self.keys]
+        over = f"PARTITION BY {', '.join(keys)}" if keys else ""
+        latest = ", ".join(f"{time} DESC NULLS LAST" for time in times)
+        con.execute(f"""
+            CREATE TEMP TABLE latest AS SELECT {", ".join([*keys, *times])} FROM ({self._known()})
+            QUALIFY rank() OVER ({over} ORDER BY {latest}) = 1
+        """)
+        same = " AND ".join(f"known.{name} IS NOT DISTINCT FROM latest.{name}" for name in [*keys, *times])
+        best = f"SELECT known.* FROM ({self._known()}) AS known SEMI JOIN latest ON {same}"
+        tied = con.execute(
+            f"SELECT 1 FROM latest GROUP BY {', '.join(keys) or '()'} HAVING count(*) > 1 LIMIT 1"
+        )
+        if not self.features or not tied.fetchone():
+            return best
+        greatest = ", ".join(f"{identifier(feature.name)} DESC NULLS LAST" for feature in self.features)
+        return f"{best} QUALIFY row_number() OVER ({over} ORDER BY {greatest}) = 1"
+
+    def _known(self) -> str:
+        """Select this part's rows that became known in time, so that whole row groups can be skipped."""
+        import pyarrow as pa
+
+        keys = [identifier(key.name) for key in self.keys]
+        which = [f"{key} IS NOT NULL" for key in keys]
         if self.parts > 1:
-            bounds.append(f"hash({', '.join(keys)}) % {self.parts} = {self.part}")
-        return " AND ".join(bounds)
+            which.append(f"hash({', '.join(keys)}) % {self.parts} = {self.part}")
+        if isinstance(self.rows, pa.Table):
+            return f"FROM given WHERE {' AND '.join(which) or 'true'}"
+        time, start = identifier(self.time), instant(self.start)
+        which.append(f"{time} <= {instant(self.end)}")
+        if not self.created:
+            return f"FROM given WHERE {' AND '.join([*which, f'{time} >= {start}'])}"
+        created = identifier(self.created)
+        which.append(f"{created} <= {instant(self.end + TICK)}")
+        either = (f"{created} >= {start}", f"{created} < {start} AND {time} >= {start}")
+        return " UNION ALL ".join(f"FROM given WHERE {' AND '.join([*which, since])}" for since in either)
 
 
 def _nobody(rows: int) -> tuple[str, ValueType, pa.Array]:
@@ -133,12 +166,8 @@ def _nobody(rows: int) -> tuple[str, ValueType, pa.Array]:
 
 def _order(key: Column) -> str:
     """Return SQL that sorts about as the key's bytes do: lengths come first, integers little end first."""
-    name = _quoted(key.source)
+    name = identifier(key.name)
     if key.kind in (ValueType.STRING, ValueType.BYTES):
         return f"octet_length({name}::BLOB), {name}"
     number = f"epoch({name})::BIGINT" if key.kind is ValueType.UNIX_TIMESTAMP else f"{name}::BIGINT"
     return f"({number} & 255) * 65536 + (({number} >> 8) & 255) * 256 + (({number} >> 16) & 255)"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

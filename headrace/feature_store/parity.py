@@ -13,17 +13,18 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.errors import NothingToCompare, ParityBroken
-from headrace.feature_store.store import BATCH, historical, inputs
-from headrace.lake import Lake, Window
+from headrace.feature_store.store import BATCH, NOBODY, given_by, historical, stored_as
+from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
     from feast import FeatureStore
     from feast.feature_view_projection import FeatureViewProjection
     from feast.protos.feast.types.Value_pb2 import Value
 
+    from headrace.lake import Lake, Window
     from headrace.pipeline import Pipeline
 
 SAMPLE = 200
@@ -76,19 +77,30 @@ def spine(spec: Pipeline, lake: Lake, window: Window, rows: int | None = None) -
     return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
 
 
-def check(
+def measure(
     store: FeatureStore, spec: Pipeline, lake: Lake, window: Window, rows: int | None = SAMPLE
 ) -> Parity:
     """Compare what ``rows`` of the window's predictions, or all, are served with what they should be.
 
     Raises:
-        ParityBroken: Something differs.
         NothingToCompare: There are no predictions to make.
     """
     asked = spine(spec, lake, window, rows)
     if not asked.num_rows:
         raise NothingToCompare(spec.name, str(window))
-    found = compare(store, spec.feature_service, asked)
+    return compare(store, spec.feature_service, asked)
+
+
+def check(
+    store: FeatureStore, spec: Pipeline, lake: Lake, window: Window, rows: int | None = SAMPLE
+) -> Parity:
+    """Measure, and stop if anything differs.
+
+    Raises:
+        ParityBroken: Something differs.
+        NothingToCompare: There are no predictions to make.
+    """
+    found = measure(store, spec, lake, window, rows)
     if found.mismatches:
         raise ParityBroken(spec, window, found)
     return found
@@ -110,7 +122,7 @@ def compare(store: FeatureStore, service: str, spine: pa.Table) -> Parity:
 def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table) -> list[Mismatch]:
     from feast.type_map import python_values_to_proto_values
 
-    keys = sorted(inputs(store, view.name))
+    keys = given_by(store, view)
     served = _serve(store, view, keys, joined)
     wrong: list[tuple[str, int, Value, _Served]] = []
     for field in view.features:
@@ -125,27 +137,27 @@ def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table)
     for feature, row, value, got in wrong:
         groups[feature, _cause(value, got, times, row)].append((row, value, got))
     return [
-        Mismatch(view.name, feature, cause, len(found), _example(joined, keys, *found[0]))
+        Mismatch(view.name, feature, cause, len(found), _example(joined, keys.values(), *found[0]))
         for (feature, cause), found in groups.items()
     ]
 
 
 def _serve(
-    store: FeatureStore, view: FeatureViewProjection, keys: Sequence[str], joined: pa.Table
+    store: FeatureStore, view: FeatureViewProjection, keys: Mapping[str, str], joined: pa.Table
 ) -> dict[str, list[_Served]]:
     """Return, per feature and in the order of the rows, what the online store has, each key read once."""
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
     from feast.protos.feast.types.Value_pb2 import Value
 
-    called = view.name_to_use()  # type: ignore[no-untyped-call]
-    refs = [f"{called}:{field.name}" for field in view.features]
-    rows = list(zip(*(joined[key].to_pylist() for key in keys), strict=True))
+    refs = [f"{stored_as(view)}:{field.name}" for field in view.features]
+    columns = [joined[column].to_pylist() for column in keys.values()]
+    rows = list(zip(*columns, strict=True)) if keys else [()] * joined.num_rows
     distinct = [key for key in dict.fromkeys(rows) if None not in key]
     held: dict[tuple[str, tuple[object, ...]], _Served] = {}
     for start in range(0, len(distinct), BATCH):
         batch = distinct[start : start + BATCH]
-        columns = dict(zip(keys, map(list, zip(*batch, strict=True)), strict=True))
-        answer = store.get_online_features(refs, columns).proto
+        asked = dict(zip(keys, map(list, zip(*batch, strict=True)), strict=True)) or NOBODY
+        answer = store.get_online_features(refs, asked).proto
         for name, vector in zip(answer.metadata.feature_names.val, answer.results, strict=True):
             for key, value, at, status in zip(
                 batch, vector.values, vector.event_timestamps, vector.statuses, strict=True
@@ -156,7 +168,7 @@ def _serve(
 
 
 def _joined_times(
-    store: FeatureStore, name: str, keys: Sequence[str], joined: pa.Table, rows: Sequence[int]
+    store: FeatureStore, name: str, keys: Mapping[str, str], joined: pa.Table, rows: Sequence[int]
 ) -> dict[int, int] | None:
     """Return the event time, in seconds since 1970, of the row that each of ``rows`` is joined to.
 
@@ -165,22 +177,25 @@ def _joined_times(
     """
     import pyarrow as pa
 
+    from headrace.feature_store import sources
+
     view: Any = store.registry.get_any_feature_view(name, store.project, allow_cache=True)
     source = getattr(view, "batch_source", None)
     if source is None:
         return None
-    con = Lake(store.config.offline_store.lake).connect({"rows": source.path})
-    asked = joined.select([*keys, "event_timestamp"]).append_column("n", pa.array(range(joined.num_rows)))
+    con, columns = duckdb_connection(), [*dict.fromkeys([*keys.values(), "event_timestamp"])]
+    sources.view_rows(con, store.config, source).create_view("rows")
+    asked = joined.select(columns).append_column("n", pa.array(range(joined.num_rows)))
     con.register("asked", asked.take(rows))
-    columns = {field: column for column, field in source.field_mapping.items()}
-    equal = [f'asked."{key}" = rows."{columns.get(key, key)}"' for key in keys]
-    time = f'rows."{source.timestamp_field}"'
-    known = f'rows."{source.created_timestamp_column or source.timestamp_field}"'
+    quoted = sources.identifier
+    equal = [f"asked.{quoted(column)} = rows.{quoted(key)}" for key, column in keys.items()]
+    time = f"rows.{quoted(source.timestamp_field)}"
+    known = f"rows.{quoted(source.created_timestamp_column or source.timestamp_field)}"
     ttl = int(view.ttl.total_seconds()) if view.ttl else 0
     first = f"asked.event_timestamp - to_seconds({ttl})" if ttl else "TIMESTAMPTZ '1970-01-01'"
     valid = [f"{time} >= {first}", f"greatest({time}, {known}) <= asked.event_timestamp"]
     found = con.sql(f"""
-        SELECT n, epoch(coalesce(max({time}), any_value({first})))::BIGINT
+        SELECT n, floor(epoch(coalesce(max({time}), any_value({first}))))::BIGINT
         FROM asked LEFT JOIN rows ON {" AND ".join([*equal, *valid])} GROUP BY n
     """)
     return dict(found.fetchall())
@@ -188,7 +203,7 @@ def _joined_times(
 
 def _cause(right: Value, got: _Served, joined: dict[int, int] | None, row: int) -> Cause:
     """Say why ``got`` is served where ``right`` should be, from the event times of the rows they are of."""
-    kinds = right.WhichOneof("val"), got.value.WhichOneof("val")
+    kinds = _kind(right), _kind(got.value)
     if None not in kinds and kinds[0] != kinds[1]:
         return Cause.TYPE
     if got.at is None or joined is None:
@@ -198,19 +213,28 @@ def _cause(right: Value, got: _Served, joined: dict[int, int] | None, row: int) 
     return Cause.VALUE if kinds[1] else Cause.MISSING
 
 
-def _example(joined: pa.Table, keys: Sequence[str], row: int, right: Value, got: _Served) -> str:
+def _example(joined: pa.Table, keys: Iterable[str], row: int, right: Value, got: _Served) -> str:
     asked = ", ".join(f"{key} {joined[key][row].as_py()}" for key in keys)
     at = joined["event_timestamp"][row].as_py()
     return f"for {asked} at {at:%Y-%m-%dT%H:%MZ}, {_told(got.value)} instead of {_told(right)}"
 
 
-def _bytes(value: Value) -> bytes:
+def _kind(value: Value) -> str | None:
+    """Return which type ``value`` is of; None if it is null, as NaN and Feast's least timestamp are."""
+    from feast.type_map import NULL_TIMESTAMP_INT_VALUE
+
     kind = value.WhichOneof("val")
     if kind in ("double_val", "float_val") and math.isnan(getattr(value, kind)):
-        return b""
-    return b"" if kind == "null_val" else value.SerializeToString(deterministic=True)
+        return None
+    if kind == "unix_timestamp_val" and value.unix_timestamp_val == NULL_TIMESTAMP_INT_VALUE:
+        return None
+    return None if kind == "null_val" else kind
+
+
+def _bytes(value: Value) -> bytes:
+    return value.SerializeToString(deterministic=True) if _kind(value) else b""
 
 
 def _told(value: Value) -> str:
-    kind = value.WhichOneof("val")
+    kind = _kind(value)
     return f"{getattr(value, kind)!r} ({kind.removesuffix('_val')})" if kind else "null"

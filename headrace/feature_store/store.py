@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
-from contextlib import redirect_stdout
 from copy import copy
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from headrace.errors import UnknownPins
+from headrace.feature_store import brought
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
-    from feast import FeatureService, FeatureStore
+    from feast import FeatureService, FeatureStore, FeatureView
     from feast.base_feature_view import BaseFeatureView
+    from feast.feature_view_projection import FeatureViewProjection
+    from feast.types import FeastType
 
     from headrace.settings import Settings
+
+NOBODY = {"__dummy_id": [""]}
+"""What Feast knows the only row of a view without entities by."""
 
 BATCH = 10_000
 """Rows read at once: SQLite takes 32,766 keys in a query, and memory stays flat."""
@@ -105,14 +109,25 @@ def pins(store: FeatureStore, service: str) -> dict[str, int]:
 
 
 def views_of(store: FeatureStore, service: str) -> list[BaseFeatureView]:
-    """Return the views that ``service`` reads, those that on-demand views read included."""
+    """Return the views that ``service`` reads, those that on-demand views read included.
+
+    Raises:
+        FeatureViewNotFoundException: One of them is not registered.
+    """
     found: dict[str, BaseFeatureView] = {}
     used = [view.name for view in store.get_feature_service(service).feature_view_projections]
     while used:
-        view = store.registry.get_any_feature_view(used.pop(), store.project, allow_cache=True)
+        view = store.registry.get_any_feature_view(used.pop(), store.project)
         found[view.name] = view
         used += getattr(view, "source_feature_view_projections", {})
     return [view for _, view in sorted(found.items())]
+
+
+def stored_views(store: FeatureStore, service: str) -> list[FeatureView]:
+    """Return those of :func:`views_of` that keep rows, rather than compute features when asked."""
+    from feast import FeatureView
+
+    return [view for view in views_of(store, service) if isinstance(view, FeatureView)]
 
 
 def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
@@ -124,72 +139,76 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     """
     import pyarrow as pa
 
+    from headrace.feature_store.sources import identifier
     from headrace.lake import duckdb_connection
 
     wanted = store.get_feature_service(service)
     given, types = _without(spine, wanted), _outputs(wanted)
-    views: dict[tuple[str, ...], list[str]] = {}
+    views: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for view in wanted.feature_view_projections:
-        refs = views.setdefault(tuple(sorted(inputs(store, view.name))), [])
-        called = view.name_to_use()  # type: ignore[no-untyped-call]
-        refs += [f"{called}:{field.name}" for field in view.features]
+        refs = views.setdefault(tuple(given_by(store, view).items()), [])
+        refs += [f"{stored_as(view)}:{field.name}" for field in view.features]
     con, joins = duckdb_connection(), []
     con.register("spine", given.append_column("__row", pa.array(range(given.num_rows), pa.int64())))
     for number, (keys, refs) in enumerate(views.items()):
-        distinct = given.select(keys).drop_null().group_by(keys).aggregate([])
+        asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
+        distinct = asked.group_by(asked.column_names).aggregate([])
         batches = [distinct.slice(start, BATCH) for start in range(0, distinct.num_rows, BATCH)]
         found = [store.get_online_features(refs, batch.to_pydict()).to_dict() for batch in batches]
         for name in [ref.split(":")[1] for ref in refs]:
             values = pa.chunked_array([pa.array(part[name], types[name]) for part in found], types[name])
             distinct = distinct.append_column(name, values)
         con.register(f"v{number}", distinct)
-        equal = " AND ".join(f'spine."{key}" = v{number}."{key}"' for key in keys)
-        joins.append(f"LEFT JOIN v{number} ON {equal}")
-    names = ", ".join(f'"{name}"' for name in types)
+        equal = [f"spine.{identifier(column)} = v{number}.{identifier(name)}" for name, column in keys]
+        joins.append(f"LEFT JOIN v{number} ON {' AND '.join(equal) or 'true'}")
+    names = ", ".join(map(identifier, types))
     features = con.sql(f"SELECT {names} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
     return _beside(given, features, wanted)
 
 
 def materialize(store: FeatureStore, service: str, end: datetime, start: datetime | None = None) -> None:
-    """Copy what became known before ``end`` (UTC) into the online store, for every view of ``service``.
+    """Copy what became known by ``end`` (UTC), and happened before it, online, for every view of ``service``.
 
-    Without ``start``, each view goes on from where Feast's registry says it was
-    brought last, or begins one ttl before ``end``; with it, what the registry
-    says was brought is left out. Doing it again, or after a crash, changes
-    nothing; readers are served meanwhile.
+    The store then holds, of each key, the row that the point-in-time join finds
+    at ``end``. Each view goes on from the first instant that Feast's registry
+    does not say was brought: of those after ``start``, or else after the first
+    that was ever brought and one ttl before ``end``, whichever is earlier. What
+    :func:`forget` was told of is brought again in place of what is there, and up
+    to where it was brought before: the store never goes back in time. Doing it
+    again, or after a crash, changes nothing; readers are served meanwhile.
 
     Raises:
         NotBuilt: A feature table does not exist.
+        FeatureViewNotFoundException: A view of the service is not registered.
     """
-    last = end - timedelta(microseconds=1)  # Feast takes the end as included
-    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
-    due: dict[datetime, list[str]] = {}
-    for view in store.list_feature_views():
-        brought = view.materialization_intervals
-        if view.name not in used or any(a <= (start or last) and last <= b for a, b in brought):
+    last = end - brought.TICK  # Feast takes the end as included
+    due: dict[tuple[datetime, datetime], list[str]] = {}
+    for view in stored_views(store, service):
+        if not view.online:
             continue
         # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
         first = end - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
-        due.setdefault(start or view.most_recent_end_time or first, []).append(view.name)
-    with redirect_stdout(io.StringIO()):  # it prints a line per view
-        for begin, views in due.items():
-            if begin < last:
-                store.materialize(begin, last, views)
+        first = start or min([first, *(begin for begin, _ in brought.intervals(view))])
+        if owed := brought.owed(view):
+            span = min(first, owed[0]), max(last, owed[1])
+        else:
+            span = brought.missing(view, first), last
+        if span[0] < span[1]:
+            due.setdefault(span, []).append(view.name)
+    for (begin, until), views in due.items():
+        store.materialize(begin, until, views)
 
 
 def forget(store: FeatureStore, service: str, since: datetime) -> None:
-    """Make Feast's registry forget that views with rows of ``since`` (UTC) or later were brought online.
+    """Note that views with rows of ``since`` (UTC) or later online are to be brought again.
 
-    Called before feature rows are rebuilt, so that ``materialize`` brings them
-    again when they are wanted, also when the rebuilding run is killed between.
+    Called before feature rows are rebuilt: whenever ``materialize`` comes next,
+    also when the rebuilding run is killed between, it puts what the tables then
+    hold in place of what is online, and removes the keys that they have no more.
     """
-    used = {view.name for view in store.get_feature_service(service).feature_view_projections}
-    for view in store.list_feature_views():
-        if view.name in used and any(end > since for _, end in view.materialization_intervals):
-            # Feast keeps what it knows of a view that is applied again, so it has to go first.
-            view.materialization_intervals = []
-            store.registry.delete_feature_view(view.name, store.project, commit=False)
-            store.registry.apply_feature_view(view, store.project)
+    for view in stored_views(store, service):
+        if any(end > since for _, end in brought.intervals(view)):
+            brought.forget(store, view)
 
 
 def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> FeatureStore:
@@ -207,10 +226,29 @@ def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> F
 
 def _outputs(service: FeatureService) -> dict[str, pa.DataType]:
     """Return the service's features and their Arrow types, in its order."""
+    fields = [field for view in service.feature_view_projections for field in view.features]
+    return {field.name: _arrow(field.dtype) for field in fields}
+
+
+def _arrow(dtype: FeastType) -> pa.DataType:
+    """Return the Arrow type; Feast knows none for bytes, images and documents."""
+    import pyarrow as pa
     from feast.types import from_feast_to_pyarrow_type
 
-    fields = [field for view in service.feature_view_projections for field in view.features]
-    return {field.name: from_feast_to_pyarrow_type(field.dtype) for field in fields}
+    kind = dtype.to_value_type().name
+    if not kind.removesuffix("_LIST").endswith("BYTES"):
+        return from_feast_to_pyarrow_type(dtype)
+    return pa.list_(pa.binary()) if kind.endswith("_LIST") else pa.binary()
+
+
+def stored_as(view: FeatureViewProjection) -> str:
+    """Return the name, with a version if one is asked for, under which the online store has the view."""
+    return view.name if view.version_tag is None else f"{view.name}@v{view.version_tag}"
+
+
+def given_by(store: FeatureStore, view: FeatureViewProjection) -> dict[str, str]:
+    """Return what the view must be given, as :func:`inputs`, and which column of a spine gives it."""
+    return {name: view.join_key_map.get(name, name) for name in sorted(inputs(store, view.name))}
 
 
 def inputs(store: FeatureStore, view: str) -> set[str]:

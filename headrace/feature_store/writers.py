@@ -4,6 +4,10 @@ Each store itself compares the times, so the order, the repetition and the
 concurrency of writers do not matter. A row as late as the one that is there
 replaces it, unless the store knows that it was created earlier: a correction
 arrives, and a repetition changes nothing.
+
+Only when a view is brought again, for its table was rebuilt, does what is there
+give way to older rows: all of it up to the instant to which it is brought. What
+no row took the place of is then swept away.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import chain, repeat
+from datetime import UTC, datetime, timedelta
+from itertools import chain, compress, islice, repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -40,6 +44,9 @@ PATIENCE = 60
 ARGUMENTS = 4_000
 """Values that Redis gets in one call, which holds up everybody else for about a millisecond."""
 
+BATCH = 10_000
+"""Keys read or removed at once."""
+
 QUARTER = 900
 """Seconds."""
 
@@ -49,14 +56,14 @@ UPSERT = """
     ON CONFLICT (entity_key, feature_name) DO UPDATE SET
         value = excluded.value, value_text = excluded.value_text,
         event_ts = excluded.event_ts, created_ts = excluded.created_ts
-    WHERE excluded.event_ts > kept.event_ts OR (
+    WHERE kept.event_ts <= {upto} OR excluded.event_ts > kept.event_ts OR (
         excluded.event_ts = kept.event_ts
         AND coalesce(excluded.created_ts, kept.created_ts, excluded.event_ts)
             >= coalesce(kept.created_ts, excluded.created_ts, excluded.event_ts)
     )
 """
 
-SET_IF_NOT_OLDER = """
+COMPARE = """
 local function varint(bytes, at)
     local value, inverse, scale, byte = 0, 0, 1
     repeat
@@ -82,13 +89,19 @@ local function older(a, b)
     local b_seconds, b_nanos = instant(b)
     return a_seconds < b_seconds or (a_seconds == b_seconds and a_nanos < b_nanos)
 end
-local time, ttl, width = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+"""
+
+SET_IF_NOT_OLDER = (
+    COMPARE
+    + """
+local time, upto, ttl, width = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local cells, size = {time}, 2 * width + 2
-for column = 1, width do cells[2 * column + 1] = ARGV[3 + column] end
+for column = 1, width do cells[2 * column + 1] = ARGV[4 + column] end
 for row, key in ipairs(KEYS) do
-    local first = 3 + width + (row - 1) * (width + 1) + 1
+    local first = 4 + width + (row - 1) * (width + 1) + 1
     local there = redis.call('HGET', key, time)
-    if not (there and older(ARGV[first], there)) then
+    local kept = there and older(ARGV[first], there) and (upto == '' or older(upto, there))
+    if not kept then
         for column = 0, width do cells[2 * column + 2] = ARGV[first + column] end
         for from = 1, size, 4000 do
             redis.call('HSET', key, unpack(cells, from, math.min(from + 3999, size)))
@@ -97,13 +110,35 @@ for row, key in ipairs(KEYS) do
     end
 end
 """
+)
+
+REMOVE_IF_NOT_LATER = (
+    COMPARE
+    + """
+for _, key in ipairs(KEYS) do
+    local there = redis.call('HGET', key, ARGV[2])
+    if there and not older(ARGV[1], there) then
+        for field = 2, #ARGV do redis.call('HDEL', key, ARGV[field]) end
+    end
+end
+"""
+)
 
 
 class Writer(Protocol):
     """Where rows go; it travels to Dask workers, and opens its connection there."""
 
-    def write(self, chunks: Iterable[Chunk]) -> None:
-        """Bring the rows into the store; each chunk is there, or not at all, for SQL stores."""
+    def write(self, chunks: Iterable[Chunk], upto: datetime | None = None) -> None:
+        """Bring the rows into the store; each chunk is there, or not at all, for SQL stores.
+
+        Rows that are there of ``upto`` (UTC) or before give way whatever their times.
+        """
+
+    def held(self) -> Iterator[list[bytes]]:
+        """Return the entity keys of the rows that are there, in batches."""
+
+    def remove(self, keys: list[bytes], features: Sequence[str], upto: datetime) -> None:
+        """Remove the rows of ``keys``, with all ``features``, unless they are later than ``upto`` (UTC)."""
 
 
 def writer(config: RepoConfig, store: OnlineStore, view: FeatureView) -> Writer | None:
@@ -133,7 +168,7 @@ class Sqlite:
     path: str
     table: str
 
-    def write(self, chunks: Iterable[Chunk]) -> None:
+    def write(self, chunks: Iterable[Chunk], upto: datetime | None = None) -> None:
         """Write each chunk in one transaction; readers are served between them."""
         with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con:
             for chunk in chunks:
@@ -141,15 +176,30 @@ class Sqlite:
                 columns += [form(c, kind) for _, kind, c in chunk.features for form in (values, texts)]
                 rows = zip(*(column.to_pylist() for column in columns), strict=True)
                 with con:
-                    con.executemany(self._upsert([name for name, _, _ in chunk.features]), rows)
+                    con.executemany(self._upsert([name for name, _, _ in chunk.features], upto), rows)
 
-    def _upsert(self, features: Sequence[str]) -> str:
+    def held(self) -> Iterator[list[bytes]]:
+        """Return the entity keys that are there, in batches."""
+        with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con:
+            found = con.execute(f"SELECT DISTINCT entity_key FROM {_quote_id(self.table)}")
+            while rows := found.fetchmany(BATCH):
+                yield [key for (key,) in rows]
+
+    def remove(self, keys: list[bytes], features: Sequence[str], upto: datetime) -> None:
+        """Remove the rows of ``keys``, unless they are later than ``upto``."""
+        with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con, con:
+            statement = (
+                f"DELETE FROM {_quote_id(self.table)} WHERE entity_key = ? AND event_ts <= {_local(upto)}"
+            )
+            con.executemany(statement, zip(keys))
+
+    def _upsert(self, features: Sequence[str], upto: datetime | None) -> str:
         """Return one statement for all of an entity's rows: a third less work than one for each."""
         cells = [
             f"(?1, {_literal(name)}, ?{2 * i + 4}, ?{2 * i + 5}, ?2, ?3)" for i, name in enumerate(features)
         ]
         into = f"{_quote_id(self.table)} AS kept ({', '.join(COLUMNS)})"
-        return f"INSERT INTO {into} VALUES {', '.join(cells)} {UPSERT}"
+        return f"INSERT INTO {into} VALUES {', '.join(cells)} {UPSERT.format(upto=_local(upto))}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +209,7 @@ class Postgres:
     config: PostgreSQLOnlineStoreConfig
     table: str
 
-    def write(self, chunks: Iterable[Chunk]) -> None:
+    def write(self, chunks: Iterable[Chunk], upto: datetime | None = None) -> None:
         """Copy each chunk into a temporary table, and merge it from there in one transaction."""
         from feast.infra.utils.postgres.connection_utils import _get_conn
         from psycopg import sql
@@ -169,7 +219,7 @@ class Postgres:
         # Sorted, so that two writers lock the rows that both have in the same order.
         merge = sql.SQL(f"""
             INSERT INTO {{}} AS kept ({columns})
-            SELECT {columns} FROM incoming ORDER BY entity_key, feature_name {UPSERT}
+            SELECT {columns} FROM incoming ORDER BY entity_key, feature_name {UPSERT.format(upto="%s")}
         """).format(sql.Identifier(self.table))
         with closing(_get_conn(self.config)) as con, con.cursor() as cursor:
             cursor.execute(f"CREATE TEMPORARY TABLE incoming ({declared}) ON COMMIT DELETE ROWS")
@@ -179,8 +229,29 @@ class Postgres:
                     copy.set_types(types)
                     for row in _cells(chunk):
                         copy.write_row(row)
-                cursor.execute(merge)
+                cursor.execute(merge, [_clock(upto)])
                 con.commit()
+
+    def held(self) -> Iterator[list[bytes]]:
+        """Return the entity keys that are there, in batches."""
+        from feast.infra.utils.postgres.connection_utils import _get_conn
+        from psycopg import sql
+
+        every = sql.SQL("SELECT DISTINCT entity_key FROM {}").format(sql.Identifier(self.table))
+        with closing(_get_conn(self.config)) as con, con.cursor("keys") as cursor:
+            cursor.execute(every)
+            while rows := cursor.fetchmany(BATCH):
+                yield [key for (key,) in rows]
+
+    def remove(self, keys: list[bytes], features: Sequence[str], upto: datetime) -> None:
+        """Remove the rows of ``keys``, unless they are later than ``upto``."""
+        from feast.infra.utils.postgres.connection_utils import _get_conn
+        from psycopg import sql
+
+        statement = "DELETE FROM {} WHERE entity_key = ANY(%s) AND event_ts <= %s"
+        with closing(_get_conn(self.config)) as con:
+            con.execute(sql.SQL(statement).format(sql.Identifier(self.table)), [keys, _clock(upto)])
+            con.commit()
 
 
 @dataclass(frozen=True)
@@ -191,7 +262,7 @@ class Redis:
     project: str
     view: str
 
-    def write(self, chunks: Iterable[Chunk]) -> None:
+    def write(self, chunks: Iterable[Chunk], upto: datetime | None = None) -> None:
         """Send chunk by chunk, each while the next is prepared; a row is compared and set in one step."""
         from feast.infra.online_stores.redis import RedisOnlineStore
 
@@ -199,7 +270,7 @@ class Redis:
             script, sent = client.register_script(SET_IF_NOT_OLDER), None
             for chunk in chunks:
                 pipe = client.pipeline(transaction=False)
-                for keys, args in self._calls(chunk):
+                for keys, args in self._calls(chunk, upto):
                     script(keys=keys, args=args, client=pipe)
                 if sent:
                     sent.result()
@@ -207,10 +278,39 @@ class Redis:
             if sent:
                 sent.result()
 
-    def _calls(self, chunk: Chunk) -> Iterator[tuple[list[bytes], list[Any]]]:
+    def held(self) -> Iterator[list[bytes]]:
+        """Return the entity keys that are there, in batches: among all of the project those with a time."""
+        from feast.infra.online_stores.redis import RedisOnlineStore
+
         project = self.project.encode()
-        names = [_mmh3(f"{self.view}:{name}") for name, _, _ in chunk.features]
-        head = [f"_ts:{self.view}", self.config.key_ttl_seconds or 0, len(names), *names]
+        with closing(RedisOnlineStore()._get_client(self.config)) as client:
+            every = client.scan_iter(b"*" + project, count=BATCH)
+            while batch := list(islice(every, BATCH)):
+                pipe = client.pipeline(transaction=False)
+                for key in batch:
+                    pipe.hexists(key, f"_ts:{self.view}")
+                there = [key.removesuffix(project) for key in compress(batch, pipe.execute())]
+                yield [key for key in there if _is_whole(key)]
+
+    def remove(self, keys: list[bytes], features: Sequence[str], upto: datetime) -> None:
+        """Remove the view's fields of ``keys``, unless they are later than ``upto``."""
+        from feast.infra.online_stores.redis import RedisOnlineStore
+
+        project = self.project.encode()
+        args = [_timestamp(upto), f"_ts:{self.view}", *self._fields(features)]
+        with closing(RedisOnlineStore()._get_client(self.config)) as client:
+            script, pipe = client.register_script(REMOVE_IF_NOT_LATER), client.pipeline(transaction=False)
+            for key in keys:
+                script(keys=[key + project], args=args, client=pipe)
+            pipe.execute()
+
+    def _fields(self, features: Iterable[str]) -> list[bytes]:
+        return [_mmh3(f"{self.view}:{name}") for name in features]
+
+    def _calls(self, chunk: Chunk, upto: datetime | None) -> Iterator[tuple[list[bytes], list[Any]]]:
+        project = self.project.encode()
+        names = self._fields(name for name, _, _ in chunk.features)
+        head = [f"_ts:{self.view}", _timestamp(upto), self.config.key_ttl_seconds or 0, len(names), *names]
         columns = [timestamps(chunk.times), *(values(c, kind) for _, kind, c in chunk.features)]
         keys = [key + project for key in chunk.keys.to_pylist()]
         rows = list(zip(*(column.to_pylist() for column in columns), strict=True))
@@ -231,6 +331,27 @@ def _cells(chunk: Chunk) -> Iterator[tuple[Any, ...]]:
 
 def _naive(times: pa.Array) -> list[datetime | None]:
     return times.cast(pa.timestamp("us")).to_pylist()
+
+
+def _clock(at: datetime | None) -> datetime | None:
+    return at and at.astimezone(UTC).replace(tzinfo=None)
+
+
+def _timestamp(at: datetime | None) -> bytes:
+    return b"" if at is None else timestamps(pa.array([at], pa.timestamp("us", "UTC")))[0].as_py()
+
+
+def _is_whole(key: bytes) -> bool:
+    """Say whether ``key`` is an entity key and no more; else another project's name ends as ours does."""
+    at = 4
+    for _ in range(2 * int.from_bytes(key[:4], "little")):  # a name and a value of each
+        at += 8 + int.from_bytes(key[at + 4 : at + 8], "little")
+    return at == len(key)
+
+
+def _local(at: datetime | None) -> str:
+    """Return ``at`` as SQLite holds it; NULL, which nothing is before, for None."""
+    return "NULL" if at is None else str(_local_seconds(pa.array([at], pa.timestamp("us", "UTC")))[0])
 
 
 def _local_seconds(times: pa.Array) -> pa.Array:
