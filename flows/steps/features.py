@@ -9,7 +9,7 @@ from datetime import datetime
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import logger, open_store, step, tracked
+from flows.steps.common import logger, open_store, slug, step, tracked
 from headrace.cluster import cluster, spread
 from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
@@ -74,7 +74,7 @@ def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: date
     """Show, per table, what was built and why; per view, how old it is. Overdue views emit an event."""
     causes = {table.name: Counter(why.values()) for table, why in due.items()}
     create_table_artifact(
-        key=f"features-{spec.name}",
+        key=slug("features", spec.name),
         table=[
             {"feature table": name}
             | {str(cause): count[cause] for cause in Cause}
@@ -85,7 +85,7 @@ def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: date
     )
     views = freshness.measure(open_store(), spec.feature_service, at)
     create_table_artifact(
-        key=f"freshness-{spec.name}",
+        key=slug("freshness", spec.name),
         table=[view.line() for view in views],
         description=f"## How old the features of `{spec.name}` are at {at:%Y-%m-%d %H:%M} UTC",
     )
