@@ -135,6 +135,7 @@ def refill(
     end = utc(as_of) if as_of else datetime.now(UTC)
     feature_store.forget(store, spec.feature_service, spec.start)
     feature_store.materialize(store, spec.feature_service, end, spec.start)
+    console.print(f"`{spec.feature_service}` is filled again, as of {end:%Y-%m-%d %H:%M} UTC.")
 
 
 def _state() -> tuple[Any, Lake, Settings]:
