@@ -28,6 +28,9 @@ CELLS = 10_000
 ROWS = 100
 """Rows in a chunk of many features: what each column costs, however short, is paid a chunk at a time."""
 
+FEW = 50
+"""Features that are sorted with their rows; of more, the rows are found first."""
+
 MEMORY, MORE = 256, 0.5
 """Megabytes that DuckDB may hold before it goes to disk: enough for any number of rows; more per feature."""
 
@@ -110,6 +113,7 @@ class Latest:
 
         con = duckdb_connection(memory=f"{MEMORY + MORE * len(self.features):.0f}MB")
         con.execute("SET preserve_insertion_order = false")
+        con.execute("SET threads = 1")  # to read is less work than to write; another thread takes memory
         if isinstance(self.rows, pa.Table):
             con.register("given", self.rows)
         else:
@@ -117,11 +121,15 @@ class Latest:
         return con
 
     def _best(self, con: duckdb.DuckDBPyConnection) -> str:
-        """Select each key's best row, found by keys and times: to sort features takes memory for each."""
+        """Select each key's best row; found by keys and times where it is too wide to be sorted in memory."""
         times = [identifier(time) for time in (self.time, self.created) if time]
         keys = [identifier(key.name) for key in self.keys]
         over = f"PARTITION BY {', '.join(keys)}" if keys else ""
         latest = ", ".join(f"{time} DESC NULLS LAST" for time in times)
+        greatest = ", ".join(f"{identifier(feature.name)} DESC NULLS LAST" for feature in self.features)
+        if len(self.features) <= FEW:
+            order = ", ".join(filter(None, [latest, greatest]))
+            return f"FROM ({self._known()}) QUALIFY row_number() OVER ({over} ORDER BY {order}) = 1"
         con.execute(f"""
             CREATE TEMP TABLE latest AS SELECT {", ".join([*keys, *times])} FROM ({self._known()})
             QUALIFY rank() OVER ({over} ORDER BY {latest}) = 1
@@ -133,7 +141,6 @@ class Latest:
         )
         if not self.features or not tied.fetchone():
             return best
-        greatest = ", ".join(f"{identifier(feature.name)} DESC NULLS LAST" for feature in self.features)
         return f"{best} QUALIFY row_number() OVER ({over} ORDER BY {greatest}) = 1"
 
     def _known(self) -> str:
