@@ -24,5 +24,6 @@ def materialize(pipeline: str = "flights", as_of: datetime | None = None) -> dic
     steps.apply_features(spec, chain.from_iterable(due.values()))
     built = steps.build_features(spec, due)
     steps.bring_online(spec, at)
-    steps.report_features(spec, due, built, at)
+    overdue = steps.report_features(spec, due, built, at)
+    steps.announce_overdue(spec, overdue, at)
     return built

@@ -6,6 +6,7 @@ one is idempotent by itself, so running it again is the cache.
 
 from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug
 from flows.steps.features import (
+    announce_overdue,
     apply_features,
     bring_online,
     build_features,
@@ -20,6 +21,7 @@ from flows.steps.training import fit, judge, register, release, training_set
 
 __all__ = [
     "announce_drift",
+    "announce_overdue",
     "apply_features",
     "await_retraining",
     "batches",

@@ -57,6 +57,7 @@ def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
         timeout_seconds=minutes * 60,
         cache_policy=NO_CACHE,
         persist_result=False,
+        log_prints=True,  # what libraries print belongs to the run, not on the terminal
     )
 
 

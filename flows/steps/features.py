@@ -70,8 +70,8 @@ def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) ->
 
 
 @step("show what was built")
-def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: datetime) -> None:
-    """Show, per table, what was built and why; per view, how old it is. Overdue views emit an event."""
+def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: datetime) -> list[Freshness]:
+    """Show, per table, what was built and why; per view, how old it is. Return the overdue ones."""
     causes = {table.name: Counter(why.values()) for table, why in due.items()}
     create_table_artifact(
         key=slug("features", spec.name),
@@ -89,28 +89,28 @@ def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: date
         table=[view.line() for view in views],
         description=f"## How old the features of `{spec.name}` are at {at:%Y-%m-%d %H:%M} UTC",
     )
-    for view in views:
-        if view.overdue:
-            _announce_overdue(spec, view, at)
+    return [view for view in views if view.overdue]
 
 
-def _announce_overdue(spec: Pipeline, view: Freshness, at: datetime) -> None:
-    served = f"{view.online:%Y-%m-%d %H:%M} UTC" if view.online else "none"
-    logger().warning("%s is overdue: newest row online %s, ttl %s", view.view, served, view.ttl)
-    emit_event(
-        "headrace.features.overdue",
-        resource={
-            "prefect.resource.id": f"headrace.features.{spec.name}.{view.view}",
-            "prefect.resource.name": view.view,
-            "headrace.pipeline": spec.name,
-        },
-        payload={
-            "view": view.view,
-            "age": view.age and view.age.total_seconds(),
-            "ttl": view.ttl.total_seconds(),
-            "as_of": at.isoformat(),
-        },
-    )
+def announce_overdue(spec: Pipeline, overdue: Iterable[Freshness], at: datetime) -> None:
+    """Emit an event per view, and say so in the flow's log, which a person at the terminal sees."""
+    for view in overdue:
+        served = f"{view.online:%Y-%m-%d %H:%M} UTC" if view.online else "none"
+        logger().warning("%s is overdue: newest row online %s, ttl %s", view.view, served, view.ttl)
+        emit_event(
+            "headrace.features.overdue",
+            resource={
+                "prefect.resource.id": f"headrace.features.{spec.name}.{view.view}",
+                "prefect.resource.name": view.view,
+                "headrace.pipeline": spec.name,
+            },
+            payload={
+                "view": view.view,
+                "age": view.age and view.age.total_seconds(),
+                "ttl": view.ttl.total_seconds(),
+                "as_of": at.isoformat(),
+            },
+        )
 
 
 @step("check parity of {window}")

@@ -179,7 +179,7 @@ def _age(fresh: Freshness | None) -> tuple[str, str]:
         return "when asked", ""
     newest = f"{fresh.online:%Y-%m-%d %H:%M}" if fresh.online else "none"
     age = "" if fresh.age is None else str(fresh.age - timedelta(microseconds=fresh.age.microseconds))
-    return newest, f"[red]{age}, overdue[/]" if fresh.overdue else age
+    return newest, f"[red]{', '.join(filter(None, [age, 'overdue']))}[/]" if fresh.overdue else age
 
 
 def _newest(fresh: Freshness | None) -> str:
