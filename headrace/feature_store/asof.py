@@ -83,22 +83,24 @@ def join(
     # one row, and a join of one row is planned as a nested loop: minutes instead of a second.
     con.execute("CREATE TEMP TABLE spine AS SELECT * REPLACE (asked_at::TIMESTAMPTZ AS asked_at) FROM given")
     first, last = reach(spine, time)
-    tables, joins, found = [], [], []
-    for i, view in enumerate(views):
+    features: list[pa.ChunkedArray] = []
+    for i, view in enumerate(views):  # one by one: what one has found need not be sorted for the next
         view.relation.create_view(f"rows{i}")
-        answers = _answers(i, view, keys, first, last, known_only=known_only, few=spine.num_rows <= FEW)
-        tables.append(f"v{i} AS ({answers})")
-        equal = [f"spine.{keys[ours]} = v{i}.k{n}" for n, (ours, _) in enumerate(view.keys)]
-        joins.append(f"ASOF LEFT JOIN v{i} ON {' AND '.join([*equal, f'spine.asked_at >= v{i}.since'])}")
-        fresh = f"spine.asked_at <= v{i}.upto"
-        found += [f"if({fresh}, v{i}.f{n}, NULL)" for n in range(len(view.features))]
-    query = f"WITH {', '.join(tables)} SELECT {', '.join(found)} FROM spine {' '.join(joins)} ORDER BY number"
-    features = con.sql(query).to_arrow_table()
-    assert features.num_rows == spine.num_rows, "a point-in-time join must not change the rows"
-    return list(features.itercolumns())
+        answers = _answers(con, i, view, keys, first, last, known_only=known_only, few=spine.num_rows <= FEW)
+        on = [f"spine.{keys[ours]} = answers.k{n}" for n, (ours, _) in enumerate(view.keys)]
+        on.append("spine.asked_at >= answers.since")
+        found = [f"if(spine.asked_at <= answers.upto, answers.f{n}, NULL)" for n in range(len(view.features))]
+        joined = con.sql(f"""
+            SELECT {", ".join(found)}
+            FROM spine ASOF LEFT JOIN ({answers}) AS answers ON {" AND ".join(on)} ORDER BY number
+        """).to_arrow_table()
+        assert joined.num_rows == spine.num_rows, "a point-in-time join must not change the rows"
+        features += joined.itercolumns()
+    return features
 
 
 def _answers(
+    con: duckdb.DuckDBPyConnection,
     i: int,
     view: Rows,
     keys: dict[str, str],
@@ -127,22 +129,22 @@ def _answers(
             f"rows{i}.{identifier(theirs)} = asked.w{n}" for n, (_, theirs) in enumerate(view.keys)
         )
         asked = f"SEMI JOIN (SELECT DISTINCT {wanted} FROM spine) AS asked ON {equal}"
-    by_key = ", ".join(f"k{n}" for n in range(len(view.keys))) or "NULL"
-    best = ", ".join(
-        f"{value} DESC NULLS LAST"
-        for value in ["happened", "created", *(f"f{n}" for n in range(len(view.features)))]
-    )
-    # What became known later but happened earlier never wins. Without such rows, one inequality decides.
-    overtaken = f" AND happened >= max(happened) OVER (PARTITION BY {by_key} ORDER BY since)"
-    return f"""
-        SELECT * FROM (
-            SELECT {", ".join(columns)}, {time} AS happened, {created or "NULL"} AS created,
-                   {since} AS since, {upto} AS upto
-            FROM rows{i} {asked} WHERE {" AND ".join(where)}
-        )
-        QUALIFY row_number() OVER (PARTITION BY {by_key}, since ORDER BY {best}) = 1
-                {overtaken if known_only and created else ""}
+    rows = f"""
+        SELECT {", ".join(columns)}, {time} AS happened, {created or "NULL"} AS created,
+               {since} AS since, {upto} AS upto
+        FROM rows{i} {asked} WHERE {" AND ".join(where)}
     """
+    by_key, kept = [f"k{n}" for n in range(len(view.keys))], []
+    tied = f"SELECT 1 FROM ({rows}) GROUP BY {', '.join([*by_key, 'since'])} HAVING count(*) > 1 LIMIT 1"
+    if con.execute(tied).fetchone():  # to look is cheaper than to sort
+        features = [f"f{n}" for n in range(len(view.features))]
+        best = ", ".join(f"{value} DESC NULLS LAST" for value in ["happened", "created", *features])
+        kept.append(f"row_number() OVER (PARTITION BY {', '.join([*by_key, 'since'])} ORDER BY {best}) = 1")
+    if known_only and created:
+        # What became known later but happened earlier never wins. Without such rows, one inequality decides.
+        over = f"PARTITION BY {', '.join(by_key) or 'NULL'} ORDER BY since"
+        kept.append(f"happened >= max(happened) OVER ({over})")
+    return f"SELECT * FROM ({rows})" + (f" QUALIFY {' AND '.join(kept)}" if kept else "")
 
 
 def _microseconds(ttl: timedelta) -> int:
