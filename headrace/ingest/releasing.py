@@ -59,7 +59,7 @@ def release(
     source = next((s for s in spec.sources if s.table == entry.table), None)
     if source is None:
         raise NotReleasable(entry.id, entry.table)
-    late = entry.late or not entry.whole or entry.window == UNDATED
+    late = entry.late or not entry.whole
     key = entry.release_key if late else str(entry.window)
     with quarantine.deciding(entry, lake, ledger, holder, now) as decide, duckdb_connection() as con:
         if quarantine.superseded(entry, lake):

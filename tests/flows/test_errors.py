@@ -117,9 +117,13 @@ def test_a_rejected_batch_leaves_its_broken_rules_where_people_look_and_all_else
     assert link
     page = Settings().home / "validations" / "docs" / link[1]
     assert "weather/2013-01-07/1" in page.read_text()
-    events = river.prefect("events", filter={"event": {"name": ["headrace.quarantine"]}})["events"]
-    told = {event["resource"]["prefect.resource.name"]: event["payload"]["rows"] for event in events}
-    assert told == {"weather/2013-02-11/1": 1, "weather/2013-01-07/1": 504}  # the river's own, and this one
+
+    def told() -> dict[str, int]:  # the server writes down what it was told every few seconds
+        found = river.prefect("events", filter={"event": {"name": ["headrace.quarantine"]}})["events"]
+        return {e["resource"]["prefect.resource.name"]: e["payload"]["rows"] for e in found}
+
+    eventually(lambda: "weather/2013-01-07/1" in told())
+    assert told() == {"weather/2013-02-11/1": 1, "weather/2013-01-07/1": 504}  # the river's own, and this one
 
     again = flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15")
     assert again.returncode == 0, again.stderr
@@ -137,7 +141,7 @@ def test_features_that_nothing_new_reaches_are_announced_as_overdue(river: River
     assert "origin_delays is overdue: newest row online none, ttl 1:00:00" in done.stdout
 
     def announced() -> dict[str, str]:
-        found = river.prefect("events", filter={"event": {"name": ["headrace.features.overdue"]}})["events"]  # type: ignore[call-overload]
+        found = river.prefect("events", filter={"event": {"name": ["headrace.features.overdue"]}})["events"]
         return {e["payload"]["view"]: e["payload"]["as_of"] for e in found}
 
     overdue = eventually(announced)
