@@ -92,7 +92,7 @@ def test_a_scheduler_that_does_not_answer_is_reported_quickly(monkeypatch):
     ):
         pass
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # Dask's own patience is 30 s
 
 
 def test_an_address_that_makes_no_sense_is_reported_the_same_way():

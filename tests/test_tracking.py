@@ -203,12 +203,13 @@ tracking.log_candidate(SPEC, SMALL, Dies(), {{"logloss": 0.41}}, training=TRAINI
     assert {m.model_id == logged.model_id: str(m.status) for m in models} == {True: "READY", False: "FAILED"}
 
 
-def test_logging_takes_under_a_second_once_warm(log):
-    log()
-    start = time.perf_counter()
-    log(cause="warm")
+def test_what_a_model_needs_is_declared_and_not_found_by_importing_it(log, monkeypatch):
+    """MLflow's own search loads the model in a new process, which takes ten times as long as all else."""
+    import mlflow.models
 
-    assert time.perf_counter() - start < 1
+    monkeypatch.setattr(mlflow.models, "infer_pip_requirements", lambda *_, **__: pytest.fail("searched for"))
+
+    assert log().run_id
 
 
 def test_a_released_model_predicts_as_the_fitted_one_did(log, model):
@@ -338,7 +339,7 @@ def test_a_server_that_is_not_there_is_reported_at_once(tmp_path):
     with pytest.raises(ServerUnreachable, match="make up"):
         tracking.prepare("http://127.0.0.1:9", tmp_path)
 
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30  # MLflow's own retries would take minutes
 
 
 def test_a_server_that_is_not_mlflow_is_reported_as_such(tmp_path):
