@@ -57,7 +57,12 @@ if TYPE_CHECKING:
 
 
 class HeadraceError(Exception):
-    """Base of all errors a user is expected to meet; the message says what to do."""
+    """Base of all errors a user is expected to meet; the message says what to do.
+
+    A ``transient`` one may not come up again when the same is tried a little later.
+    """
+
+    transient = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Else unpickling would call the class with the message alone: errors come home from Dask's workers.
@@ -114,10 +119,10 @@ class EmptySuite(HeadraceError):
 
 
 class SourceUnreadable(HeadraceError):
-    """A source's files are missing or cannot be parsed."""
+    """A source's files are missing or cannot be parsed, or what keeps them fails (``transient``)."""
 
-    def __init__(self, source: str, files: Sequence[str], reason: str) -> None:
-        self.source, self.files, self.reason = source, tuple(files), reason
+    def __init__(self, source: str, files: Sequence[str], reason: str, transient: bool = False) -> None:
+        self.source, self.files, self.reason, self.transient = source, tuple(files), reason, transient
         super().__init__(
             f"Source `{source}` cannot be read from {', '.join(files)}: {reason.strip()}\n"
             "Nothing was landed. Mend or replace the file, then run the same ingest again."
@@ -487,6 +492,8 @@ class PortInUse(HeadraceError):
 class WorkerLost(HeadraceError):
     """A Dask worker went away in the middle of work that needs all of them."""
 
+    transient = True
+
     def __init__(self, workers: Sequence[str]) -> None:
         self.workers = tuple(workers)
         super().__init__(
@@ -497,6 +504,8 @@ class WorkerLost(HeadraceError):
 
 class ServerUnreachable(HeadraceError):
     """A server that the work needs does not answer."""
+
+    transient = True
 
     def __init__(self, service: str, address: str, reason: str) -> None:
         self.service, self.address, self.reason = service, address, reason

@@ -7,6 +7,7 @@ the rows of its window. Readers name a version and see that snapshot for ever.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from uuid import uuid4
 from headrace.errors import ColumnsRetyped, NotBuilt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import duckdb
     import pyarrow as pa
@@ -322,3 +323,20 @@ def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.Duck
         # working folder, where processes would meet. A file's is beside it.
         con.execute(f"SET temp_directory = '{gettempdir()}/headrace-{uuid4().hex}'")
     return con
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let through what ended a query from outside: Ctrl-C, a termination, a timeout.
+
+    DuckDB reports each as a ``RuntimeError``, which would be taken for a failure that is worth another try.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__
+        while isinstance(cause, Exception):
+            cause = cause.__cause__
+        if cause:
+            raise cause from None
+        raise

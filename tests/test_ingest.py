@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
@@ -29,8 +30,8 @@ from headrace.errors import (
     Superseded,
     WindowsChanged,
 )
-from headrace.ingest import Settled, landing, releasing
-from headrace.lake import Lake, Window, duckdb_connection, windows
+from headrace.ingest import Settled, landing, releasing, staging
+from headrace.lake import Lake, Window, duckdb_connection, interruptible, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import Source, load
 from headrace.settings import Settings
@@ -742,6 +743,39 @@ def test_three_ingests_at_once_land_and_hold_each_row_once(
     before(tmp_path, late, ingests)
     assert ingests(*[("nowhere", tmp_path)] * 3) == [0, 0, 0]
     assert state(tmp_path) == clean(late)
+
+
+class _TimedOut(BaseException):
+    pass
+
+
+@pytest.mark.timeout(60, method="thread")  # which a process that waits for itself does not survive
+def test_a_source_that_took_too_long_is_staged_again_in_the_same_process(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Prefect ends a task that is out of time, and tries it again in the same folder."""
+    new_rows, times = staging._new_rows, []
+
+    def slow_at_first(con: duckdb.DuckDBPyConnection, *given: Any) -> Any:
+        times.append(1)
+        if len(times) == 1:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            con.execute("CREATE TABLE t AS SELECT a.range FROM range(1000000) a, range(1000000)")
+        return new_rows(con, *given)
+
+    def ring(*_: object) -> None:
+        raise _TimedOut
+
+    monkeypatch.setattr(staging, "_new_rows", slow_at_first)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with ingest.workspace(settings.home) as folder:
+            again = partial(ingest.stage, SPEC, WEATHER, utc(2013, 1, 14), lake, ledger(lake), folder)
+            with pytest.raises(_TimedOut), interruptible():
+                again()
+            assert [batch.lot.rows for batch in again()] == [411, 504]
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_batches_are_settled_in_parallel_by_workers_of_a_scheduler_elsewhere(

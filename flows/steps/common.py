@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from headrace import tracking
 from headrace.errors import HeadraceError
 from headrace.feature_store import store as feature_store
+from headrace.lake import interruptible
 from headrace.ledger import Entry, Ledger
 from headrace.settings import Settings
 
@@ -49,7 +50,7 @@ def run_name() -> str:
 
 def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
     """Dress a function as a task: two retries, unless what went wrong would go wrong again."""
-    return task(
+    dress = task(
         task_run_name=name,
         retries=2,
         retry_delay_seconds=[2, 10],
@@ -59,10 +60,12 @@ def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
         persist_result=False,
         log_prints=True,  # what libraries print belongs to the run, not on the terminal
     )
+    return lambda function: dress(interruptible()(function))
 
 
 def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), HeadraceError)
+    error = state.result(raise_on_failure=False)
+    return error.transient if isinstance(error, HeadraceError) else True
 
 
 def slug(*words: str) -> str:

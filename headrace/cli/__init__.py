@@ -10,6 +10,7 @@ from rich.console import Console
 
 from headrace.cli import features, live, quarantine
 from headrace.errors import HeadraceError
+from headrace.lake import interruptible
 
 app = typer.Typer(
     help="ML pipelines as scheduled, retryable DAGs.",
@@ -29,7 +30,10 @@ def main() -> None:
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     try:
-        app()
+        with interruptible():
+            app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except HeadraceError as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
@@ -50,20 +51,24 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
         up_after = time.perf_counter() - began
         console.print(f"Prefect server up after {up_after:.0f} s.")
-        with services.running([services.prefect_worker()], settings):
-            deploying = threading.Thread(target=services.deploy, args=(settings,))
-            deploying.start()
-            done = subprocess.run(
+        with services.running([services.prefect_worker()], settings), ThreadPoolExecutor(1) as aside:
+            living = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "flows", "lifecycle", "flights"),
                     *("--start", start, "--end", end, "--result", str(lived)),
                 ],
                 env=services.environment(settings),
-                check=False,
             )
-            deploying.join()
-    if done.returncode:
-        raise typer.Exit(done.returncode)
+            deploying = aside.submit(services.deploy, settings)
+            # Without deployments no event is ever taken up: better to end now than to wait for that.
+            deploying.add_done_callback(lambda done: living.terminate() if done.exception() else None)
+            try:
+                living.wait()
+            finally:
+                living.terminate()
+            deploying.result()
+    if living.returncode:
+        raise typer.Exit(living.returncode)
     summary = json.loads(lived.read_text())
     summary["seconds"] |= {
         "start Prefect": round(up_after, 1),

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from headrace import quarantine
 from headrace.errors import MissingColumns, SourceUnreadable, WindowsChanged
@@ -80,7 +81,8 @@ def stage(
     look, past = _past(spec, source, due, as_of, lake, ledger)
     if not look:
         return []
-    scratch = folder / f"{source.name}.duckdb"
+    # A name of its own for each try: an interrupted query keeps its file open, and DuckDB would wait for it.
+    scratch = folder / f"{source.name}-{uuid4().hex}.duckdb"
     con = duckdb_connection(scratch, MEMORY)
     con.execute("PRAGMA disable_checkpoint_on_shutdown")  # it is thrown away
     try:

@@ -52,4 +52,5 @@ def _batches(source: str, called: str, function: Callable[[Window], Any], span: 
                 raise TypeError(f"expected Arrow tables or record batches, got {type(batch).__name__}")
             yield batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
     except Exception as error:  # somebody else's function may raise anything
-        raise SourceUnreadable(source, [f"`{called}`"], f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceUnreadable(source, [f"`{called}`"], reason, transient=True) from error

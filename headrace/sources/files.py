@@ -139,7 +139,8 @@ def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fi
         sizes = {path: info["size"] for path, info in sorted(infos.items()) if info["type"] == "file"}
         heads = {path: store.head(path, 2**16) for path in sizes if re.search(r"\.csv(\.gz)?$", path)}
     except Exception as error:  # whatever the library of that store raises
-        raise SourceUnreadable(source, [place], f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceUnreadable(source, [place], reason, transient=True) from error
     if not sizes:
         raise SourceUnreadable(source, [place], "no such file")
     local = "file" in store.protocol

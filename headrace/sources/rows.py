@@ -171,4 +171,5 @@ def explained(source: str, places: Sequence[str]) -> Iterator[None]:
         told = str(error)
         named = re.search(r"^\s*file = (.+)$", told, re.MULTILINE)
         reason = re.split(r"\n\n|\n *(?:Possible|Candidate|If this|Try)", told)[0]
-        raise SourceUnreadable(source, [named[1]] if named else places, reason) from None
+        failed = isinstance(error, duckdb.IOException)
+        raise SourceUnreadable(source, [named[1]] if named else places, reason, failed) from None

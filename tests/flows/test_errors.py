@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace import services
 from headrace.lake import Lake
 from headrace.settings import Settings
 from pipelines import _nycflights13 as nyc
@@ -70,6 +72,26 @@ def test_outside_a_project_the_command_says_so(settings: Settings, tmp_path: Pat
     )
     assert done.returncode == 1
     assert "has no `prefect.yaml`" in done.stderr
+
+
+def test_a_demo_whose_deployments_are_refused_ends_at_once_and_says_why(
+    settings: Settings, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "deployments", project / "deployments")
+    (project / "prefect.yaml").write_text("deployments: [{name: flights, entrypoint: nowhere.py:ingest}]")
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace.cli", "demo"],
+        env=os.environ | {"HEADRACE_HOME": str(settings.home), "HEADRACE_PREFECT_PORT": str(free_port())},
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "nowhere.py" in done.stderr
+    assert not (settings.home / "demo" / "summary.json").exists()
 
 
 @pytest.fixture
@@ -164,3 +186,73 @@ def test_a_missing_column_fails_the_run_at_once_with_its_name(
     )
     failed = [run for run in runs if run["state_type"] == "FAILED"]
     assert failed[0]["run_count"] == 1, "a mistake that would be made again is not retried"
+
+
+BUSY = """
+from pathlib import Path
+from prefect import flow
+from flows.steps.common import step
+from headrace.lake import duckdb_connection
+
+@step("count for ever")
+def count(begun):
+    con = duckdb_connection()
+    Path(begun).touch()
+    con.execute("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
+
+@flow(flow_run_name="busy")
+def busy(begun):
+    count(begun)
+
+busy("{begun}")
+"""
+
+
+def test_a_run_that_is_told_to_end_does_so_in_the_middle_of_a_query(river: River, tmp_path: Path) -> None:
+    """DuckDB takes the signal for a failed query, which Prefect would try again."""
+    begun = tmp_path / "begun"
+    script = [sys.executable, "-c", BUSY.replace("{begun}", str(begun))]
+    with subprocess.Popen(script, env=services.environment(river.settings), cwd=ROOT) as run:
+        eventually(begun.exists)
+        run.terminate()
+        assert run.wait(timeout=60) != 0
+    (found,) = river.prefect("flow_runs", flow_runs={"name": {"any_": ["busy"]}})
+    assert found["state_type"] == "CRASHED"
+    runs = river.prefect("task_runs", task_runs={"name": {"any_": ["count for ever"]}})
+    assert [(task["run_count"], task["state_type"]) for task in runs] == [(1, "CRASHED")]
+
+
+TRIES = """
+from prefect import flow
+from flows.steps.common import step
+from headrace.errors import MissingColumns, ServerUnreachable
+
+tries = []
+
+@step("try")
+def attempt(error):
+    tries.append(type(error).__name__)
+    if tries.count(tries[-1]) == 1:
+        raise error
+
+@flow
+def attempts(error):
+    attempt(error)
+
+attempts(ServerUnreachable("The database", "postgresql://nowhere", "it starts"))
+attempts(MissingColumns("weather", ["temp"], ["origin"]), return_state=True)
+print(*tries)
+"""
+
+
+def test_what_may_be_well_a_little_later_is_tried_again_and_what_will_not_is_not(river: River) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRIES],
+        env=services.environment(river.settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.split() == ["ServerUnreachable", "ServerUnreachable", "MissingColumns"]
