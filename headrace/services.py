@@ -58,7 +58,9 @@ def prefect_server(settings: Settings) -> Service:
 
 def prefect_worker() -> Service:
     """Return a worker that runs deployments as processes on this machine."""
-    return Service("worker", [*PREFECT, "worker", "start", "--pool", "headrace", "--type", "process"])
+    command = [*PREFECT, "worker", "start", "--pool", "headrace", "--type", "process"]
+    # By default it looks every ten seconds; what an event starts should not wait for that.
+    return Service("worker", command, env={"PREFECT_WORKER_QUERY_SECONDS": "2"})
 
 
 def mlflow_server(settings: Settings) -> Service:

@@ -12,6 +12,7 @@ from headrace.feature_store.store import NOBODY, inputs, stored_views
 from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
+    import duckdb
     from feast import FeatureStore, FeatureView
 
 
@@ -62,23 +63,26 @@ def of(store: FeatureStore, view: FeatureView, as_of: datetime) -> Freshness:
     Of the rows that were brought online, as Feast's registry has it, the newest is
     asked of the online store: what it has under that key is what counts.
     """
-    newest, _ = _newest(store, view, as_of)
+    con = duckdb_connection()
+    newest, _ = _newest(con, store, view, as_of)
     reached, online = brought.reached(view), None
     if newest and reached and view.online:
-        at, key = _newest(store, view, min(as_of, reached))
+        at, key = _newest(con, store, view, min(as_of, reached))
         held = _held(store, view, key) if at else None
         online = min(at, held) if at and held else None
     return Freshness(view.name, view.ttl or timedelta(0), newest, online, as_of)
 
 
-def _newest(store: FeatureStore, view: FeatureView, at: datetime) -> tuple[datetime | None, dict[str, Any]]:
+def _newest(
+    con: duckdb.DuckDBPyConnection, store: FeatureStore, view: FeatureView, at: datetime
+) -> tuple[datetime | None, dict[str, Any]]:
     """Return event time and key of the newest row known ``at`` that instant; None if there is none."""
     from headrace.feature_store import sources
 
-    source, con = view.batch_source, duckdb_connection()
+    source = view.batch_source
     assert source is not None, f"view {view.name} has no source"
     try:
-        sources.view_rows(con, store.config, source, until=at).create_view("rows")
+        sources.view_rows(con, store.config, source, until=at).create_view("rows", replace=True)
     except NotBuilt:
         return None, {}
     names = sorted(inputs(store, view.name))

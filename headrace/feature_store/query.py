@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 Parsed = dict[str, Any] | list[Any] | str | int | float | bool | None
@@ -24,14 +25,16 @@ def reads(sql: str) -> set[str]:
     return _tables(_parse(sql), frozenset())
 
 
-def parameters(sql: str) -> set[str]:
+@lru_cache
+def parameters(sql: str) -> frozenset[str]:
     """Return the names, in lower case, of the parameters that a query is to be given."""
     from headrace.lake import duckdb_connection
 
     parts = duckdb_connection().extract_statements(sql)
-    return {name.lower() for part in parts for name in part.named_parameters}
+    return frozenset(name.lower() for part in parts for name in part.named_parameters)
 
 
+@lru_cache
 def _parse(sql: str) -> Parsed:
     """Return the query's syntax tree without places in the text; the text where there is no tree (PIVOT)."""
     from headrace.lake import duckdb_connection
