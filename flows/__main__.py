@@ -20,7 +20,7 @@ from rich.console import Console
 
 from headrace import services
 from headrace.cli.instant import utc
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, disks_explained
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 
@@ -51,7 +51,8 @@ def run(
         load(pipeline)
         parameters = {"pipeline": pipeline, **{k: utc(text) for k, text in instants.items() if text}}
         services.reach_prefect(Settings())
-        returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
+        with disks_explained():
+            returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
     except HeadraceError as error:
         raise refuse(error) from None
     if result:

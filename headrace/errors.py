@@ -37,16 +37,18 @@ HeadraceError
 ├── NotAProject
 ├── PortInUse
 ├── WorkerLost
+├── DiskRefused
 └── ServerUnreachable
 """
 
 from __future__ import annotations
 
 import difflib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -500,6 +502,34 @@ class WorkerLost(HeadraceError):
             f"A Dask worker among {', '.join(workers)} died during collective work. Its log says why; often "
             "it ran out of memory. Nothing was kept: run the step again, if need be on larger workers."
         )
+
+
+class DiskRefused(HeadraceError):
+    """A disk is full, or what lies on it is not for this user."""
+
+    SAID = ("No space left", "disk is full", "ermission denied", "Read-only file system", "readonly database")
+    """How the system, SQLite, Delta and DuckDB put it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"{reason.rstrip('.')}. Nothing is left half-written that anybody reads. Make room, or let this "
+            "user read and write there, then run the same again: it goes on from what was written."
+        )
+
+
+@contextmanager
+def disks_explained() -> Iterator[None]:
+    """Turn the errors of full and forbidden disks, of which each library has its own, into one."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        said = [line for line in str(error).splitlines() if any(words in line for words in DiskRefused.SAID)]
+        if not said:
+            raise
+        raise DiskRefused(said[0]) from error
 
 
 class ServerUnreachable(HeadraceError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -261,10 +261,11 @@ class Table:
         """
         from deltalake import CommitProperties, write_deltalake
 
-        mine = uuid4().hex
-        marked = CommitProperties(custom_metadata={"headrace.write": mine}, max_commit_retries=15)
-        write_deltalake(self.uri, rows, mode="overwrite", schema_mode="overwrite", commit_properties=marked)
-        return next(int(v["version"]) for v in self.open().history() if v.get("headrace.write") == mine)
+        self._create(rows.schema)
+        # The table that was written knows its version; its history is empty where the path has a `#`.
+        table, often = self.open(), CommitProperties(max_commit_retries=15)
+        write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=often)
+        return table.version()
 
     def relation(self, con: duckdb.DuckDBPyConnection, version: int | None = None) -> duckdb.DuckDBPyRelation:
         """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation."""
@@ -316,12 +317,13 @@ def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.Duck
     """Open a DuckDB in UTC: in memory, or at ``file``; it takes ``memory`` (such as 1GB) at most."""
     import duckdb
 
-    con = duckdb.connect(str(file or ":memory:"), config={"memory_limit": memory} if memory else {})
-    con.execute("SET TimeZone = 'UTC'")
+    config: dict[str, Any] = {"memory_limit": memory} if memory else {}
     if not file:
         # Made when something has to be spilled, and removed with the connection; by default it is in the
         # working folder, where processes would meet. A file's is beside it.
-        con.execute(f"SET temp_directory = '{gettempdir()}/headrace-{uuid4().hex}'")
+        config["temp_directory"] = f"{gettempdir()}/headrace-{uuid4().hex}"
+    con = duckdb.connect(str(file or ":memory:"), config=config)
+    con.execute("SET TimeZone = 'UTC'")
     return con
 
 

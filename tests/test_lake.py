@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import NotBuilt
-from headrace.lake import Lake, Window, windows
+from headrace.feature_store.catalog import last_build
+from headrace.lake import Lake, Window, duckdb_connection, windows
 from tests.conftest import utc
 
 WEEK = timedelta(weeks=1)
@@ -86,8 +87,61 @@ def test_the_fingerprint_depends_on_rows_and_not_on_files_or_order(lake: Lake) -
 
 
 def test_replace_returns_the_version_it_wrote(lake: Lake) -> None:
-    table = lake.table("training/things")
-    assert [table.replace(rows((FIRST.start, value))) for value in (1, 2, 3)] == [0, 1, 2]
+    written = [lake.table("training/things").replace(rows((FIRST.start, value))) for value in (1, 2, 3)]
+    assert written == [1, 2, 3]
+    for value, version in enumerate(written, 1):
+        kept = lake.connect({"t": lake.at("training/things", version)})
+        assert kept.sql("SELECT value FROM t").fetchall() == [(value,)]
+
+
+@pytest.mark.parametrize("folder", ["it's here", "höme & more", "river #1", "so?"])
+def test_a_lake_may_lie_in_a_folder_of_any_name(tmp_path: Path, folder: str) -> None:
+    lake = Lake(str(tmp_path / folder))
+    lake.table("raw/things").append(rows((FIRST.start, 1)), key="a")
+    lake.table("features/things").overwrite(rows((FIRST.start, 1)), FIRST, "event_timestamp")
+    version = lake.table("training/things").replace(rows((FIRST.start, 1)))
+    kept = lake.connect({"r": "raw/things", "f": "features/things", "t": lake.at("training/things", version)})
+    assert kept.sql("FROM r JOIN f USING (value) JOIN t USING (value)").count("*").fetchone() == (1,)
+    last_build("features/things", lake)  # not known where there is a `#`, but nothing else is lost for it
+
+
+REPLACER = """
+import sys
+import pyarrow as pa
+from deltalake.exceptions import CommitFailedError
+from headrace.lake import Lake
+table = Lake(sys.argv[1]).table("training/things")
+for value in range(int(sys.argv[2]), int(sys.argv[2]) + 15):
+    try:
+        print(table.replace(pa.table({"value": [value]})), value)
+    except CommitFailedError:  # the other was first
+        pass
+"""
+
+
+def test_each_of_processes_that_replace_a_table_at_once_learns_its_own_version(lake: Lake) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", REPLACER, lake.root, str(first)], stdout=subprocess.PIPE, text=True
+        )
+        for first in (100, 200, 300)
+    ]
+    said = [line.split() for process in started for line in process.communicate()[0].splitlines()]
+    assert len(said) > 15
+    for version, value in said:
+        kept = lake.connect({"t": lake.at("training/things", int(version))})
+        assert kept.sql("SELECT value FROM t").fetchall() == [(int(value),)]
+
+
+def test_what_is_spilled_may_go_to_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "it's temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    con = duckdb_connection(memory="60MB")
+    spilled = con.sql("SELECT count(*) FROM (SELECT DISTINCT hash(i) FROM range(3_000_000) t(i))")
+    assert spilled.fetchone() == (3_000_000,)
 
 
 def test_a_table_that_is_not_there_says_which_flow_makes_it(lake: Lake) -> None:

@@ -243,6 +243,24 @@ def test_the_time_of_day_in_sqlite_is_feasts_in_other_time_zones_too(home, tmp_p
         time.tzset()
 
 
+def test_rows_of_the_hour_that_a_clock_change_leaves_out_give_way_in_sqlite_too(tmp_path, monkeypatch):
+    """In New York no clock showed 02:30 on 2013-03-10; as Feast reckons, it came after 03:10 there."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        store = served(tmp_path, Place("sqlite", {"type": "sqlite", "path": str(tmp_path / "online.db")}))
+        changed = (datetime(2013, 3, 10, tzinfo=UTC) - START) / timedelta(hours=1)
+        hours = [changed + hour for hour in (1.75, 2.25, 2.75, 3.25, 3.5)]
+        rows = [(1, hour, hour, number) for number, hour in enumerate(hours)]
+        for upto, hour in enumerate(hours, 1):
+            put(tmp_path, rows[:upto])
+            features.materialize(store, "late", START + timedelta(hours=hour + 0.1))
+            assert wrong(store, hour + 0.1) == ()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 hours = st.integers(0, HOURS)
 windows = st.lists(st.tuples(hours, hours).map(sorted).filter(lambda w: w[0] < w[1]), min_size=1, max_size=5)
 

@@ -764,11 +764,10 @@ def test_a_table_may_be_partitioned_and_lie_in_a_folder_of_any_name(tmp_path, fo
 
 def test_a_source_is_read_by_the_names_its_view_gives_at_the_version_pinned(tmp_path):
     elsewhere = Lake(str(tmp_path / "else")).table("r")
-    for value in (1, 2):
-        rows = rows_of(("x", "y", 1, 1, value)).rename_columns(["k", "b", "when", "created", "n"])
-        elsewhere.replace(rows)
+    names = ["k", "b", "when", "created", "n"]
+    first, _ = (elsewhere.replace(rows_of(("x", "y", 1, 1, n)).rename_columns(names)) for n in (1, 2))
     declared = view("r", path=elsewhere.uri, field_mapping={"k": "a", "when": "happened", "n": "f"})
-    store = open_store(tmp_path / "home", [A, B, declared], versions={elsewhere.uri: 0})
+    store = open_store(tmp_path / "home", [A, B, declared], versions={elsewhere.uri: first})
     source, con = declared.batch_source, duckdb_connection()
     for found in (
         sources.snapshot(store.config, source).relation(con),

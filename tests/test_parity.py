@@ -176,7 +176,7 @@ def test_filling_the_store_again_mends_whatever_differs(
     monkeypatch.setattr("headrace.cli.features._state", lambda: (toy.feast, toy.lake, None))
     monkeypatch.setattr("headrace.pipeline.load", lambda _: spec)
     toy.bring_online()
-    later = int(FIVE.timestamp())
+    later = int(FIVE.replace(tzinfo=None).timestamp())  # Feast takes UTC's clock for the machine's
     toy.sql(
         "UPDATE toy_toy SET value = ?, event_ts = ? WHERE feature_name = 'g'", (_value(int64_val=9), later)
     )

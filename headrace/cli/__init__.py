@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from headrace.cli import features, live, quarantine
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, disks_explained
 from headrace.lake import interruptible
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ def main() -> None:
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     try:
-        with interruptible():
+        with disks_explained(), interruptible():
             app()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -128,11 +128,11 @@ def models(pipeline: str, features: Sequence[Feature], lake: Lake) -> list[tuple
 
 
 def last_build(table: str, lake: Lake) -> datetime | None:
-    """Return when (UTC, wall-clock) the feature table was last written; None if never."""
+    """Return when (UTC, wall-clock) the feature table was last written; None if never, or not known."""
     if not lake.table(table).exists():
         return None
-    ((last),) = lake.table(table).open().history(1)
-    return datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
+    commits = lake.table(table).open().history(1)  # none where the path has a `#`
+    return datetime.fromtimestamp(commits[0]["timestamp"] / 1000, UTC) if commits else None
 
 
 def _used(service: FeatureService) -> set[str]:

@@ -361,8 +361,17 @@ def _local_seconds(times: pa.Array) -> pa.Array:
     # Clocks are changed on a quarter of an hour: between two of them the difference to UTC is one.
     quarters, which = np.unique(seconds // QUARTER, return_inverse=True)
     starts = [datetime(1970, 1, 1) + timedelta(seconds=int(quarter) * QUARTER) for quarter in quarters]
-    shifts = np.array([int(start.timestamp()) for start in starts], np.int64) - quarters * QUARTER
-    return pa.array(seconds + shifts[which], mask=pc.is_null(times).to_numpy(zero_copy_only=False))
+    first, second = (
+        np.array([int(start.replace(fold=fold).timestamp()) for start in starts], np.int64) for fold in (0, 1)
+    )
+    local = seconds + (first - quarters * QUARTER)[which]
+    # What a change left out of the clock would come after what follows: it all is the instant of the change.
+    for quarter in np.flatnonzero(first > second):
+        after = starts[quarter]
+        while after.timestamp() > after.replace(fold=1).timestamp():
+            after += timedelta(seconds=QUARTER)
+        local[which == quarter] = int(after.timestamp())
+    return pa.array(local, mask=pc.is_null(times).to_numpy(zero_copy_only=False))
 
 
 def _literal(text: str) -> str:

@@ -84,7 +84,8 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
             self._connection.exec_driver_sql("SET TimeZone = 'UTC'")
             self._connection.exec_driver_sql(f"SET memory_limit = '{MEMORY}'")
             # By default it spills to the working folder, where processes would meet.
-            self._connection.exec_driver_sql(f"SET temp_directory = '{gettempdir()}/headrace-{uuid4().hex}'")
+            spilled = literal(f"{gettempdir()}/headrace-{uuid4().hex}")
+            self._connection.exec_driver_sql(f"SET temp_directory = {spilled}")
         try:
             yield self._connection
         except SQLAlchemyError:

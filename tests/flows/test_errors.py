@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from headrace import services
+from headrace.errors import DiskRefused, disks_explained
 from headrace.lake import Lake
 from headrace.settings import Settings
 from pipelines import _nycflights13 as nyc
@@ -41,6 +44,40 @@ def test_an_unreachable_server_says_how_to_start_one(
     assert "make up" in done.stderr
     assert "Traceback" not in done.stderr
     assert not settings.home.exists()
+
+
+def test_a_home_that_may_not_be_written_to_is_named(settings: Settings) -> None:
+    settings.home.mkdir()
+    settings.home.chmod(0o500)
+    mortal = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*mortal, sys.executable, "-m", "headrace.cli", "features", "list"],
+        env=os.environ | {"HEADRACE_HOME": str(settings.home)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"Permission denied: '{settings.home}" in done.stderr
+    assert "let this user read and write there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "lake/part-0"),
+        sqlite3.OperationalError("database or disk is full"),
+        RuntimeError("Unable to open file lake/part-0: Permission denied (os error 13)\nmore"),
+    ],
+)
+def test_a_full_or_forbidden_disk_is_told_from_other_failures(error: Exception) -> None:
+    with pytest.raises(DiskRefused, match=re.escape(str(error).splitlines()[0])), disks_explained():
+        raise error
+    with pytest.raises(KeyError), disks_explained():
+        raise KeyError("lake")
 
 
 def test_a_port_in_use_names_the_setting_that_moves_it(settings: Settings) -> None:
