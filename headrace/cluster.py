@@ -79,7 +79,15 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
                 client = stack.enter_context(Client(target, timeout=PATIENCE, set_as_default=False))
             except (OSError, ValueError) as error:
                 raise ServerUnreachable("The Dask scheduler", address, str(error)) from error
-        yield client
+        try:
+            yield client
+        except Exception:
+            raise
+        except BaseException:  # told to end: Dask would wait half a minute for what its threads are still at
+            if not address and workers == 1:
+                for worker in target.workers.values():
+                    target.sync(worker.close, executor_wait=False)
+            raise
 
 
 def crew(client: Client) -> list[Worker]:

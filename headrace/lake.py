@@ -336,9 +336,10 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = error.__cause__
+        report, cause = error, error.__cause__
         while isinstance(cause, Exception):
-            cause = cause.__cause__
-        if cause:
+            report, cause = cause, cause.__cause__
+        # A time limit of asyncio's own, such as of a connection, is a TimeoutError caused by a cancellation.
+        if cause and isinstance(report, RuntimeError):
             raise cause from None
         raise

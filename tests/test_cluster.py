@@ -1,6 +1,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import dask
 import pytest
@@ -133,3 +134,23 @@ def test_clusters_that_are_wanted_at_once_by_threads_all_start():
 
     with ThreadPoolExecutor(6) as threads:
         assert list(threads.map(work, range(12))) == list(range(1, 13))
+
+
+BEGUN, GO_ON, OVER = Event(), Event(), Event()
+
+
+def test_one_that_is_told_to_end_does_not_wait_for_what_its_threads_are_at():
+    with pytest.raises(KeyboardInterrupt), cluster() as client:
+        task = client.submit(_linger)
+        assert BEGUN.wait(60)
+        assert not task.done()
+        raise KeyboardInterrupt
+
+    assert not OVER.is_set()
+    GO_ON.set()
+
+
+def _linger():
+    BEGUN.set()
+    GO_ON.wait(25)
+    OVER.set()

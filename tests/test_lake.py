@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from datetime import timedelta
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import NotBuilt
 from headrace.feature_store.catalog import last_build
-from headrace.lake import Lake, Window, duckdb_connection, windows
+from headrace.lake import Lake, Window, duckdb_connection, interruptible, windows
 from tests.conftest import utc
 
 WEEK = timedelta(weeks=1)
@@ -187,3 +188,9 @@ def test_a_window_refuses_naive_instants_and_an_end_before_its_start() -> None:
         Window(utc(2013).replace(tzinfo=None), utc(2014))
     with pytest.raises(ValueError, match="end after it starts"):
         Window(utc(2014), utc(2013))
+
+
+def test_a_time_limit_of_asyncios_own_is_not_taken_for_an_ending_from_outside() -> None:
+    """It is a ``TimeoutError`` that a cancellation caused: what a server that went away looks like."""
+    with pytest.raises(TimeoutError), interruptible():
+        asyncio.run(asyncio.wait_for(asyncio.sleep(60), 0.01))
