@@ -55,6 +55,8 @@ def run(
             returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
     except HeadraceError as error:
         raise refuse(error) from None
+    if flow != "lifecycle":  # it has told each window as it passed
+        print(_told(returned))
     if result:
         Path(result).write_text(json.dumps(returned, default=_plain, indent=2))
 
@@ -73,11 +75,21 @@ def _call(flow: str, parameters: dict[str, Any]) -> Any:
         raise typer.BadParameter(f"`{flow}` takes no {', '.join(sorted(unknown))}")
     said = logging.StreamHandler(sys.stdout)
     said.addFilter(lambda record: record.pathname.startswith(str(Path(__file__).parent)))
-    logging.getLogger("prefect.flow_runs").addHandler(said)
+    # Of the hundreds of steps that a lifecycle takes, none says why it was due.
+    for runs in ("flow_runs",) if flow == "lifecycle" else ("flow_runs", "task_runs"):
+        logging.getLogger(f"prefect.{runs}").addHandler(said)
     # A run waits up to a second for its heartbeat thread to end. Heartbeats tell the server of runs
     # that died unseen; here a person looks on.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return dag(**parameters)
+
+
+def _told(returned: Any) -> str:
+    """Say what a flow returned: counts or findings by name, or a verdict."""
+    if not isinstance(returned, dict):
+        return str(returned)
+    lines = [f"{name}: {v if isinstance(v, str) else f'{v:,}'}" for name, v in returned.items()]
+    return "\n".join(lines) or "Nothing was due."
 
 
 def _plain(value: Any) -> Any:

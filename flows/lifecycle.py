@@ -49,7 +49,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         materialize(pipeline, start)
     with _timed(seconds, "train"):
         verdict = train(pipeline, start, cause="first release")
-    say("%s: version %s released. %s", f"{start:%Y-%m-%d}", verdict.challenger, verdict.reason)
+    say("%s: %s", f"{start:%Y-%m-%d}", verdict)
 
     weeks = []
     for window in windows(start, end, spec.window):
@@ -104,9 +104,10 @@ def _compared(start: datetime, end: datetime) -> Window:
 
 
 def _line(week: dict[str, Any]) -> str:
+    skill = f"AUC {week['auc']:.3f}" if week.get("auc") else "truth not known yet"
     return (
         f"{week['as_of']:%Y-%m-%d}: landed {week['landed']:>6,}, scored {week['scored']:>5,}, "
-        f"version {week['champion']} AUC {week.get('auc', float('nan')):.3f}, "
+        f"version {week['champion']} {skill}, "
         f"drift in {week['drift_share']:>4.0%} of columns{'  ▶ retraining' if week['drifted'] else ''}"
     )
 

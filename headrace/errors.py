@@ -3,12 +3,14 @@
 HeadraceError
 ├── UnknownPipeline
 ├── UnknownSuite
+├── BrokenSuite
 ├── UnsupportedExpectation
 ├── EmptySuite
 ├── SourceUnreadable
 ├── WindowsChanged
 ├── MissingColumns
 ├── MissingInputs
+├── MissingKeys
 ├── BatchRejected
 ├── LotChanged
 ├── NotInQuarantine
@@ -16,6 +18,7 @@ HeadraceError
 ├── NotReleasable
 ├── StillRejected
 ├── Superseded
+├── InvalidQuery
 ├── BadFeatureRows
 ├── ColumnTaken
 ├── NotInSource
@@ -25,6 +28,7 @@ HeadraceError
 ├── NotBuilt
 ├── VersionGone
 ├── UnknownPins
+├── UnknownService
 ├── NotEnoughData
 ├── NoChampion
 ├── NothingScored
@@ -98,6 +102,17 @@ class UnknownSuite(HeadraceError):
         )
 
 
+class BrokenSuite(HeadraceError):
+    """The function that returns a suite fails."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(
+            f"Suite `{name}` cannot be made: {reason}\nNothing was validated. Mend it in `validations/`; "
+            "`docs/expectations.md` lists what it may hold."
+        )
+
+
 class UnsupportedExpectation(HeadraceError):
     """A suite holds an expectation that cannot be run on a batch."""
 
@@ -162,6 +177,18 @@ class MissingInputs(HeadraceError):
             f"The model takes {', '.join(f'`{c}`' for c in missing)}, but the rows have only "
             f"{', '.join(found) or 'no columns'}. Nothing was computed. Add the columns (null where "
             "unknown), or change `columns` in the pipeline's declaration and train again."
+        )
+
+
+class MissingKeys(HeadraceError):
+    """Rows lack what a feature service must be given."""
+
+    def __init__(self, service: str, missing: Sequence[str], found: Sequence[str]) -> None:
+        self.service, self.missing, self.found = service, tuple(missing), tuple(found)
+        super().__init__(
+            f"Feature service `{service}` must be given {', '.join(f'`{c}`' for c in missing)}, but the rows "
+            f"have only {', '.join(found)}. Nothing was read. Select it in the pipeline's `spine`, or take "
+            "it out of the keys of the view in `features/`."
         )
 
 
@@ -256,6 +283,16 @@ class Superseded(HeadraceError):
         )
 
 
+class InvalidQuery(HeadraceError):
+    """A query of a declaration cannot be run."""
+
+    def __init__(self, what: str, where: str, reason: str) -> None:
+        self.what, self.where, self.reason = what, where, reason
+        super().__init__(
+            f"{what} cannot be run: {reason.strip()}\nNothing was written. Mend `{where}`, then run again."
+        )
+
+
 class BadFeatureRows(HeadraceError):
     """A feature table's query returned rows that cannot be kept; nothing was written."""
 
@@ -335,7 +372,8 @@ class NotBuilt(HeadraceError):
     def __init__(self, table: str, step: str) -> None:
         self.table, self.step = table, step
         super().__init__(
-            f"Table `{table}` does not exist yet. Run the `{step}` flow for this pipeline first."
+            f"Table `{table}` does not exist yet. Run the `{step}` flow for this pipeline first. "
+            "If it has run, no declaration in `pipelines/` makes a table of this name."
         )
 
 
@@ -360,6 +398,19 @@ class UnknownPins(HeadraceError):
             f"Feature service `{service}` reads {', '.join(known) or 'no tables'}, but versions are pinned "
             f"of {', '.join(unknown)}. Nothing was read. Correct the names, or take the pins that "
             "`headrace.feature_store.store.pins` returns."
+        )
+
+
+class UnknownService(HeadraceError):
+    """No feature service of that name is registered."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(
+            f"No feature service `{name}` is registered, but {', '.join(known) or 'none'}.{hint} Declare it "
+            "in `features/`, or correct `feature_service` in `pipelines/`, then run `materialize`."
         )
 
 
@@ -420,7 +471,9 @@ class ParityBroken(HeadraceError):
             f"predictions in {window}, {first.rows:,} get `{first.view}:{first.feature}` {first.cause} ("
             f"{first.example}){more}. `headrace features parity {spec.name} --all --as-of {end}` shows all. "
             f"`headrace features refill {spec.name} --as-of {end}` fills it again from the feature tables, "
-            "in place of what is there. If the store has gone on past that instant, name a later one to both."
+            "in place of what is there. The store keeps each key's newest row. If it has gone on past that "
+            "instant, name a later one to both; windows before it can be scored if the views have the "
+            "instant in their keys, as `known_hour` in `features/flights.py`."
         )
 
 
@@ -431,7 +484,7 @@ class NothingToCompare(HeadraceError):
         self.pipeline, self.window = pipeline, window
         super().__init__(
             f"Pipeline `{pipeline}` has no predictions to make in {window}, so there is nothing to compare. "
-            "Name an instant whose last closed window has some: `--as-of 2013-07-01`."
+            "Name an instant whose last closed window has some, with `--as-of`."
         )
 
 

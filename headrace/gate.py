@@ -46,6 +46,9 @@ class Verdict:
     champion: str | None = None
     gain: Gain | None = None
 
+    def __str__(self) -> str:
+        return f"version {self.challenger} {'released' if self.promoted else 'not released'}. {self.reason}"
+
     @classmethod
     def of(cls, detail: Mapping[str, Any]) -> Verdict:
         """Read a verdict back from the ledger, which keeps it as JSON."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-from headrace.errors import ColumnsRetyped, NotBuilt
+from headrace.errors import ColumnsRetyped, InvalidQuery, NotBuilt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -325,6 +325,17 @@ def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.Duck
     con = duckdb.connect(str(file or ":memory:"), config=config)
     con.execute("SET TimeZone = 'UTC'")
     return con
+
+
+@contextmanager
+def running(what: str, where: str) -> Iterator[None]:
+    """Turn what DuckDB says about a query that somebody declared ``where`` into an error that names it."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.ProgrammingError, duckdb.DataError) as error:
+        raise InvalidQuery(what, where, str(error)) from None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,10 +99,14 @@ class Columns:
 class Pipeline:
     """One model under management.
 
-    ``spine`` selects, from the raw tables, one row per prediction to make:
+    ``start`` (UTC) is where the first window begins, on the grid or before: rows that became
+    known earlier never land. ``spine`` selects, from the raw tables, one row per prediction to make:
     ``keys``, the join keys of the feature service, and ``event_timestamp``,
     the instant the prediction is made (UTC). ``label`` selects ``keys``,
     ``label`` (0 or 1) and ``available_at``, the instant the truth was known.
+    ``columns`` may name any column of the spine and any feature. ``window`` is how
+    much is scored and monitored at once; of what is known, ``train`` holds out the
+    predictions of the last ``holdout``.
     ``suite``, if named, is what predictions must pass before they are logged.
     """
 
@@ -123,6 +127,10 @@ class Pipeline:
     holdout: timedelta = WEEK
     window: timedelta = WEEK
     suite: str = ""
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None:
+            object.__setattr__(self, "start", self.start.replace(tzinfo=UTC))
 
     @property
     def raw(self) -> dict[str, str]:

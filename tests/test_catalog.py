@@ -105,6 +105,10 @@ def test_a_person_sees_the_views_and_what_is_overdue(
     assert "overdue" in lines["origin_weather"]
     assert "for ever" in lines["planes"]
     assert "overdue" not in lines["planes"]
+    monkeypatch.setattr("headrace.cli.features.console", Console(width=80))
+    narrow = CliRunner().invoke(app, ["features", "list", "--as-of", "2013-07-01"]).output
+    assert "│ origin_weather " in narrow
+    assert "…" not in narrow
     wrong = CliRunner().invoke(app, ["features", "list", "--as-of", "soon"])
     assert (wrong.exit_code, "`soon` is no instant" in wrong.output) == (2, True)
 

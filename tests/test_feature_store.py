@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from headrace import quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import BadFeatureRows, BatchRejected, ColumnsRetyped
+from headrace.errors import BadFeatureRows, BatchRejected, ColumnsRetyped, InvalidQuery, MissingInputs
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
 from headrace.feature_store.tables import Cause, build, stale
@@ -25,6 +25,7 @@ from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, load
 from headrace.serving import log
 from headrace.settings import Settings
+from headrace.training import dataset
 
 ROOT = Path(__file__).parent.parent
 FLIGHTS = load("flights")
@@ -241,6 +242,7 @@ def test_a_window_without_rows_leaves_an_empty_table(lake):
         ("SELECT $end AS event_timestamp, $start AS available_at", "rows of 2013-01-14T00:00Z"),
         ("SELECT $start AS event_timestamp, $end AS then", "no available_at"),
         ("SELECT TIMESTAMP '2013-01-08' AS event_timestamp, $end AS available_at", "cast it to TIMESTAMPTZ"),
+        ("SELECT $start AS event_timestamp, TIMESTAMP '2013-01-08' AS available_at", "`available_at` as"),
         ("SELECT NULL::TIMESTAMPTZ AS event_timestamp, $end AS available_at", "1 of 1 rows without an"),
         (
             "FROM (VALUES ($start, $end), (NULL, $end)) t(event_timestamp, available_at)",
@@ -257,6 +259,37 @@ def test_rows_that_a_rebuild_could_not_replace_are_refused(lake, tmp_path, query
         build(table, FLIGHTS.raw, SECOND, lake)
 
     assert not lake.table("features/bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("SELEC", 'syntax error at or near "SELEC"'),
+        ("FROM fligths", "Table with name fligths does not exist"),
+        ("SELECT arr_dely FROM flights", '"arr_dely" not found'),
+        ("SELECT $strat AS event_timestamp", "strat"),
+    ],
+)
+def test_a_query_that_cannot_be_run_is_named_with_what_is_wrong(lake, tmp_path, query, complaint):
+    sql = tmp_path / "bad.sql"
+    sql.write_text(query)
+    table = replace(FLIGHTS.feature_tables[0], name="bad", sql=sql)
+
+    with pytest.raises(InvalidQuery, match=rf"(?s)`features/bad` cannot be run: .*{complaint}.*bad\.sql"):
+        build(table, FLIGHTS.raw, SECOND, lake)
+
+
+def test_a_spine_or_label_that_cannot_be_run_is_named_with_what_is_wrong(lake):
+    whole = Window(FLIGHTS.start, THIRD.end)
+    for wrong in ({"label": FLIGHTS.label.replace("AS label", "AS late")}, {"keys": ("carier",)}):
+        with pytest.raises(InvalidQuery, match=r"(?s)pipeline `flights`.*`pipelines/flights\.py`"):
+            dataset.labelled_spine(replace(FLIGHTS, **wrong), lake, whole, whole.end)
+
+
+def test_an_input_that_nothing_gives_stops_the_training_set(lake):
+    wanted = replace(FLIGHTS, columns=replace(FLIGHTS.columns, numeric=("distnace",)))
+    with pytest.raises(MissingInputs, match="takes `distnace`"):
+        dataset.build(wanted, lake, THIRD.end, lambda spine: spine, {})
 
 
 def test_the_online_store_gives_what_the_point_in_time_join_gives(store, lake):

@@ -25,7 +25,8 @@ def test_a_win_counts_only_when_its_lower_bound_does(gain: Gain, promoted: bool)
 
 
 def test_the_least_gain_is_asked_for_beyond_chance() -> None:
-    assert not judge(Gate(min_gain=0.01), "2", "1", Gain(0.02, 0.01, 500)).promoted
+    refused = judge(Gate(min_gain=0.01), "2", "1", Gain(0.02, 0.01, 500))
+    assert (refused.promoted, str(refused)[:23]) == (False, "version 2 not released.")
 
 
 def test_paired_gain_is_the_mean_difference_of_log_loss_with_its_standard_error() -> None:

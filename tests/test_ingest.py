@@ -28,6 +28,7 @@ from headrace.errors import (
     SourceUnreadable,
     StillRejected,
     Superseded,
+    UnknownSuite,
     WindowsChanged,
 )
 from headrace.ingest import Settled, landing, releasing, staging
@@ -801,3 +802,13 @@ def test_batches_are_settled_in_parallel_by_workers_of_a_scheduler_elsewhere(
             process.wait()
     assert len(done) == len(batches) == 10
     assert lake.table("raw/weather").count() == sum(b.lot.rows for b in batches) - 1
+
+
+def test_a_suite_that_does_not_exist_is_told_before_any_row_comes(lake: Lake) -> None:
+    source = dataclasses.replace(PLANES, suite="flights.plane", origin=Files({"planes": "nowhere.csv"}))
+    with pytest.raises(UnknownSuite, match=r"Did you mean `flights\.planes`"):
+        run(source, utc(2013, 1, 15), lake)
+
+
+def test_a_start_without_a_zone_is_utc() -> None:
+    assert dataclasses.replace(SPEC, start=datetime(2013, 1, 1)).start == SPEC.start

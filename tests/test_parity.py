@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from headrace.errors import ParityBroken
+from headrace.errors import MissingKeys, NothingToCompare, ParityBroken, UnknownService
 from headrace.feature_store import freshness
 from headrace.feature_store import store as features
 from headrace.feature_store.parity import Cause, compare
@@ -186,6 +186,18 @@ def test_filling_the_store_again_mends_whatever_differs(
     (command,) = re.findall("`headrace (features refill [^`]*)`", told)
     done = CliRunner().invoke(app, command.split())
     assert (done.exit_code, toy.wrong()) == (0, {}), done.output
+    assert "Materializing" not in done.output
+    early = CliRunner().invoke(app, ["features", "parity", "flights", "--as-of", "2001-01-01"])
+    assert isinstance(early.exception, NothingToCompare)
+
+
+def test_what_a_spine_or_a_declaration_lacks_is_named(toy: Toy) -> None:
+    toy.bring_online()
+    for read in (features.online, features.historical):
+        with pytest.raises(MissingKeys, match="`toys` must be given `k`"):
+            read(toy.feast, "toys", toy.asked().drop_columns(["k"]))
+    with pytest.raises(UnknownService, match=r"No feature service `toyz`.* Did you mean `toys`"):
+        features.materialize(toy.feast, "toyz", SIX)
 
 
 def test_what_was_rebuilt_is_brought_again_though_it_is_older_than_its_ttl(toy: Toy) -> None:

@@ -56,10 +56,12 @@ def land(lake: Lake, as_of: object = AT) -> list[ingest.Settled]:
 
 @pytest.fixture
 def command(settings: Settings) -> Command:
-    def command(*arguments: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
+    def command(
+        *arguments: str, answer: str | None = None, width: int = 200
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "headrace.cli", "quarantine", *arguments],
-            env=os.environ | {"COLUMNS": "200"},
+            env=os.environ | {"COLUMNS": str(width)},
             cwd=ROOT,
             input=answer,
             capture_output=True,
@@ -81,6 +83,7 @@ def test_a_rejected_batch_is_inspected_mended_and_released_once(
     shown = command("list").stdout
     assert "weather/2013-01-07/1" in shown
     assert "504" in shown
+    assert "weather/2013-01-07/1" in command("list", width=80).stdout
     shown = command("show", "weather/2013-01-07/1").stdout
     assert "`origin` must be one of EWR, JFK, LGA, but 24 of 504 rows hold others" in shown
     assert shown.count("NYC") == 6 + 1  # what broke a rule comes first; the reason names it too

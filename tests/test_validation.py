@@ -18,7 +18,7 @@ import pytest
 from great_expectations import expectations as gxe
 from great_expectations.data_context.store.validation_results_store import ValidationResultsStore
 
-from headrace.errors import EmptySuite, UnknownSuite, UnsupportedExpectation
+from headrace.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
 from headrace.lake import duckdb_connection
 from headrace.validation import Validation, load_suite, publish, validate
 from pipelines import _nycflights13 as nyc
@@ -234,6 +234,12 @@ def test_every_source_has_a_suite(source: str) -> None:
 def test_an_unknown_suite_names_its_neighbour() -> None:
     with pytest.raises(UnknownSuite, match=r"No suite `flights\.wether`.*Did you mean `flights\.weather`\?"):
         load_suite("flights.wether")
+
+
+def test_a_suite_whose_function_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("validations.flights._after", lambda *_: gxe.ExpectColumnToExist(colum="dest"))
+    with pytest.raises(BrokenSuite, match=r"(?s)`flights\.flights` .*colum.*Mend it in"):
+        load_suite("flights.flights")
 
 
 def test_only_critical_failures_decide(write: Write) -> None:

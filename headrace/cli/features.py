@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from headrace.cli.instant import utc
+from headrace.errors import NothingToCompare
 from headrace.feature_store.parity import SAMPLE
 from headrace.settings import Settings
 
@@ -32,7 +35,8 @@ AsOf = Annotated[str, typer.Option(help="The instant to believe in, UTC; the pre
 def listed(as_of: AsOf = "") -> None:
     """List the feature views, with the age of what they serve."""
     store, _, _ = _state()
-    table = Table("view", "keys", "features", "ttl", "newest online (UTC)", "age", "owner", "service")
+    rest = ("view", "keys", "features", "ttl", "newest online (UTC)", "age", "service")
+    table = Table(*(Column(name, overflow="fold", no_wrap=name in ("view", "features")) for name in rest))
     found = _views(store, as_of)
     for view in found:
         table.add_row(
@@ -41,7 +45,6 @@ def listed(as_of: AsOf = "") -> None:
             str(len(view.features)),
             _ttl(view.ttl),
             *_age(view.freshness),
-            view.owner,
             ", ".join(view.services),
         )
     if not found:
@@ -84,7 +87,7 @@ def show(
         if told:
             facts.add_row(what, told)
     console.print(facts, highlight=False)
-    table = Table("feature", "type", "what", "trained on by")
+    table = Table(_whole("feature"), "type", "what", "trained on by")
     for feature in features:
         versions = [str(release.version) for release, names in used if feature.name in names]
         by = f"{view.pipeline} {', '.join(versions)}" if versions else ""
@@ -113,7 +116,8 @@ def parity(
     if not found.mismatches:
         console.print(f"The online store serves what the join gives: all {compared} are the same.")
         return
-    table = Table("view", "feature", "is served", "predictions", "for example")
+    example = Column("for example", overflow="fold")
+    table = Table(_whole("view"), _whole("feature"), "is served", "predictions", example)
     for m in found.mismatches:
         table.add_row(m.view, m.feature, m.cause, f"{m.rows:,}", escape(m.example))
     console.print(table)
@@ -134,7 +138,8 @@ def refill(
     spec = load(pipeline)
     end = utc(as_of) if as_of else datetime.now(UTC)
     feature_store.forget(store, spec.feature_service, spec.start)
-    feature_store.materialize(store, spec.feature_service, end, spec.start)
+    with redirect_stdout(StringIO()):  # Feast says what it does, for another terminal than this
+        feature_store.materialize(store, spec.feature_service, end, spec.start)
     console.print(f"`{spec.feature_service}` is filled again, as of {end:%Y-%m-%d %H:%M} UTC.")
 
 
@@ -167,18 +172,31 @@ def _window(spec: Pipeline, lake: Lake, as_of: str) -> Window:
         con = lake.connect({"predictions": predictions.name})
         ((last,),) = con.sql("SELECT max(event_timestamp) FROM predictions").fetchall()
         at = last + spec.window if last else at
-    return windows(spec.start, at, spec.window)[-1]
+    if not (closed := windows(spec.start, at, spec.window)):
+        raise NothingToCompare(spec.name, f"any window closed by {at:%Y-%m-%d %H:%M} UTC")
+    return closed[-1]
+
+
+def _whole(name: str) -> Column:
+    """A column of names, which are typed again: never cut."""
+    return Column(name, no_wrap=True)
 
 
 def _ttl(ttl: timedelta | None) -> str:
-    return "" if ttl is None else str(ttl) if ttl else "for ever"
+    return "" if ttl is None else _span(ttl) if ttl else "for ever"
+
+
+def _span(span: timedelta) -> str:
+    """Return days, or hours and minutes where it is less than one."""
+    minutes = span // timedelta(minutes=1)
+    return f"{minutes / 1440:.1f} days" if span.days else f"{minutes // 60}:{minutes % 60:02} h"
 
 
 def _age(fresh: Freshness | None) -> tuple[str, str]:
     if fresh is None:
         return "when asked", ""
     newest = f"{fresh.online:%Y-%m-%d %H:%M}" if fresh.online else "none"
-    age = "" if fresh.age is None else str(fresh.age - timedelta(microseconds=fresh.age.microseconds))
+    age = "" if fresh.age is None else _span(fresh.age)
     return newest, f"[red]{', '.join(filter(None, [age, 'overdue']))}[/]" if fresh.overdue else age
 
 

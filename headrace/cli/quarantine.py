@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from headrace.cli.instant import utc
 from headrace.settings import Settings
@@ -36,7 +36,8 @@ def listed(
     from headrace.quarantine import entries
 
     lake, ledger = _state()
-    table = Table("entry", "rows held", "of", "held as of (UTC)", "reasons", "decision")
+    entry_id = Column("entry", no_wrap=True)  # it is typed again: never cut
+    table = Table(entry_id, "rows held", "of", "held as of (UTC)", "reasons", "decision")
     shown = 0
     for entry in entries(lake):
         what = _decision(entry, lake, ledger)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.errors import NothingToCompare, ParityBroken
 from headrace.feature_store.store import BATCH, NOBODY, given_by, historical, stored_as
-from headrace.lake import duckdb_connection
+from headrace.lake import duckdb_connection, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +74,8 @@ def spine(spec: Pipeline, lake: Lake, window: Window, rows: int | None = None) -
     chosen = f"SELECT * FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')}"
     limit = "" if rows is None else f"LIMIT {rows}"
     con = lake.connect(spec.raw)
-    return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
+    with running(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
 
 
 def measure(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from headrace.errors import UnknownPins
+from headrace.errors import MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
 
 if TYPE_CHECKING:
@@ -79,12 +79,13 @@ def historical(
         The same rows in the same order; features that were not known are null.
 
     Raises:
+        MissingKeys: The spine lacks a join key, or what a request must hold.
         NotBuilt: A feature table does not exist.
         VersionGone: A table cannot be read at its pinned version.
         UnknownPins: ``pins`` name a table that the service does not read.
     """
     wanted = store.get_feature_service(service)
-    given = _without(spine, wanted)
+    given = _given(store, spine, wanted)
     reader = _pinned(store, service, pins) if pins else store
     rows = reader.get_historical_features(given, wanted, filter_by_created_timestamp=True).to_arrow()
     return _beside(given, rows, wanted)
@@ -112,10 +113,17 @@ def views_of(store: FeatureStore, service: str) -> list[BaseFeatureView]:
     """Return the views that ``service`` reads, those that on-demand views read included.
 
     Raises:
+        UnknownService: It is not registered.
         FeatureViewNotFoundException: One of them is not registered.
     """
+    from feast.errors import FeatureServiceNotFoundException
+
+    try:
+        wanted = store.get_feature_service(service)
+    except FeatureServiceNotFoundException:
+        raise UnknownService(service, sorted(known.name for known in store.list_feature_services())) from None
     found: dict[str, BaseFeatureView] = {}
-    used = [view.name for view in store.get_feature_service(service).feature_view_projections]
+    used = [view.name for view in wanted.feature_view_projections]
     while used:
         view = store.registry.get_any_feature_view(used.pop(), store.project)
         found[view.name] = view
@@ -143,7 +151,7 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     from headrace.lake import duckdb_connection
 
     wanted = store.get_feature_service(service)
-    given, types = _without(spine, wanted), _outputs(wanted)
+    given, types = _given(store, spine, wanted), _outputs(wanted)
     views: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for view in wanted.feature_view_projections:
         refs = views.setdefault(tuple(given_by(store, view).items()), [])
@@ -262,7 +270,12 @@ def inputs(store: FeatureStore, view: str) -> set[str]:
     return names | set(getattr(found, "get_request_data_schema", dict)())
 
 
-def _without(spine: pa.Table, service: FeatureService) -> pa.Table:
+def _given(store: FeatureStore, spine: pa.Table, service: FeatureService) -> pa.Table:
+    """Return the spine without what the service computes."""
+    views = service.feature_view_projections
+    needed = {column for view in views for column in given_by(store, view).values()}
+    if missing := sorted(needed - set(spine.column_names)):
+        raise MissingKeys(service.name, missing, spine.column_names)
     computed = _outputs(service)
     return spine.drop_columns([name for name in spine.column_names if name in computed])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
 from headrace.feature_store.query import meaning, parameters, reads
-from headrace.lake import AVAILABLE, Lake, Window
+from headrace.lake import AVAILABLE, Lake, Window, running
 from headrace.quarantine import guard
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def build(
     Raises:
         NotBuilt: A raw table does not exist.
         ColumnsRetyped: A column has another type than the table keeps it in.
+        InvalidQuery: The query cannot be run.
         BadFeatureRows: The query leaves a time column out, or returns rows outside ``window``.
         BatchRejected: The rows break the table's suite; the window stays as it was.
     """
@@ -71,8 +72,9 @@ def build(
         con.execute(f'CREATE VIEW "{view}" AS SELECT * FROM "whole_{view}" WHERE {cut}')
         seen += con.view(view).count("*").fetchall()[0][0]
     bounds = {"start": window.start, "end": window.end}
-    asked = {name: bounds[name] for name in parameters(sql) if name in bounds}
-    rows = con.execute(sql, asked).to_arrow_table()
+    with running(f"The query of `{table.table}`", str(table.sql)):
+        asked = {name: bounds[name] for name in parameters(sql) if name in bounds}
+        rows = con.execute(sql, asked).to_arrow_table()
     _check(table, rows, window)
     if table.suite:
         rows = guard(rows, table.suite, lake, pipeline, table.table, window)
@@ -163,9 +165,11 @@ def _check(table: FeatureTable, rows: pa.Table, window: Window) -> None:
     missing = {"event_timestamp", "available_at"} - set(rows.column_names)
     if missing:
         refuse(f"returns no {' and no '.join(sorted(missing))}")
+    for column in ("event_timestamp", "available_at"):
+        kind = rows.schema.field(column).type
+        if not pa.types.is_timestamp(kind) or not kind.tz:
+            refuse(f"returns `{column}` as {kind}, which names no instant: cast it to TIMESTAMPTZ")
     times = rows["event_timestamp"]
-    if not pa.types.is_timestamp(times.type) or not times.type.tz:
-        refuse(f"returns `event_timestamp` as {times.type}, which names no instant: cast it to TIMESTAMPTZ")
     if times.null_count:
         refuse(f"returns {times.null_count:,} of {rows.num_rows:,} rows without an `event_timestamp`")
     ends = pc.min_max(times).as_py()

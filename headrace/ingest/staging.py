@@ -14,6 +14,7 @@ from headrace.ingest.batch import ASIDE, UNDATED, Batch
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.quarantine import Lot
 from headrace.sources.rows import INSTANT, carried, described, explained, family, quoted, text, widest
+from headrace.validation import load_suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ def stage(
     source has changed.
 
     Raises:
+        UnknownSuite: Its suite does not exist.
         SourceUnreadable: The source cannot be read, or has a column named as one of ours.
         MissingColumns: It lacks a column that its declaration names.
         WindowsChanged: What landed was cut into other windows.
@@ -81,6 +83,7 @@ def stage(
     look, past = _past(spec, source, due, as_of, lake, ledger)
     if not look:
         return []
+    load_suite(source.suite)  # a mistake in it shows now, not in the week that first brings rows
     # A name of its own for each try: an interrupted query keeps its file open, and DuckDB would wait for it.
     scratch = folder / f"{source.name}-{uuid4().hex}.duckdb"
     con = duckdb_connection(scratch, MEMORY)

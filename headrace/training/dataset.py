@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headrace.errors import NotEnoughData
-from headrace.lake import DatasetRef, Lake, Window
+from headrace.errors import MissingInputs, NotEnoughData
+from headrace.lake import DatasetRef, Lake, Window, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,15 +32,16 @@ def labelled_spine(
         {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
     )
     keys = ", ".join(spec.keys)
-    return con.execute(
-        f"""
-        SELECT spine.*, label.label
-        FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
-        WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of
-        ORDER BY event_timestamp, {keys}
-        """,
-        {"as_of": as_of},
-    ).to_arrow_table()
+    with running(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        return con.execute(
+            f"""
+            SELECT spine.*, label.label
+            FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
+            WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of
+            ORDER BY event_timestamp, {keys}
+            """,
+            {"as_of": as_of},
+        ).to_arrow_table()
 
 
 def build(
@@ -58,7 +59,9 @@ def build(
     before ``as_of`` are the holdout (column ``holdout``).
 
     Raises:
+        InvalidQuery: The spine and the label cannot be joined.
         NotEnoughData: Fewer than 100 labelled rows to train on, or held out.
+        MissingInputs: Neither the spine nor a feature has a column that the model takes.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -74,6 +77,8 @@ def build(
         if count < LEAST_ROWS:
             raise NotEnoughData(spec.name, part, count, LEAST_ROWS, as_of)
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, "label"]))
+    if missing := [name for name in wanted if name not in rows.column_names]:
+        raise MissingInputs(missing, rows.column_names)
     table = lake.table(f"training/{spec.name}")
     version = table.replace(rows.select(wanted).append_column("holdout", held_out))
     return replace(table.snapshot(version), pins=tuple(sorted(pins.items())))

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import EmptySuite, UnknownSuite, UnsupportedExpectation
+from headrace.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -30,6 +30,7 @@ def load_suite(name: str) -> ExpectationSuite:
 
     Raises:
         UnknownSuite: There is no such module or function.
+        BrokenSuite: The function fails.
         EmptySuite: It expects nothing.
         UnsupportedExpectation: It holds an expectation that cannot be checked in SQL over one batch.
     """
@@ -42,7 +43,10 @@ def load_suite(name: str) -> ExpectationSuite:
     }
     if name not in known:
         raise UnknownSuite(name, sorted(known))
-    suite: ExpectationSuite = known[name]()
+    try:
+        suite: ExpectationSuite = known[name]()
+    except Exception as error:  # such as a misspelt expectation; GX's own do not come home from a worker
+        raise BrokenSuite(name, f"{type(error).__name__}: {error}") from error
     if not suite.expectations:
         raise EmptySuite(name)
     for expectation in suite.expectations:

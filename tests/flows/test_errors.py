@@ -197,6 +197,9 @@ def test_features_that_nothing_new_reaches_are_announced_as_overdue(river: River
     assert flows(Settings(), "ingest", "flights", "--as-of", "2013-01-15").returncode == 0
     done = flows(Settings(), "materialize", "flights", "--as-of", "2013-02-01")
     assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"origin_delays: \d+ to build, new window .*\norigin_delays: [\d,]+\n", done.stdout, re.DOTALL
+    )
     assert "origin_delays is overdue: newest row online none, ttl 1:00:00" in done.stdout
 
     def announced() -> dict[str, str]:
