@@ -55,10 +55,10 @@ def run(
             returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
     except HeadraceError as error:
         raise refuse(error) from None
-    if flow != "lifecycle":  # it has told each window as it passed
-        print(_told(returned))
     if result:
         Path(result).write_text(json.dumps(returned, default=_plain, indent=2))
+    if flow != "lifecycle":  # it has told each window as it passed
+        print(_told(returned))
 
 
 def _call(flow: str, parameters: dict[str, Any]) -> Any:
@@ -88,7 +88,7 @@ def _told(returned: Any) -> str:
     """Say what a flow returned: counts or findings by name, or a verdict."""
     if not isinstance(returned, dict):
         return str(returned)
-    lines = [f"{name}: {v if isinstance(v, str) else f'{v:,}'}" for name, v in returned.items()]
+    lines = [f"{name}: {v:,}" if type(v) in (int, float) else f"{name}: {v}" for name, v in returned.items()]
     return "\n".join(lines) or "Nothing was due."
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 from headrace.errors import ColumnsRetyped, InvalidQuery, NotBuilt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import duckdb
     import pyarrow as pa
@@ -253,19 +253,32 @@ class Table:
                 if not left:
                     raise
 
-    def replace(self, rows: pa.Table | pa.RecordBatchReader) -> int:
+    def replace(self, rows: pa.Table | Callable[[], pa.RecordBatchReader]) -> int:
         """Make ``rows`` the whole table; earlier versions stay readable.
 
-        Returns:
-            The version this very call wrote, though others may write at once.
-        """
-        from deltalake import CommitProperties, write_deltalake
+        Any number may do so at once: one after the other is the whole table.
 
-        self._create(rows.schema)
-        # The table that was written knows its version; its history is empty where the path has a `#`.
-        table, often = self.open(), CommitProperties(max_commit_retries=15)
-        write_deltalake(table, rows, mode="overwrite", schema_mode="overwrite", commit_properties=often)
-        return table.version()
+        Returns:
+            The version this very call wrote.
+        """
+        from deltalake import CommitProperties, Transaction, write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        for left in reversed(range(15)):
+            given = rows() if callable(rows) else rows
+            self._create(given.schema)
+            table = self.open()
+            # Of two that replace an empty table Delta keeps both's rows, but refuses a key that both write.
+            whole = CommitProperties(app_transactions=[Transaction("replaced", table.version())])
+            try:
+                write_deltalake(
+                    table, given, mode="overwrite", schema_mode="overwrite", commit_properties=whole
+                )
+                break
+            except CommitFailedError:
+                if not left:
+                    raise
+        return table.version()  # not from the history, which is empty where the path has a `#`
 
     def relation(self, con: duckdb.DuckDBPyConnection, version: int | None = None) -> duckdb.DuckDBPyRelation:
         """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation."""

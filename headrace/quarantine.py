@@ -206,7 +206,7 @@ def _hold(
     if same := next((e for e in alike if lot.computed or e.id == lot.id), None):
         return same  # this very step was killed after it, or ran before
     table = lake.table(f"quarantine/{lot.id}")
-    held = DatasetRef(table.name, table.replace(rows.to_arrow_reader()), count, digest)
+    held = DatasetRef(table.name, table.replace(rows.to_arrow_reader), count, digest)
     entry = Entry(
         lot.id,
         lot.pipeline,
