@@ -88,7 +88,8 @@ def _told(returned: Any) -> str:
     """Say what a flow returned: counts or findings by name, or a verdict."""
     if not isinstance(returned, dict):
         return str(returned)
-    lines = [f"{name}: {v:,}" if type(v) in (int, float) else f"{name}: {v}" for name, v in returned.items()]
+    numbers = {int: "{:,}", float: "{:,.4g}"}
+    lines = [f"{name}: {numbers.get(type(value), '{}').format(value)}" for name, value in returned.items()]
     return "\n".join(lines) or "Nothing was due."
 
 

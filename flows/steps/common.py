@@ -48,8 +48,11 @@ def run_name() -> str:
     return f"{flow_run.flow_name} {given['pipeline']} {instant(given.get('as_of')):%Y-%m-%d}"
 
 
-def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
-    """Dress a function as a task: two retries, unless what went wrong would go wrong again."""
+def step(name: str, *, minutes: float = 10, log_prints: bool = True) -> Callable[[F], Any]:
+    """Dress a function as a task: two retries, unless what went wrong would go wrong again.
+
+    What libraries print belongs to the run, not on the terminal.
+    """
     dress = task(
         task_run_name=name,
         retries=2,
@@ -58,7 +61,7 @@ def step(name: str, *, minutes: float = 10) -> Callable[[F], Any]:
         timeout_seconds=minutes * 60,
         cache_policy=NO_CACHE,
         persist_result=False,
-        log_prints=True,  # what libraries print belongs to the run, not on the terminal
+        log_prints=log_prints,
     )
     return lambda function: dress(interruptible()(function))
 

@@ -54,7 +54,7 @@ def build_features(spec: Pipeline, due: Due) -> dict[str, int]:
     return rows
 
 
-@step("apply the Feast repository")
+@step("apply the Feast repository", log_prints=False)  # of a Python function, dill prints the byte code
 def apply_features(spec: Pipeline, due: Iterable[Window]) -> None:
     """Tell Feast what ``features/<pipeline>.py`` declares, and which windows are about to change."""
     store = open_store()
