@@ -14,10 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from headrace.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+# How long an example takes says more of the machine than of the code.
+SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=SLOW)
+hypothesis_settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, example, given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -415,9 +415,7 @@ def test_rows_without_a_time_belong_to_no_window_and_are_held(lake: Lake, meter:
     assert run(meter(rows), FIRST.end, lake, METER) == []
 
 
-@hypothesis_settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=20)
 @given(
     st.lists(
         st.lists(

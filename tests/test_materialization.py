@@ -269,7 +269,7 @@ windows = st.lists(st.tuples(hours, hours).map(sorted).filter(lambda w: w[0] < w
 def test_an_older_value_never_replaces_a_newer_one(home, places):
     store = opened(home, places[0])
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck), database=None)
     @given(windows, st.randoms())
     def in_any_order_and_repeated(spans, random):
         places[0].clear()
@@ -421,7 +421,7 @@ def test_online_is_what_the_join_finds_at_the_end_however_late_rows_came_and_wer
     """Each step ends an hour later: rows that became known since are there, or the whole table is another."""
     steps = st.lists(st.tuples(some_rows, st.booleans()), min_size=2, max_size=4)
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=15, suppress_health_check=list(HealthCheck), database=None)
     @given(steps, st.booleans())
     def as_the_join_finds_it(steps, begin_later):
         places[0].clear()
@@ -655,7 +655,7 @@ SCALARS: dict[ValueType, tuple[pa.DataType, st.SearchStrategy]] = {
 
 
 @pytest.mark.parametrize("kind", SCALARS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_encoded_columns_are_what_protobuf_makes_of_them(kind, data):
     form, some = SCALARS[kind]

@@ -36,7 +36,7 @@ from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cluster import cluster
@@ -171,7 +171,7 @@ feature_rows = st.lists(
 questions = st.lists(st.tuples(first, second, maybe_hour), max_size=8)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(
     rows=feature_rows, asked=questions, keys=st.sampled_from(list(KEYS)), ttl=st.sampled_from(TTLS),
     created=st.booleans(), known_only=st.booleans(),
