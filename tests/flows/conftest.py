@@ -53,7 +53,7 @@ def _module(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
 

@@ -12,8 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from headrace import registry, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
@@ -22,7 +20,6 @@ from headrace.settings import Settings
 from tests.conftest import ROOT, utc
 from tests.flows.conftest import River, eventually, flows
 
-pytestmark = pytest.mark.timeout(600)
 DRIFT = "drift/2013-04-29"
 
 

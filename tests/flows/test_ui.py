@@ -11,7 +11,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 from headrace import services
 from tests.flows.conftest import River
 
-pytestmark = pytest.mark.timeout(600)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OFFLINE = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
