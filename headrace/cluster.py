@@ -81,10 +81,9 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
                 raise ServerUnreachable("The Dask scheduler", address, str(error)) from error
         try:
             yield client
-        except Exception:
-            raise
-        except BaseException:  # told to end: Dask would wait half a minute for what its threads are still at
-            if not address and workers == 1:
+        except BaseException as ending:
+            # Told to end, it does not wait: Dask would, half a minute, for what its threads are still at.
+            if not isinstance(ending, Exception) and not address and workers == 1:
                 for worker in target.workers.values():
                     target.sync(worker.close, executor_wait=False)
             raise

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,22 @@ from headrace.settings import Settings
 from pipelines import _nycflights13 as nyc
 from tests.conftest import ROOT, free_port
 from tests.flows.conftest import River, eventually, flows
+
+
+def headrace(
+    settings: Settings, *arguments: str, cwd: Path = ROOT, within: Sequence[str] = (), port: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the ``headrace`` command in a home, with Prefect's ``port``; a free one unless given."""
+    home = {"HEADRACE_HOME": str(settings.home), "HEADRACE_PREFECT_PORT": str(port or free_port())}
+    return subprocess.run(
+        [*within, sys.executable, "-m", "headrace.cli", *arguments],
+        env=os.environ | home,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_an_unknown_pipeline_is_told_its_neighbour(settings: Settings) -> None:
@@ -51,15 +67,7 @@ def test_a_home_that_may_not_be_written_to_is_named(settings: Settings) -> None:
     settings.home.mkdir()
     settings.home.chmod(0o500)
     mortal = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
-    done = subprocess.run(
-        [*mortal, sys.executable, "-m", "headrace.cli", "features", "list"],
-        env=os.environ | {"HEADRACE_HOME": str(settings.home)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = headrace(settings, "features", "list", within=mortal)
     assert done.returncode == 1
     assert f"Permission denied: '{settings.home}" in done.stderr
     assert "let this user read and write there" in done.stderr
@@ -83,31 +91,15 @@ def test_a_full_or_forbidden_disk_is_told_from_other_failures(error: Exception) 
 
 def test_a_port_in_use_names_the_setting_that_moves_it(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
-        port = str(held.getsockname()[1])
-        done = subprocess.run(
-            [sys.executable, "-m", "headrace.cli", "up"],
-            env=os.environ | {"HEADRACE_HOME": str(settings.home), "HEADRACE_PREFECT_PORT": port},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        port = held.getsockname()[1]
+        done = headrace(settings, "up", port=port)
     assert done.returncode == 1
     assert f"Port {port}, wanted by Prefect, is in use" in done.stderr
     assert "HEADRACE_PREFECT_PORT" in done.stderr
 
 
 def test_outside_a_project_the_command_says_so(settings: Settings, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", "demo"],
-        env=os.environ | {"HEADRACE_HOME": str(settings.home)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = headrace(settings, "demo", cwd=tmp_path)
     assert done.returncode == 1
     assert "has no `prefect.yaml`" in done.stderr
 
@@ -118,15 +110,7 @@ def test_a_demo_whose_deployments_are_refused_ends_at_once_and_says_why(
     project = tmp_path / "project"
     shutil.copytree(ROOT / "deployments", project / "deployments")
     (project / "prefect.yaml").write_text("deployments: [{name: flights, entrypoint: nowhere.py:ingest}]")
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", "demo"],
-        env=os.environ | {"HEADRACE_HOME": str(settings.home), "HEADRACE_PREFECT_PORT": str(free_port())},
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = headrace(settings, "demo", cwd=project)
     assert done.returncode == 1
     assert "nowhere.py" in done.stderr
     assert not (settings.home / "demo" / "summary.json").exists()
