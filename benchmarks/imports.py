@@ -19,7 +19,7 @@ PEER = (
     "import prefect, great_expectations, feast, mlflow, evidently, xgboost, torch, dask.distributed, "
     "great_expectations.expectations, mlflow.pyfunc, xgboost.dask"
 )
-FLOWS = ("ingest", "materialize", "train", "score", "monitor", "lifecycle")
+FLOWS = ("cycle", "ingest", "materialize", "train", "score", "monitor", "lifecycle")
 
 
 def run() -> Result:

@@ -198,7 +198,7 @@ def _scale(year: str, times: str) -> dict[str, Any]:
         at = datetime(2014, 1, 13, tzinfo=UTC) + YEAR * (copies + 1)
         began = time.perf_counter()
         with ingest.workspace(Path(folder)) as staged:
-            batches = ingest.stage(spec, source, at, lake, ledger, staged)
+            batches = ingest.stage(spec, source, at, lake, ledger, staged).batches
             work = [(batch, source, lake, at) for batch in batches]
             landed = sum(done.landed for _, done in spread(client, ingest.settle, work))
         seconds = time.perf_counter() - began

@@ -24,7 +24,7 @@ from headrace.errors import HeadraceError, disks_explained
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 
-FLOWS = ("ingest", "materialize", "train", "score", "monitor", "lifecycle")
+FLOWS = ("cycle", "ingest", "materialize", "train", "score", "monitor", "lifecycle")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 

@@ -4,11 +4,13 @@ source ─▶ staged batches ─▶ gate ─▶ raw tables
                              └─▶ quarantine
 """
 
+from collections import Counter
 from datetime import datetime
 
 from prefect import flow
 
 from flows import steps
+from headrace.ingest import Settled
 from headrace.pipeline import load
 
 
@@ -18,19 +20,23 @@ def ingest(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str
 
     Returns the rows landed per source. A batch that may not pass waits in
     quarantine; the run fails for it, or for a source that cannot be read, once
-    everything else has landed. Killed anywhere, or run twice, it is safe to run
-    again.
+    everything else has landed. A source that is late is asked again until its
+    deadline. Killed anywhere, or run twice, it is safe to run again.
     """
-    spec, at = load(pipeline), steps.instant(as_of)
+    spec = load(pipeline)
+    at = steps.instant(as_of, spec)
+    settled: list[Settled] = []
+    unread = []
     with steps.staging() as folder:
-        read = [(s, steps.read(spec, s, at, folder, return_state=True)) for s in spec.sources]
-        staged = [(s, batch) for s, state in read if state.is_completed() for batch in state.result()]
-        settled = steps.settle(spec, staged, at)
+        for answers in steps.ask(spec, at, folder):
+            settled += steps.settle(spec, answers.came, at)
+            unread += answers.failed
     steps.tell(spec, settled)
     steps.report(spec, settled, at)
-    for _, state in read:
-        state.result()  # a source that cannot be read fails the run, once the others have landed
-    landed: dict[str, int] = {}
-    for (source, _), done in zip(staged, settled, strict=True):
-        landed[source.name] = landed.get(source.name, 0) + done.landed
-    return landed
+    for source, answer in unread:
+        steps.say_unreadable(spec, source, at)
+        answer.result()  # a source that cannot be read fails the run, once the others have landed
+    landed: Counter[str] = Counter()
+    for done in settled:
+        landed[done.batch.lot.table.removeprefix("raw/")] += done.landed
+    return dict(landed)

@@ -1,6 +1,6 @@
 """Live through a span of time, window by window.
 
-first release ─▶ for each window: ingest ─▶ materialize ─▶ score ─▶ monitor ─▶ (drift ─▶ retraining)
+first release ─▶ for each window: cycle ─▶ (drift ─▶ retraining)
 
 Retraining is not called from here: the monitor's event starts it, through the
 deployment's trigger, on a worker. This flow only waits for its verdict, because
@@ -18,11 +18,10 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows import steps
-from flows.ingest import ingest
-from flows.materialize import materialize
-from flows.monitor import monitor
-from flows.score import score
+from flows.cycle import cycle
 from flows.train import train
+from headrace.errors import EmptySpan
+from headrace.instants import shown
 from headrace.lake import Window, windows
 from headrace.pipeline import load
 
@@ -34,36 +33,28 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     Every part is idempotent: started again after a kill, it goes on where it stopped.
     """
     spec, say = load(pipeline), steps.logger().info
-    start, end = steps.instant(start), steps.instant(end)
-    seconds: dict[str, float] = defaultdict(float)
+    start, end = steps.instant(start, spec), steps.instant(end, spec)
+    if start >= end:
+        raise EmptySpan(start, end)
+    seconds: defaultdict[str, float] = defaultdict(float)
     landed: Counter[str] = Counter()
 
-    with _timed(seconds, "ingest"):
-        landed.update(ingest(pipeline, start))
-    say(
-        "%s: landed %s",
-        f"{start:%Y-%m-%d}",
-        ", ".join(f"{n:,} {name}" for name, n in landed.items()) or "nothing new",
-    )
-    with _timed(seconds, "materialize"):
-        materialize(pipeline, start)
+    first = cycle(pipeline, start)
+    _add(first, landed, seconds)
+    say("%s: landed %s", shown(start), _counted(first["landed"]))
     with _timed(seconds, "train"):
         verdict = train(pipeline, start, cause="first release")
-    say("%s: %s", f"{start:%Y-%m-%d}", verdict)
+    say("%s: %s", shown(start), verdict)
 
     weeks = []
     for window in windows(start, end, spec.window):
-        at = window.end
-        with _timed(seconds, "ingest"):
-            new = ingest(pipeline, at)
-        with _timed(seconds, "materialize"):
-            materialize(pipeline, at)
-        with _timed(seconds, "score"):
-            scored = score(pipeline, at)
-        with _timed(seconds, "monitor"):
-            finding = monitor(pipeline, at)
-        landed.update(new)
-        week = {"as_of": at, "landed": sum(new.values()), "scored": sum(scored.values()), **finding}
+        if window.start < start:
+            continue
+        lived = cycle(pipeline, window.end)
+        _add(lived, landed, seconds)
+        finding = steps.judgement(spec, window) or {"drifted": False, "champion": "none"}
+        numbers = {"landed": sum(lived["landed"].values()), "scored": sum(lived["scored"].values())}
+        week = {"as_of": window.end, **numbers, **finding}
         say(_line(week))
         if finding["drifted"]:
             with _timed(seconds, "wait for retraining"):
@@ -91,7 +82,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     create_table_artifact(
         key=steps.slug("lifecycle", pipeline),
         table=[{k: str(v) for k, v in week.items()} for week in weeks],
-        description=f"## `{pipeline}` from {start:%Y-%m-%d} to {end:%Y-%m-%d}",
+        description=f"## `{pipeline}` from {shown(start)} to {shown(end)}",
     )
     return summary
 
@@ -103,12 +94,22 @@ def _compared(start: datetime, end: datetime) -> Window:
     return Window(first, after) if first >= start else Window(start, end)
 
 
+def _add(lived: dict[str, Any], landed: Counter[str], seconds: dict[str, float]) -> None:
+    landed.update(lived["landed"])
+    for part, spent in lived["seconds"].items():
+        seconds[part] += spent
+
+
+def _counted(landed: dict[str, int]) -> str:
+    return ", ".join(f"{rows:,} {name}" for name, rows in landed.items()) or "nothing new"
+
+
 def _line(week: dict[str, Any]) -> str:
     skill = f"AUC {week['auc']:.3f}" if week.get("auc") else "truth not known yet"
     return (
-        f"{week['as_of']:%Y-%m-%d}: landed {week['landed']:>6,}, scored {week['scored']:>5,}, "
+        f"{shown(week['as_of'])}: landed {week['landed']:>6,}, scored {week['scored']:>5,}, "
         f"version {week['champion']} {skill}, "
-        f"drift in {week['drift_share']:>4.0%} of columns{'  ▶ retraining' if week['drifted'] else ''}"
+        f"drift in {week.get('drift_share', 0):>4.0%} of columns{'  ▶ retraining' if week['drifted'] else ''}"
     )
 
 

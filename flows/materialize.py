@@ -4,7 +4,6 @@ raw tables ─▶ feature tables ─▶ online store
 """
 
 from datetime import datetime
-from itertools import chain
 
 from prefect import flow
 
@@ -19,9 +18,10 @@ def materialize(pipeline: str = "flights", as_of: datetime | None = None) -> dic
     Returns the rows written per feature table; killed anywhere, it is safe to run
     again, and goes on with the windows not built yet.
     """
-    spec, at = load(pipeline), steps.instant(as_of)
+    spec = load(pipeline)
+    at = steps.instant(as_of, spec)
     due = steps.stale(spec, at)
-    steps.apply_features(spec, chain.from_iterable(due.values()))
+    steps.apply_features(spec, due)
     built = steps.build_features(spec, due)
     steps.bring_online(spec, at)
     overdue = steps.report_features(spec, due, built, at)

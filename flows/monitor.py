@@ -14,14 +14,20 @@ from headrace.pipeline import load
 
 @flow(name="monitor", flow_run_name=steps.run_name, description=__doc__)
 def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, Any]:
-    """Judge the last window that closed by ``as_of`` (UTC); drift emits ``headrace.drift``.
+    """Judge, in order, every predicted window that closed by ``as_of`` (UTC) and was not judged yet.
 
-    The event starts the `train` deployment through its trigger in
-    ``prefect.yaml``; its ``cause`` names the window, so that a window that is
-    monitored again retrains once.
+    Drift emits ``headrace.drift``, which starts the `train` deployment through its
+    trigger in ``prefect.yaml``; its ``cause`` names the window, so that one window
+    retrains once. A drift that nothing has answered is announced again.
     """
-    spec, at = load(pipeline), steps.instant(as_of)
-    finding = steps.watch(spec, at)
-    if finding["drifted"]:
-        steps.announce_drift(spec, at, finding)
-    return finding
+    spec = load(pipeline)
+    at = steps.instant(as_of, spec)
+    findings = {}
+    for window in steps.unjudged(spec, at):
+        finding = steps.watch(spec, window, at)
+        if finding["drifted"]:
+            steps.announce_drift(spec, at, finding)
+        findings[str(window)] = steps.note_judgement(spec, window, finding)
+    if not findings and (unanswered := steps.unanswered_drift(spec)):
+        steps.announce_drift(spec, at, unanswered)
+    return findings

@@ -18,7 +18,8 @@ def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
 
     Before each, a sample shows that the online store serves what the model was trained on.
     """
-    spec, at = load(pipeline), steps.instant(as_of)
+    spec = load(pipeline)
+    at = steps.instant(as_of, spec)
     champion = steps.champion(spec)
     scored = {}
     for window in steps.unscored(spec, at):

@@ -10,6 +10,7 @@ from prefect import flow
 
 from flows import steps
 from headrace.gate import Verdict
+from headrace.instants import stamp
 from headrace.pipeline import load
 
 
@@ -25,13 +26,16 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
 
     The champion keeps serving until the verdict says otherwise; a rejected
     challenger stays registered, with the reasons. One ``cause`` trains once,
-    however often its event arrives; left empty, it is this run's instant.
+    however often its event arrives; left empty, it is this run's instant. What is
+    known ends where a window does: inside one, the instant taken is its beginning.
     """
-    spec, at = load(pipeline), steps.instant(as_of)
-    cause = cause or f"manual/{at:%Y-%m-%dT%H:%M:%S}"
+    spec = load(pipeline)
+    at = steps.instant(as_of, spec)
+    cause = cause or f"manual/{stamp(at)}"
     if done := steps.claim(spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
         return Verdict.of(done.detail)
+    at = steps.known_to(spec, at)
     data = steps.training_set(spec, at)
     fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
     version = steps.register(spec, [fit.result() for fit in fits], data)

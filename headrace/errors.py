@@ -7,6 +7,9 @@ HeadraceError
 ├── UnsupportedExpectation
 ├── EmptySuite
 ├── SourceUnreadable
+├── SourceLate
+├── BeforeStart
+├── EmptySpan
 ├── WindowsChanged
 ├── MissingColumns
 ├── MissingInputs
@@ -31,7 +34,6 @@ HeadraceError
 ├── UnknownService
 ├── NotEnoughData
 ├── NoChampion
-├── NothingScored
 ├── StaleFeatures
 ├── ParityBroken
 ├── NothingToCompare
@@ -51,9 +53,11 @@ import difflib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from headrace.instants import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from headrace.feature_store.parity import Parity
@@ -143,6 +147,41 @@ class SourceUnreadable(HeadraceError):
         super().__init__(
             f"Source `{source}` cannot be read from {', '.join(files)}: {reason.strip()}\n"
             "Nothing was landed. Mend or replace the file, then run the same ingest again."
+        )
+
+
+class SourceLate(HeadraceError):
+    """A source has not brought a window's rows yet, and may still do so."""
+
+    transient = True
+
+    def __init__(self, source: str, window: str, deadline: timedelta) -> None:
+        self.source, self.window, self.deadline = source, window, deadline
+        super().__init__(
+            f"Source `{source}` has brought no rows of {window} yet; it is asked again until {deadline} "
+            "after the window's end."
+        )
+
+
+class BeforeStart(HeadraceError):
+    """A flow was asked to believe in an instant at which its pipeline had not begun."""
+
+    def __init__(self, pipeline: str, as_of: datetime, start: datetime) -> None:
+        self.pipeline, self.as_of, self.start = pipeline, as_of, start
+        super().__init__(
+            f"Pipeline `{pipeline}` begins on {shown(start)} UTC, so as of {shown(as_of)} UTC there is "
+            "nothing to do. Nothing was done. Give a later `as_of`, or set `start` back before any row lands."
+        )
+
+
+class EmptySpan(HeadraceError):
+    """A lifecycle was to end before it begins."""
+
+    def __init__(self, start: datetime, end: datetime) -> None:
+        self.start, self.end = start, end
+        super().__init__(
+            f"A lifecycle must end after it starts, but was given {shown(start)} to {shown(end)} UTC. "
+            "Nothing was done. Exchange `start` and `end`, or correct them."
         )
 
 
@@ -433,17 +472,6 @@ class NoChampion(HeadraceError):
         super().__init__(
             f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: the first candidate that "
             "trains becomes the champion."
-        )
-
-
-class NothingScored(HeadraceError):
-    """There are no predictions to watch in a window."""
-
-    def __init__(self, pipeline: str, window: str) -> None:
-        self.pipeline, self.window = pipeline, window
-        super().__init__(
-            f"Pipeline `{pipeline}` made no predictions in {window}. Run `ingest`, `materialize` and `score` "
-            "up to its end, or monitor as of an instant whose last window has data."
         )
 
 

@@ -45,13 +45,16 @@ class Window:
             raise ValueError(f"A window must end after it starts, got {self.start} and {self.end}.")
 
     def __str__(self) -> str:
-        return f"{self.start:%Y-%m-%dT%H:%MZ}/{self.end:%Y-%m-%dT%H:%MZ}"
+        """Name it by both ends: to the second, which whole minutes need not say; tables are keyed by this."""
+        ends = (self.start, self.end)
+        return "/".join(f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}" for at in ends)
 
     @property
     def label(self) -> str:
-        """Its start, as short as it can be said: a date, or a date and a time."""
-        whole_day = self.start.time() == time.min
-        return f"{self.start:%Y-%m-%d}" if whole_day else f"{self.start:%Y-%m-%dT%H:%M}"
+        """Its start, as short as it can be said: a date if it is some days long, or a date and a time."""
+        if self.start.time() == time.min and not (self.end - self.start) % timedelta(days=1):
+            return f"{self.start:%Y-%m-%d}"
+        return f"{self.start:%Y-%m-%dT%H:%M:%S}" if self.start.second else f"{self.start:%Y-%m-%dT%H:%M}"
 
     def predicate(self, column: str) -> str:
         """Return the window as an SQL condition that Delta and DuckDB both read."""
@@ -62,17 +65,22 @@ def windows(start: datetime, end: datetime, every: timedelta) -> list[Window]:
     """Return the whole windows of the Monday grid that cover ``start`` and have ended by ``end``.
 
     Raises:
-        ValueError: ``every`` is not some whole minutes.
+        ValueError: ``every`` is not some whole seconds.
 
     >>> at = datetime(2013, 1, 1, tzinfo=UTC)
     >>> [str(w) for w in windows(at, at + timedelta(days=10), timedelta(weeks=1))]
     ['2012-12-31T00:00Z/2013-01-07T00:00Z']
     """
-    if not every or every % timedelta(minutes=1):  # they are named by the minute
-        raise ValueError(f"A window must be some whole minutes long, got {every}.")
-    first = MONDAY + (start - MONDAY) // every * every
+    if every <= timedelta(0) or every % timedelta(seconds=1):  # they are named by the second
+        raise ValueError(f"A window must be some whole seconds long, got {every}.")
+    first = edge(start, every)
     count = max((end - first) // every, 0)
     return [Window(first + i * every, first + (i + 1) * every) for i in range(count)]
+
+
+def edge(at: datetime, every: timedelta) -> datetime:
+    """Return the last instant of the Monday grid, ``at`` or earlier, at which windows meet."""
+    return MONDAY + (at - MONDAY) // every * every
 
 
 @dataclass(frozen=True)

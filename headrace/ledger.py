@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import AlreadyClaimed
+from headrace.instants import read
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
     from sqlalchemy import Engine
     from sqlalchemy import Table as SqlTable
 
@@ -130,6 +132,16 @@ class Ledger:
         with engine.connect() as connection:
             return [_entry(row) for row in connection.execute(query).mappings()]
 
+    def last(self, pipeline: str, kind: str) -> Entry | None:
+        """Return the newest entry of a kind that says that something is done; None without one."""
+        from sqlalchemy import select
+
+        engine, table = _connected(self.url)
+        query = select(table).where(table.c.pipeline == pipeline, table.c.kind == kind, table.c.state == DONE)
+        with engine.connect() as connection:
+            row = connection.execute(query.order_by(table.c.id.desc()).limit(1)).mappings().first()
+        return _entry(row) if row else None
+
     def _write(self, entry: Entry) -> None:
         engine, table = _connected(self.url)
         values = vars(entry) | {
@@ -142,7 +154,7 @@ class Ledger:
 
 
 def _entry(row: Any) -> Entry:
-    instants = {name: datetime.fromisoformat(row[name]).astimezone(UTC) for name in ("at", "until")}
+    instants = {name: read(row[name]) for name in ("at", "until")}
     return Entry(
         **{k: v for k, v in row.items() if k != "id"} | instants | {"detail": json.loads(row["detail"])}
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import UnknownPipeline
 from headrace.gate import Gate
+from headrace.instants import plain
 from headrace.monitoring.rule import DriftRule
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class Source:
     row became known: no flow believing in an earlier instant ever sees the row.
     Rows that come after their window has landed, be it empty, count from when they came;
     windows are looked at again for such rows until ``late`` after their end.
+    ``deadline``, if there is one, is how long after its end a window without rows is
+    waited for: its source is asked again, and what reads it waits. Then it counts as
+    empty, and as overdue. Without one a window may be empty.
     ``suite`` names what a batch must pass: a function of ``validations/``; the
     columns it lists are the declared ones. A column beyond them is kept
     ``"aside"``, as JSON beside its row, until the suite lists it, or made to
@@ -42,6 +46,7 @@ class Source:
     keys: tuple[str, ...] = ()
     window: timedelta = WEEK
     late: timedelta = 4 * WEEK
+    deadline: timedelta = timedelta(0)
     new_columns: Literal["aside", "land", "reject"] = "aside"
 
     @property
@@ -129,8 +134,7 @@ class Pipeline:
     suite: str = ""
 
     def __post_init__(self) -> None:
-        if self.start.tzinfo is None:
-            object.__setattr__(self, "start", self.start.replace(tzinfo=UTC))
+        object.__setattr__(self, "start", plain(self.start))
 
     @property
     def raw(self) -> dict[str, str]:

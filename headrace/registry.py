@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from headrace.instants import read
 from headrace.lake import DatasetRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from mlflow.entities.model_registry import ModelVersion
 
@@ -181,7 +182,7 @@ def _release(row: ModelVersion) -> Release:
         candidate=facts["candidate"],
         framework=facts["framework"],
         training=_dataset(json.loads(facts["training"])),
-        as_of=datetime.fromisoformat(facts["as_of"]),
+        as_of=read(facts["as_of"]),
         metrics=json.loads(facts["metrics"]),
         verdict=facts.get("verdict", ""),
         reason=facts.get("reason", ""),

@@ -169,7 +169,7 @@ def log_candidate(
         "headrace.fingerprint": training.fingerprint,
         **_commit(),
     }
-    name = f"{candidate.name}-{as_of:%Y%m%d}"
+    name = f"{candidate.name}-{as_of:%Y%m%dT%H%M%SZ}"
     run_id = client.create_run(experiment, tags={**tags, "headrace.key": key}, run_name=name).info.run_id
     logged = client.create_logged_model(
         experiment, name, source_run_id=run_id, tags=tags, params=params, model_type=model.framework

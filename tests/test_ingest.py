@@ -66,9 +66,11 @@ def ledger(lake: Lake) -> Ledger:
 def run(source: Source, as_of: datetime, lake: Lake, spec: object = SPEC, times: int = 1) -> list[Settled]:
     """Ingest as the flow does; settle each batch so often."""
     with ingest.workspace(Path(lake.root).parent) as folder:
-        batches = ingest.stage(spec, source, as_of, lake, ledger(lake), folder)  # type: ignore[arg-type]
+        staged = ingest.stage(spec, source, as_of, lake, ledger(lake), folder)  # type: ignore[arg-type]
+        settled: list[Settled] = []
         for _ in range(times):
-            settled = [ingest.settle(batch, source, lake, as_of) for batch in batches]
+            settled = [ingest.settle(batch, source, lake, as_of) for batch in staged.batches]
+        ingest.close(source, staged.empty, lake)
         return settled
 
 
@@ -254,8 +256,8 @@ def test_other_windows_than_those_that_landed_are_refused(lake: Lake, meter: Met
     run(meter(readings(FIRST, 3)), FIRST.end, lake, METER)
     with pytest.raises(WindowsChanged, match="windows of 7 days, 0:00:00, and is now declared with windows"):
         run(meter(readings(FIRST, 3), window=timedelta(days=1)), FIRST.end, lake, METER)
-    with pytest.raises(ValueError, match="whole minutes"):
-        run(meter([], name="other", window=timedelta(seconds=20)), FIRST.end, lake, METER)
+    with pytest.raises(ValueError, match="whole seconds"):
+        run(meter([], name="other", window=timedelta(seconds=0.5)), FIRST.end, lake, METER)
 
 
 def held_row(lake: Lake, source: Source, at: datetime = FIRST.end) -> quarantine.Entry:
@@ -637,7 +639,8 @@ def child(step, root):
     spec, at = load("flights"), datetime(2013, 2, 18, tzinfo=UTC)
     weather, ledger = spec.sources[2], Ledger(f"sqlite:///{root}/ledger.db")
     with ingest.workspace(Path(root)) as folder:
-        for batch in ingest.stage(spec, weather, at, lake.Lake(root + "/lake"), ledger, folder):
+        staged = ingest.stage(spec, weather, at, lake.Lake(root + "/lake"), ledger, folder)
+        for batch in staged.batches:
             ingest.settle(batch, weather, lake.Lake(root + "/lake"), at)
 
 # Each line asks for some children at once; their exit codes are the answer.
@@ -772,7 +775,7 @@ def test_a_source_that_took_too_long_is_staged_again_in_the_same_process(
             again = partial(ingest.stage, SPEC, WEATHER, utc(2013, 1, 14), lake, ledger(lake), folder)
             with pytest.raises(_TimedOut), interruptible():
                 again()
-            assert [batch.lot.rows for batch in again()] == [411, 504]
+            assert [batch.lot.rows for batch in again().batches] == [411, 504]
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -791,7 +794,7 @@ def test_batches_are_settled_in_parallel_by_workers_of_a_scheduler_elsewhere(
     try:
         with ingest.workspace(settings.home) as folder, cluster(f"tcp://127.0.0.1:{port}") as client:
             client.wait_for_workers(2, timeout=60)
-            batches = ingest.stage(SPEC, WEATHER, at, lake, ledger(lake), folder)
+            batches = ingest.stage(SPEC, WEATHER, at, lake, ledger(lake), folder).batches
             work = [(batch, WEATHER, lake, at) for batch in batches]
             done = dict(spread(client, ingest.settle, work))
     finally:

@@ -50,8 +50,8 @@ def spoil(data: Path, old: str, new: str, count: int = 1) -> None:
 def land(lake: Lake, as_of: object = AT) -> list[ingest.Settled]:
     with ingest.workspace(Path(lake.root).parent) as folder:
         ledger = Ledger(Settings().ledger)
-        batches = ingest.stage(SPEC, WEATHER, as_of, lake, ledger, folder)  # type: ignore[arg-type]
-        return [ingest.settle(batch, WEATHER, lake, as_of) for batch in batches]  # type: ignore[arg-type]
+        staged = ingest.stage(SPEC, WEATHER, as_of, lake, ledger, folder)  # type: ignore[arg-type]
+        return [ingest.settle(batch, WEATHER, lake, as_of) for batch in staged.batches]  # type: ignore[arg-type]
 
 
 @pytest.fixture

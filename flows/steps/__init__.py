@@ -5,6 +5,7 @@ one is idempotent by itself, so running it again is the cache.
 """
 
 from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug
+from flows.steps.cycle import Parts, catching_up, closed_since, present, up_to_date
 from flows.steps.features import (
     announce_overdue,
     apply_features,
@@ -14,35 +15,53 @@ from flows.steps.features import (
     report_features,
     stale,
 )
-from flows.steps.ingest import batches, read, report, settle, staging, tell
-from flows.steps.monitoring import announce_drift, await_retraining, compare_releases, watch
-from flows.steps.scoring import champion, score, unscored
-from flows.steps.training import fit, judge, register, release, training_set
+from flows.steps.ingest import ask, batches, report, say_unreadable, settle, staging, tell
+from flows.steps.monitoring import (
+    announce_drift,
+    await_retraining,
+    compare_releases,
+    judgement,
+    note_judgement,
+    unanswered_drift,
+    unjudged,
+    watch,
+)
+from flows.steps.scoring import champion, released, score, unscored
+from flows.steps.training import fit, judge, known_to, register, release, training_set
 
 __all__ = [
+    "Parts",
     "announce_drift",
     "announce_overdue",
     "apply_features",
+    "ask",
     "await_retraining",
     "batches",
     "bring_online",
     "build_features",
+    "catching_up",
     "champion",
     "check_parity",
     "claim",
+    "closed_since",
     "compare_releases",
     "finish",
     "fit",
     "give_up",
     "instant",
     "judge",
+    "judgement",
+    "known_to",
     "logger",
-    "read",
+    "note_judgement",
+    "present",
     "register",
     "release",
+    "released",
     "report",
     "report_features",
     "run_name",
+    "say_unreadable",
     "score",
     "settle",
     "slug",
@@ -50,6 +69,9 @@ __all__ = [
     "stale",
     "tell",
     "training_set",
+    "unanswered_drift",
+    "unjudged",
     "unscored",
+    "up_to_date",
     "watch",
 ]

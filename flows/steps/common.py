@@ -14,10 +14,11 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from headrace import tracking
-from headrace.errors import HeadraceError
+from headrace import ingest, tracking
+from headrace.errors import BeforeStart, HeadraceError
 from headrace.feature_store import store as feature_store
-from headrace.lake import interruptible
+from headrace.instants import plain, shown
+from headrace.lake import Lake, interruptible
 from headrace.ledger import Entry, Ledger
 from headrace.settings import Settings
 
@@ -32,20 +33,25 @@ LEASE = timedelta(hours=6)
 FEATURES = Path(__file__).parent.parent.parent / "features"
 
 
-def instant(as_of: datetime | None) -> datetime:
+def instant(as_of: datetime | None, spec: Pipeline | None = None) -> datetime:
     """Return ``as_of`` in UTC (naive means UTC), or the instant this run was scheduled for, or the present.
 
     The one place that reads a clock for ``as_of``: a run that starts late or is
     retried believes in the instant it was meant for.
+
+    Raises:
+        BeforeStart: ``spec`` is given, and begins later.
     """
-    at: datetime = as_of or flow_run.scheduled_start_time or datetime.now(UTC)
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    at = plain(as_of or flow_run.scheduled_start_time or datetime.now(UTC))
+    if spec and at < spec.start:
+        raise BeforeStart(spec.name, at, spec.start)
+    return at
 
 
 def run_name() -> str:
     """Name a run by its pipeline and instant, such as ``score flights 2013-04-08``."""
     given = flow_run.parameters
-    return f"{flow_run.flow_name} {given['pipeline']} {instant(given.get('as_of')):%Y-%m-%d}"
+    return f"{flow_run.flow_name} {given['pipeline']} {shown(instant(given.get('as_of')))}"
 
 
 def step(name: str, *, minutes: float = 10, log_prints: bool = True) -> Callable[[F], Any]:
@@ -93,6 +99,12 @@ def tracked(done: Iterator[T], total: int, key: str, what: str) -> Iterator[T]:
                 logger().info("%3d %% of %s %s", share, f"{total:,}", what)
 
 
+def progress(spec: Pipeline, at: datetime) -> dict[str, datetime]:
+    """Return up to which instant each source is complete, of the windows that ended by ``at``."""
+    settings = Settings()
+    return ingest.complete(spec, at, Lake(settings.lake), Ledger(settings.ledger))
+
+
 def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
     """Claim a piece of work for this flow run, or return the entry that says it is done."""
     return Ledger(Settings().ledger).claim(
@@ -100,9 +112,10 @@ def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
     )
 
 
-def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> None:
-    """Record the work's result; the first record stands."""
-    Ledger(Settings().ledger).finish(spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), **detail)
+def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> Entry:
+    """Record the work's result; return the record that stands, which is the first."""
+    ledger = Ledger(Settings().ledger)
+    return ledger.finish(spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), **detail)
 
 
 def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:

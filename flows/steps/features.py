@@ -9,13 +9,14 @@ from datetime import datetime
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import logger, open_store, slug, step, tracked
+from flows.steps.common import logger, open_store, progress, slug, step, tracked
 from headrace.cluster import cluster, spread
 from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
 from headrace.feature_store.freshness import Freshness
 from headrace.feature_store.tables import Cause
-from headrace.lake import Lake, Window, windows
+from headrace.instants import shown
+from headrace.lake import Lake, Window, edge, windows
 from headrace.pipeline import FeatureTable, Pipeline
 from headrace.settings import Settings
 
@@ -24,10 +25,16 @@ Due = Mapping[FeatureTable, Mapping[Window, Cause]]
 
 @step("find stale windows")
 def stale(spec: Pipeline, at: datetime) -> Due:
-    """Return, per feature table, the closed windows to build, and say why."""
+    """Return, per feature table, the windows to build of those whose sources are complete, and say why."""
     lake, due = Lake(Settings().lake), {}
+    complete = progress(spec, at)
+    for source in spec.sources:
+        if complete[source.name] < edge(at, source.window):
+            came = shown(complete[source.name])
+            logger().warning("%s is complete to %s UTC only; what reads it waits", source.name, came)
     for table in spec.feature_tables:
-        due[table] = tables.stale(table, spec.raw, windows(spec.start, at, table.window), lake)
+        closed = windows(spec.start, tables.reached(table, complete), table.window)
+        due[table] = tables.stale(table, spec.raw, closed, lake)
         for cause in Cause:
             if found := [window for window, why in due[table].items() if why == cause]:
                 span = " to ".join(dict.fromkeys([min(found).label, max(found).label]))
@@ -55,18 +62,25 @@ def build_features(spec: Pipeline, due: Due) -> dict[str, int]:
 
 
 @step("apply the Feast repository", log_prints=False)  # of a Python function, dill prints the byte code
-def apply_features(spec: Pipeline, due: Iterable[Window]) -> None:
+def apply_features(spec: Pipeline, due: Due) -> None:
     """Tell Feast what ``features/<pipeline>.py`` declares, and which windows are about to change."""
     store = open_store()
     feature_store.apply(store, f"features.{spec.name}")
-    if due := list(due):
-        feature_store.forget(store, spec.feature_service, min(due).start)
+    for table, stale in due.items():
+        if stale:
+            feature_store.forget(store, spec.feature_service, min(stale).start, table.table)
 
 
 @step("bring {spec.feature_service} online")
 def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) -> None:
-    """Materialise into the online store what became known since the last time, or ``since`` then."""
-    feature_store.materialize(open_store(), spec.feature_service, at, since)
+    """Materialise into the online store what became known since the last time, or ``since`` then.
+
+    Of each table, up to the end of its last window that can be built: a later end would
+    lie inside the next window, and with it all of the view would have to go online again.
+    """
+    complete = progress(spec, at)
+    reached = {table.table: tables.reached(table, complete) for table in spec.feature_tables}
+    feature_store.materialize(open_store(), spec.feature_service, at, since, reached)
 
 
 @step("show what was built")

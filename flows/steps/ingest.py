@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
@@ -14,13 +17,18 @@ from prefect.events import emit_event
 from flows.steps.common import logger, slug, step, tracked
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import BatchRejected
-from headrace.ingest import Batch, Settled
-from headrace.lake import Lake, windows
+from headrace.errors import BatchRejected, SourceLate
+from headrace.ingest import Settled, Staged
+from headrace.instants import shown
+from headrace.lake import Lake, Window, edge, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import Pipeline, Source
 from headrace.settings import Settings
 from headrace.validation import publish
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+    from prefect.futures import PrefectFuture
 
 
 @contextmanager
@@ -31,24 +39,116 @@ def staging() -> Iterator[Path]:
 
 
 @step("read {source.name}")
-def read(spec: Pipeline, source: Source, at: datetime, folder: Path) -> list[Batch]:
+def read(spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
     """Stage what the source's windows bring."""
     settings = Settings()
     return ingest.stage(spec, source, at, Lake(settings.lake), Ledger(settings.ledger), folder)
 
 
+@dataclass
+class Answers:
+    """What sources answered: ``came`` is what they brought; ``failed`` are those that cannot be read."""
+
+    came: list[tuple[Source, Staged]]
+    failed: list[tuple[Source, State[Staged]]]
+
+    @classmethod
+    def of(cls, answers: Sequence[tuple[Source, State[Staged]]]) -> Answers:
+        """Sort answers, which come as states of task runs."""
+        came = [(source, answer.result()) for source, answer in answers if answer.is_completed()]
+        return cls(came, [(source, answer) for source, answer in answers if not answer.is_completed()])
+
+
+def ask(spec: Pipeline, at: datetime, folder: Path) -> Iterator[Answers]:
+    """Read every source; yield what they answer first, then the answer of each late one when it has come."""
+    answers = [(source, read(spec, source, at, folder, return_state=True)) for source in spec.sources]
+    late = [source for source, answer in answers if _may_come(source, answer, at)]
+    yield Answers.of([given for given in answers if given[0] not in late or given[1].is_completed()])
+    waiting = [(source, _wait_for(spec, source, at, folder)) for source in late]
+    for source, answer in waiting:
+        answer.wait()
+        yield Answers.of([(source, answer.state)])
+
+
+def _may_come(source: Source, answer: State[Staged], at: datetime) -> bool:
+    """Say whether a source may still bring what it has not brought: its deadline has not passed."""
+    if answer.is_completed():
+        return bool(_waited_for(source, answer.result()))
+    return datetime.now(UTC) < edge(at, source.window) + source.deadline
+
+
+def _wait_for(spec: Pipeline, source: Source, at: datetime, folder: Path) -> PrefectFuture[Staged]:
+    """Ask a late source again, with growing pauses, until it has come or its deadline has passed."""
+    until = edge(at, source.window) + source.deadline
+    pauses = list(_pauses((until - datetime.now(UTC)).total_seconds()))
+    logger().warning("%s is late, and asked again until %s UTC", source.name, shown(until))
+    patient = _come.with_options(
+        retries=len(pauses), retry_delay_seconds=pauses, retry_condition_fn=lambda *_: True
+    )
+    return patient.submit(spec, source, at, folder)
+
+
+@step("wait for {source.name}")
+def _come(spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
+    settings = Settings()
+    staged = ingest.stage(spec, source, at, Lake(settings.lake), Ledger(settings.ledger), folder)
+    if waited_for := _waited_for(source, staged):
+        raise SourceLate(source.name, str(waited_for[0]), source.deadline)
+    return staged
+
+
+def _waited_for(source: Source, staged: Staged) -> list[Window]:
+    return [window for window in staged.empty if datetime.now(UTC) < window.end + source.deadline]
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """Cut a time to wait into pauses, each a quarter longer than the last; Prefect takes fifty at most."""
+    pause = max(1.0, seconds / 100_000)
+    while seconds > 0:
+        yield min(pause, seconds)
+        seconds -= pause
+        pause *= 1.25
+
+
 @step("validate and land", minutes=240)
-def settle(spec: Pipeline, staged: Sequence[tuple[Source, Batch]], at: datetime) -> list[Settled]:
-    """Validate every batch and land what passes, in parallel on the cluster."""
-    if not staged:
-        return []
+def settle(spec: Pipeline, staged: Sequence[tuple[Source, Staged]], at: datetime) -> list[Settled]:
+    """Validate every batch and land what passes, in parallel on the cluster; close windows without any."""
     settings = Settings()
     lake = Lake(settings.lake)
-    with cluster(settings.dask_address, settings.dask_workers) as client:
-        work = [(batch, source, lake, at) for source, batch in staged]
-        done = spread(client, ingest.settle, work)
-        settled = dict(tracked(done, len(work), f"ingest-{spec.name}", "batches settled"))
+    work = [(batch, source, lake, at) for source, brought in staged for batch in brought.batches]
+    settled: dict[int, Settled] = {}
+    if work:
+        with cluster(settings.dask_address, settings.dask_workers) as client:
+            done = spread(client, ingest.settle, work)
+            settled = dict(tracked(done, len(work), f"ingest-{spec.name}", "batches settled"))
+    for source, brought in staged:
+        waited_for = _waited_for(source, brought)
+        closed = [window for window in brought.empty if window not in waited_for]
+        ingest.close(source, closed, lake)
+        _announce_overdue(spec, source, closed if source.deadline else [])
     return [settled[place] for place in sorted(settled)]
+
+
+def say_unreadable(spec: Pipeline, source: Source, at: datetime) -> None:
+    """Announce that a source with a deadline could not be read until then."""
+    if source.deadline:
+        _announce_overdue(spec, source, windows(spec.start, at, source.window)[-1:])
+
+
+def _announce_overdue(spec: Pipeline, source: Source, missing: Sequence[Window]) -> None:
+    """Say that windows of a source were waited for in vain, in the log and as events."""
+    for window in missing:
+        logger().warning("%s is overdue: nothing came for %s within %s", source.name, window, source.deadline)
+        emit_event(
+            "headrace.source.overdue",
+            resource={
+                "prefect.resource.id": f"headrace.source.{spec.name}.{source.name}",
+                "prefect.resource.name": source.name,
+                "headrace.pipeline": spec.name,
+            },
+            payload={"window": str(window), "deadline": source.deadline.total_seconds()},
+            id=uuid5(NAMESPACE_URL, f"headrace/overdue/{spec.name}/{source.name}/{window}"),
+        )
 
 
 def tell(spec: Pipeline, settled: Sequence[Settled]) -> None:

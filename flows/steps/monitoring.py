@@ -12,10 +12,12 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import open_store, prepare_mlflow, slug, step
+from flows.steps.common import finish, open_store, prepare_mlflow, slug, step
+from flows.steps.scoring import first_release, predictable
 from headrace import registry, tracking
-from headrace.errors import NothingScored, NotTakenUp
+from headrace.errors import NoChampion, NotTakenUp
 from headrace.feature_store import freshness
+from headrace.instants import read, shown, stamp
 from headrace.lake import Lake, Window, windows
 from headrace.ledger import CLAIMED, DONE, Ledger
 from headrace.pipeline import Pipeline
@@ -24,24 +26,63 @@ from headrace.settings import Settings
 from headrace.training import dataset
 
 
-@step("compare with the champion's training data")
-def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
-    """Measure drift and performance of the last closed window; keep the report in MLflow."""
+@step("find windows to judge")
+def unjudged(spec: Pipeline, at: datetime) -> list[Window]:
+    """Return, in order, the windows not judged yet that are predicted, up to the first that is not.
+
+    Raises:
+        NoChampion: The ledger knows of no release.
+    """
+    settings, since = Settings(), first_release(spec)
+    if since is None:
+        raise NoChampion(spec.name)
+    if last := Ledger(settings.ledger).last(spec.name, "judgement"):
+        since = max(since, read(last.detail["end"]))
+    lake, upto = Lake(settings.lake), predictable(spec, at)
+    missing = log.pending(spec, lake, since, upto)
+    upto = min([upto, *(window.start for window in missing)])
+    return [window for window in windows(since, upto, spec.window) if window.start >= since]
+
+
+def note_judgement(spec: Pipeline, window: Window, finding: Mapping[str, Any]) -> dict[str, Any]:
+    """Write down what was found in a window; the first finding stands, and is returned."""
+    return finish(spec, "judgement", str(window), end=stamp(window.end), **finding).detail
+
+
+def judgement(spec: Pipeline, window: Window) -> dict[str, Any] | None:
+    """Return what was found in a window; None if it was not judged."""
+    entries = Ledger(Settings().ledger).entries(spec.name, "judgement", str(window))
+    return entries[0].detail if entries else None
+
+
+def unanswered_drift(spec: Pipeline) -> dict[str, Any] | None:
+    """Return the last judgement if it found drift and no training has begun for it: its event may be lost."""
+    ledger = Ledger(Settings().ledger)
+    last = ledger.last(spec.name, "judgement")
+    if not last or not last.detail["drifted"] or ledger.entries(spec.name, "training", last.detail["cause"]):
+        return None
+    return last.detail
+
+
+@step("judge {window}")
+def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
+    """Measure drift and performance of a window; keep the report in MLflow."""
     from headrace.evaluation import Scores
     from headrace.monitoring.drift import drift
     from headrace.monitoring.performance import performance
 
     prepare_mlflow()
     settings = Settings()
-    lake, window = Lake(settings.lake), windows(at - 2 * spec.window, at, spec.window)[-1]
+    lake, cause = Lake(settings.lake), f"drift/{stamp(window.end)}"
     predictions = log.read(spec, lake, window)
     if not predictions.num_rows:
-        raise NothingScored(spec.name, str(window))
+        reason = "There was nothing to predict in it."
+        return {"window": str(window), "drifted": False, "cause": cause, "reason": reason}
     # the one that made these predictions; by now another may serve
     serving = registry.version(spec.name, predictions["model_version"][0].as_py())
     seen = dataset.read(spec, serving.training, lake)
     reference = seen.append_column("probability", [tracking.load_model(serving.model_uri).predict(seen)])
-    name = f"{spec.name}-{window.end:%Y-%m-%d}"
+    name = f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}"
     report = settings.home / "reports" / f"{name}.html"
     found = drift(reference, predictions, spec.columns, spec.drift, report, every=spec.window)
     known = log.outcomes(spec, lake, window, at)
@@ -67,7 +108,7 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
         markdown=f"## {'Drift' if found.drifted else 'No drift'} in {window}\n\n{found.reason}\n\n"
         f"{fared.reason} {scored}\n\n"
         f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
-        f"{serving.version}) ({serving.candidate}), as of {serving.as_of:%Y-%m-%d}. "
+        f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}. "
         f"[Evidently report]({page}) (served by `make up`).",
     )
     create_table_artifact(
@@ -76,7 +117,7 @@ def watch(spec: Pipeline, at: datetime) -> dict[str, Any]:
     return {
         "window": str(window),
         "drifted": found.drifted,
-        "cause": f"drift/{window.end:%Y-%m-%d}",
+        "cause": cause,
         "reason": found.reason,
         "performance": fared.reason,
         "champion": serving.version,

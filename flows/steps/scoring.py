@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from flows.steps.common import open_store, prepare_mlflow, step
+from flows.steps.common import open_store, prepare_mlflow, progress, step
 from headrace import registry, tracking
 from headrace.errors import NoChampion, StaleFeatures
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
+from headrace.feature_store.query import reads
+from headrace.instants import read
 from headrace.lake import Lake, Window
 from headrace.ledger import Ledger
 from headrace.pipeline import Pipeline
@@ -31,25 +33,44 @@ def champion(spec: Pipeline) -> Release:
     return release
 
 
+def first_release(spec: Pipeline) -> datetime | None:
+    """Return the ``as_of`` (UTC) of the first release that the ledger knows of; None if it knows of none."""
+    promotions = Ledger(Settings().ledger).entries(spec.name, "promotion")
+    return min((read(entry.detail["as_of"]) for entry in promotions if entry.detail), default=None)
+
+
+def released(spec: Pipeline) -> bool:
+    """Say whether a model of the pipeline was ever released."""
+    return first_release(spec) is not None
+
+
 @step("find unscored windows")
 def unscored(spec: Pipeline, at: datetime) -> list[Window]:
-    """Return the closed windows since the first release in which predictions are missing.
+    """Return the windows since the first release in which predictions are missing, and can be made.
+
+    A window can be predicted once every source that its predictions are made of is complete.
 
     Raises:
         NoChampion: The ledger knows of no release.
         StaleFeatures: Their features are not built from all raw rows there are.
     """
     lake = Lake(Settings().lake)
-    promotions = Ledger(Settings().ledger).entries(spec.name, "promotion")
-    released = [datetime.fromisoformat(entry.detail["as_of"]) for entry in promotions if entry.detail]
-    if not released:  # none, or cut short before the ledger had it: training again settles it
+    since = first_release(spec)
+    if since is None:  # none, or cut short before the ledger had it: training again settles it
         raise NoChampion(spec.name)
-    due = log.pending(spec, lake, min(released), at)
+    due = log.pending(spec, lake, since, predictable(spec, at))
     for table in spec.feature_tables:
         if late := tables.stale(table, spec.raw, due, lake):
             window, cause = next(iter(late.items()))
             raise StaleFeatures(spec.name, table.name, str(window), cause)
     return due
+
+
+def predictable(spec: Pipeline, at: datetime) -> datetime:
+    """Return up to which instant all is known that predictions are made of: the spine, and every feature."""
+    complete = progress(spec, at)
+    spine = [complete[source.name] for source in spec.sources if source.name.lower() in reads(spec.spine)]
+    return min([at, *spine, *(tables.reached(table, complete) for table in spec.feature_tables)])
 
 
 @step("score {window}")

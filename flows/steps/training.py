@@ -12,8 +12,10 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.steps.common import claim, finish, open_store, prepare_mlflow, slug, step
 from headrace import gate, registry, tracking
 from headrace.feature_store import store as feature_store
+from headrace.feature_store.query import reads
 from headrace.gate import Verdict
-from headrace.lake import DatasetRef, Lake
+from headrace.instants import shown
+from headrace.lake import DatasetRef, Lake, edge
 from headrace.pipeline import Candidate, Pipeline
 from headrace.settings import Settings
 from headrace.tracking import Logged
@@ -28,6 +30,13 @@ class Fitted:
     logged: Logged
     scores: Mapping[str, float]
     seconds: float
+
+
+def known_to(spec: Pipeline, at: datetime) -> datetime:
+    """Return the last instant, ``at`` or earlier, to which predictions and their truth can have landed."""
+    names = reads(spec.spine) | reads(spec.label)
+    read = [source for source in spec.sources if source.name.lower() in names] or spec.sources
+    return min(edge(at, source.window) for source in read)
 
 
 @step("build the training set")
@@ -114,7 +123,7 @@ def judge(spec: Pipeline, version: int, data: DatasetRef, at: datetime) -> Verdi
     if champion.version == version:  # promoted by a run that was killed before it could say so
         return gate.Verdict(True, champion.reason, str(version))
     if champion.as_of > at:
-        reason = f"The champion was trained as of {champion.as_of:%Y-%m-%d}, later than the challenger."
+        reason = f"The champion was trained as of {shown(champion.as_of)}, later than the challenger."
         return gate.Verdict(False, reason, str(version), str(champion.version))
     held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
     ours, theirs = (
@@ -140,5 +149,5 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> Non
         f"{verdict.reason}\n\n"
         f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version})\n"
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
-        f"- As of: {at:%Y-%m-%d %H:%M} UTC\n",
+        f"- As of: {shown(at)} UTC\n",
     )

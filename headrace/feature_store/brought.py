@@ -11,7 +11,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from headrace.instants import plain
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from feast import FeatureStore, FeatureView
 
     Interval = tuple[datetime, datetime]
@@ -28,9 +32,7 @@ def intervals(view: FeatureView) -> list[Interval]:
 def owed(view: FeatureView) -> Interval | None:
     """Return what has to be brought again, in place of what is there; None if nothing has."""
     forgotten, brought = _since_forgotten(view)
-    if forgotten and not any(a <= forgotten[0] and forgotten[1] <= b for a, b in brought):
-        return forgotten
-    return None
+    return forgotten if forgotten and not _settled(forgotten, brought) else None
 
 
 def reached(view: FeatureView) -> datetime | None:
@@ -54,9 +56,31 @@ def missing(view: FeatureView, first: datetime) -> datetime:
     return first
 
 
+def joined(noted: Sequence[Interval]) -> list[Interval]:
+    """Return intervals that say the same as those ``noted``: one where one goes on where another ends."""
+    forgotten, brought = _read(noted)
+    if forgotten and not _settled(forgotten, brought):
+        return list(noted)
+    whole: list[Interval] = []
+    for begin, end in sorted(brought):
+        if whole and begin <= whole[-1][1] + TICK:
+            whole[-1] = whole[-1][0], max(end, whole[-1][1])
+        else:
+            whole.append((begin, end))
+    return whole
+
+
 def _since_forgotten(view: FeatureView) -> tuple[Interval | None, list[Interval]]:
+    return _read([(plain(begin), plain(end)) for begin, end in view.materialization_intervals])
+
+
+def _settled(forgotten: Interval, brought: Sequence[Interval]) -> bool:
+    return any(begin <= forgotten[0] and forgotten[1] <= end for begin, end in brought)
+
+
+def _read(noted: Sequence[Interval]) -> tuple[Interval | None, list[Interval]]:
     forgotten, brought = None, list[tuple[datetime, datetime]]()
-    for begin, end in view.materialization_intervals:
+    for begin, end in noted:
         if begin > end:
             forgotten, brought = (end, begin), []
         else:

@@ -12,13 +12,14 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.infra.registry.file import FileRegistryStore
 from pydantic import Field
 
+from headrace.feature_store import brought
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,12 +42,17 @@ def below_home(path: str, repo: Path | None) -> Path:
 
 
 class HomeRegistryStore(FileRegistryStore):
-    """Feast's registry file, replaced as a whole: a process killed while writing leaves the old one."""
+    """Feast's registry file, replaced as a whole: a process killed while writing leaves the old one.
+
+    Intervals that meet are kept as one, so that the file does not grow with each materialisation.
+    """
 
     def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:
         self._filepath = below_home(registry_config.path, repo_path)
 
     def _write_registry(self, registry_proto: Registry) -> None:
+        for view in [*registry_proto.feature_views, *registry_proto.stream_feature_views]:
+            _join(view.meta)
         registry_proto.version_id = str(uuid4())
         registry_proto.last_updated.FromDatetime(datetime.now(UTC))
         with TemporaryDirectory(dir=self._filepath.parent) as scratch:
@@ -56,6 +62,16 @@ class HomeRegistryStore(FileRegistryStore):
                 file.flush()
                 os.fsync(file.fileno())
             whole.replace(self._filepath)
+
+
+def _join(meta: Any) -> None:
+    intervals = meta.materialization_intervals
+    noted = [(each.start_time.ToDatetime(UTC), each.end_time.ToDatetime(UTC)) for each in intervals]
+    del intervals[:]
+    for begin, end in brought.joined(noted):
+        interval = intervals.add()
+        interval.start_time.FromDatetime(begin)
+        interval.end_time.FromDatetime(end)
 
 
 class HomeSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):

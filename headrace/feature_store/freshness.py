@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.errors import NotBuilt
 from headrace.feature_store import brought
 from headrace.feature_store.store import NOBODY, inputs, stored_views
+from headrace.instants import plain
 from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _newest(
     columns = ", ".join([f"{time}::TIMESTAMPTZ", *keys])
     query = f"SELECT {columns} FROM rows WHERE {' AND '.join(where)} ORDER BY {time} DESC LIMIT 1"
     newest, *values = con.execute(query, {"at": at}).fetchone() or (None,)
-    return newest, dict(zip(names, values, strict=False))
+    return newest and plain(newest), dict(zip(names, values, strict=False))
 
 
 def _held(store: FeatureStore, view: FeatureView, key: dict[str, Any]) -> datetime | None:

@@ -12,7 +12,7 @@ Absolute paths, pinned versions, field mappings and partition columns are seen t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 
 from headrace.errors import VersionGone
 from headrace.feature_store.embedded import settings_beside
+from headrace.instants import plain
 from headrace.lake import Lake, Table
 
 if TYPE_CHECKING:
@@ -254,8 +255,7 @@ def instant(at: datetime | None) -> str:
     """Return ``at`` as an SQL literal; naive is UTC, None is NULL."""
     if at is None:
         return "NULL::TIMESTAMPTZ"
-    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return f"TIMESTAMPTZ '{aware.astimezone(UTC).isoformat()}'"
+    return f"TIMESTAMPTZ '{plain(at).isoformat()}'"
 
 
 def quoted(columns: list[str]) -> str:

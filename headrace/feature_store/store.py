@@ -174,11 +174,18 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     return _beside(given, features, wanted)
 
 
-def materialize(store: FeatureStore, service: str, end: datetime, start: datetime | None = None) -> None:
+def materialize(
+    store: FeatureStore,
+    service: str,
+    end: datetime,
+    start: datetime | None = None,
+    reached: Mapping[str, datetime] | None = None,
+) -> None:
     """Copy what became known by ``end`` (UTC), and happened before it, online, for every view of ``service``.
 
     The store then holds, of each key, the row that the point-in-time join finds
-    at ``end``. Each view goes on from the first instant that Feast's registry
+    at ``end``, or at what its table has ``reached`` by then: a view is not noted as
+    brought beyond what is built. Each view goes on from the first instant that Feast's registry
     does not say was brought: of those after ``start``, or else after the first
     that was ever brought and one ttl before ``end``, whichever is earlier. What
     :func:`forget` was told of is brought again in place of what is there, and up
@@ -189,13 +196,14 @@ def materialize(store: FeatureStore, service: str, end: datetime, start: datetim
         NotBuilt: A feature table does not exist.
         FeatureViewNotFoundException: A view of the service is not registered.
     """
-    last = end - brought.TICK  # Feast takes the end as included
     due: dict[tuple[datetime, datetime], list[str]] = {}
     for view in stored_views(store, service):
         if not view.online:
             continue
         # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
-        first = end - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
+        upto = min(end, (reached or {}).get(_table(store, view), end))
+        last = upto - brought.TICK  # Feast takes the end as included
+        first = upto - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
         first = start or min([first, *(begin for begin, _ in brought.intervals(view))])
         if owed := brought.owed(view):
             span = min(first, owed[0]), max(last, owed[1])
@@ -207,16 +215,25 @@ def materialize(store: FeatureStore, service: str, end: datetime, start: datetim
         store.materialize(begin, until, views)
 
 
-def forget(store: FeatureStore, service: str, since: datetime) -> None:
-    """Note that views with rows of ``since`` (UTC) or later online are to be brought again.
+def forget(store: FeatureStore, service: str, since: datetime, table: str = "") -> None:
+    """Note that views with rows of ``since`` (UTC) or later online, of one ``table`` or all, go online again.
 
     Called before feature rows are rebuilt: whenever ``materialize`` comes next,
     also when the rebuilding run is killed between, it puts what the tables then
     hold in place of what is online, and removes the keys that they have no more.
     """
     for view in stored_views(store, service):
-        if any(end > since for _, end in brought.intervals(view)):
+        concerned = not table or _table(store, view) == table
+        if concerned and any(end > since for _, end in brought.intervals(view)):
             brought.forget(store, view)
+
+
+def _table(store: FeatureStore, view: FeatureView) -> str:
+    """Return the name of the lake's table that the view is of; empty if it is of something else."""
+    from headrace.feature_store import sources
+
+    source = view.batch_source
+    return sources.table(store.config, source).name if source and sources.is_delta(source) else ""
 
 
 def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> FeatureStore:

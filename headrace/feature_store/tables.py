@@ -6,21 +6,25 @@ import hashlib
 import json
 from enum import StrEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from headrace.errors import BadFeatureRows
 from headrace.feature_store.query import meaning, parameters, reads
-from headrace.lake import AVAILABLE, Lake, Window, running
+from headrace.lake import AVAILABLE, Lake, Window, edge, running
 from headrace.quarantine import guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     import duckdb
     import pyarrow as pa
 
     from headrace.lake import DatasetRef
     from headrace.pipeline import FeatureTable
+
+
+T = TypeVar("T")
 
 
 class Cause(StrEnum):
@@ -83,6 +87,12 @@ def build(
     return int(rows.num_rows)
 
 
+def reached(table: FeatureTable, complete: Mapping[str, datetime]) -> datetime:
+    """Return the end (UTC) of the table's last window for which every source it reads is ``complete``."""
+    read = _read(table.sql.read_text(), complete)
+    return edge(min(read.values()), table.window)
+
+
 def stale(
     table: FeatureTable,
     raw: Mapping[str, str | DatasetRef],
@@ -117,7 +127,7 @@ def stale(
     return causes
 
 
-def _read(sql: str, raw: Mapping[str, str | DatasetRef]) -> Mapping[str, str | DatasetRef]:
+def _read(sql: str, raw: Mapping[str, T]) -> Mapping[str, T]:
     """Return those of ``raw`` that the query reads; all of them where it does not say."""
     names = reads(sql)
     return {view: wanted for view, wanted in raw.items() if view.lower() in names} or raw

@@ -11,7 +11,8 @@ declared yet, as JSON.
 
 from headrace.ingest.batch import Batch
 from headrace.ingest.landing import Settled, settle
+from headrace.ingest.progress import close, complete
 from headrace.ingest.releasing import release
-from headrace.ingest.staging import stage, workspace
+from headrace.ingest.staging import Staged, stage, workspace
 
-__all__ = ["Batch", "Settled", "release", "settle", "stage", "workspace"]
+__all__ = ["Batch", "Settled", "Staged", "close", "complete", "release", "settle", "stage", "workspace"]

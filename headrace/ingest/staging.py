@@ -60,16 +60,24 @@ def workspace(home: Path) -> Iterator[Path]:
             shutil.rmtree(own, ignore_errors=True)  # a thread of a run that was told to end may still write
 
 
+@dataclass(frozen=True)
+class Staged:
+    """What a source brought: batches to settle, and the windows that were ``empty`` and not closed yet."""
+
+    batches: tuple[Batch, ...] = ()
+    empty: tuple[Window, ...] = ()
+
+
 def stage(
     spec: Pipeline, source: Source, as_of: datetime, lake: Lake, ledger: Ledger, folder: Path
-) -> list[Batch]:
+) -> Staged:
     """Write what each window that ended by ``as_of`` (UTC) brings, and has not brought before, as a batch.
 
     Looked at are the windows of which nothing landed and, for late rows, those
     that ended less than ``source.late`` ago. One that brings nothing new gives no
-    batch; once any has landed, one that is empty counts as landed too. One that is
-    held as a whole and waits for a decision is brought anew, all of it, when its
-    source has changed.
+    batch; one that never brought anything is open until it is closed (``close``).
+    One that is held as a whole and waits for a decision is brought anew, all of it,
+    when its source has changed.
 
     Raises:
         UnknownSuite: Its suite does not exist.
@@ -82,7 +90,7 @@ def stage(
     due = windows(spec.start, as_of, source.window)
     look, past = _past(spec, source, due, as_of, lake, ledger)
     if not look:
-        return []
+        return Staged()
     load_suite(source.suite)  # a mistake in it shows now, not in the week that first brings rows
     # A name of its own for each try: an interrupted query keeps its file open, and DuckDB would wait for it.
     scratch = folder / f"{source.name}-{uuid4().hex}.duckdb"
@@ -112,17 +120,13 @@ def stage(
             id, late = f"{source.name}/{label}/{seen.number}", seen.landed or window == UNDATED
             lot = Lot(id, spec.name, source.table, window, file, count, late, lacking)
             batches.append(Batch(lot, _key(window, seen.lots), version if landed else None))
-        if landed:
-            nothing = con.table(LANDED).limit(0).to_arrow_table()
-            brought = {batch.lot.window for batch in batches}
-            for window in look:
-                if window not in brought and past[window].empty:
-                    raw.append(nothing, str(window), number=0)
     finally:
         con.close()
         scratch.unlink()
         scratch.with_suffix(".duckdb.wal").unlink(missing_ok=True)
-    return batches
+    brought = {batch.lot.window for batch in batches}
+    empty = tuple(window for window in look if window not in brought and past[window].empty)
+    return Staged(tuple(batches), empty)
 
 
 def _same_windows(spec: Pipeline, source: Source, ledger: Ledger, as_of: datetime) -> None:

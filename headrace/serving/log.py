@@ -29,6 +29,12 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     return [window for number, window in enumerate(due) if number in late]
 
 
+def reached(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> datetime:
+    """Return the end (UTC) of the last window in which predictions were made; ``since`` if none were."""
+    made = lake.table(_name(spec)).held(map(str, due := windows(since, as_of, spec.window)))
+    return max((window.end for window in due if str(window) in made), default=since)
+
+
 def score(
     spec: Pipeline,
     lake: Lake,

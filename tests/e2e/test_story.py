@@ -31,7 +31,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> object:
     settings = Settings()
     lake = Lake(settings.lake)
     for source in SPEC.sources:
-        for batch in ingest.stage(SPEC, source, YEAR_TO, lake, Ledger(settings.ledger), home):
+        for batch in ingest.stage(SPEC, source, YEAR_TO, lake, Ledger(settings.ledger), home).batches:
             ingest.settle(batch, source, lake, YEAR_TO)
     for table in SPEC.feature_tables:
         for window in windows(SPEC.start, YEAR_TO, table.window):

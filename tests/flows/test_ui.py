@@ -35,10 +35,10 @@ def test_the_deployments_and_the_drift_run_with_its_artifacts_are_there_to_see(
 ) -> None:
     ui = services.prefect_server(river.settings).page
     page.goto(f"{ui}/deployments")
-    for flow in ("ingest", "materialize", "train", "score", "monitor", "lifecycle"):
+    for flow in ("cycle", "ingest", "materialize", "train", "score", "monitor", "lifecycle"):
         expect(page.get_by_text(flow, exact=True).first).to_be_visible(timeout=30_000)
 
-    name = "train flights because of drift/2013-04-29"
+    name = "train flights because of drift/2013-04-29T00:00:00Z"
     run = river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_ASC")[0]
     page.goto(f"{ui}/runs/flow-run/{run['id']}")
     expect(page.get_by_text(name).first).to_be_visible(timeout=30_000)

@@ -1,0 +1,145 @@
+"""What a cycle does beside its parts: which instants are due, who has done them, what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentTaskRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import MissingResult
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Crashed
+
+from flows.steps.common import finish, logger
+from flows.steps.scoring import first_release
+from headrace.instants import plain, read, shown, stamp
+from headrace.lake import Lake, edge, windows
+from headrace.ledger import Ledger
+from headrace.serving import log
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.objects import State
+
+    from headrace.pipeline import Pipeline
+
+
+def present() -> datetime:
+    """Return the present (UTC)."""
+    return plain(datetime.now(UTC))
+
+
+def up_to_date(spec: Pipeline, at: datetime) -> bool:
+    """Say, also in the log, whether a cycle has brought the pipeline up to date as of ``at`` or later."""
+    settle_dead_parts()
+    last = Ledger(Settings().ledger).last(spec.name, "cycle")
+    if not last or read(last.key) < at:
+        return False
+    logger().info("Nothing to do: %s brought it up to date as of %s UTC", last.holder, shown(read(last.key)))
+    return True
+
+
+def catching_up(spec: Pipeline, at: datetime) -> list[datetime]:
+    """Return the ends of the windows that closed and are not predicted yet, and ``at`` for the last.
+
+    An online store keeps each key's newest row: windows are predicted one after the
+    other, each from the store as it was at its end.
+    """
+    settings, since = Settings(), first_release(spec)
+    if since is None:
+        logger().info("No model of %s is released yet: it is not scored. Run `train`", spec.name)
+        return [at]
+    since = log.reached(spec, Lake(settings.lake), since, at)
+    if judged := Ledger(settings.ledger).last(spec.name, "judgement"):
+        since = max(since, read(judged.detail["end"]))
+    due = [window for window in windows(since, at, spec.window) if window.start >= since]
+    return [*(window.end for window in due[:-1]), at]
+
+
+def closed_since(spec: Pipeline, at: datetime) -> datetime | None:
+    """Return the present if a window has closed since ``at``."""
+    now = present()
+    return now if edge(now, spec.window) > edge(at, spec.window) else None
+
+
+class Parts:
+    """The parts of a cycle as they are run, each a flow run of its own below the cycle's."""
+
+    def __init__(self, spec: Pipeline) -> None:
+        self.spec = spec
+        self.did: dict[str, dict[str, Any]] = {"ingest": Counter(), "score": {}, "monitor": {}}
+        self.seconds: dict[str, float] = {}
+        self.failed: list[State[Any]] = []
+
+    def run(self, part: Flow[..., Any], at: datetime, after: State[Any] | None = None) -> State[Any]:
+        """Run one part as of ``at``, drawn ``after`` another in the UI."""
+        began = time.perf_counter()
+        drawn = [_drawn(after)] if after and after.is_completed() else []
+        # A flow run waits up to a second for its heartbeat's thread; the cycle's own heartbeat is enough.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            state: Any = part(self.spec.name, at, wait_for=drawn, return_state=True)
+        self.seconds[part.name] = self.seconds.get(part.name, 0) + time.perf_counter() - began
+        if not state.is_completed():
+            self.failed.append(state)
+        elif part.name in self.did:
+            self.did[part.name].update(_returned(state))
+        return state
+
+    def finish(self, at: datetime) -> None:
+        """Note that the pipeline is up to date as of ``at``, or fail as the first part did that failed."""
+        if self.failed:
+            self.failed[0].result()
+        finish(self.spec, "cycle", stamp(at))
+
+    def summary(self) -> dict[str, Any]:
+        """Return rows landed per source and scored per window, findings per window, seconds per part."""
+        return {
+            "landed": dict(self.did["ingest"]),
+            "scored": self.did["score"],
+            "findings": self.did["monitor"],
+            "seconds": self.seconds,
+        }
+
+
+def _drawn(state: State[Any]) -> State[Any]:
+    """Return a state to wait for from which Prefect's graph draws an arrow.
+
+    It looks for a subflow by its flow run, but notes the task run that stands for it.
+    """
+    details = state.state_details
+    return state.model_copy(
+        update={"state_details": details.model_copy(update={"task_run_id": details.flow_run_id})}
+    )
+
+
+def _returned(state: State[Any]) -> Any:
+    """Return what a part did; nothing if that was before the cycle was retried, for results are not kept."""
+    try:
+        return state.result()
+    except MissingResult:
+        return {}
+
+
+def settle_dead_parts() -> None:
+    """Mark parts as crashed whose cycle has ended without them: only the cycle's heartbeat is watched."""
+    parts = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])),
+        parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=False),
+    )
+    with get_client(sync_client=True) as client:
+        for part in client.read_flow_runs(flow_run_filter=parts):
+            stands_for = part.parent_task_run_id and client.read_task_run(part.parent_task_run_id)
+            above = stands_for and stands_for.flow_run_id and client.read_flow_run(stands_for.flow_run_id)
+            if above and above.state and above.state.is_final():
+                ended: State[Any] = Crashed(message="The run that it was a part of has ended without it.")
+                client.set_flow_run_state(part.id, ended, force=True)

@@ -1,0 +1,53 @@
+"""How far a source has come: up to which instant nothing more is waited for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace import quarantine
+from headrace.lake import edge, windows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from headrace.lake import Lake, Window
+    from headrace.ledger import Ledger
+    from headrace.pipeline import Pipeline, Source
+
+
+def complete(spec: Pipeline, as_of: datetime, lake: Lake, ledger: Ledger) -> dict[str, datetime]:
+    """Return, per source, the end (UTC) of its last window by ``as_of`` before which none is open.
+
+    A window is open until it lands, with rows or without, or, if it is held as a
+    whole, until somebody decides what becomes of it. Whatever reads a source
+    waits for its open windows: what is built or predicted without them would
+    have to be built again, or stand for ever.
+    """
+    return {source.name: _complete(spec, source, as_of, lake, ledger) for source in spec.sources}
+
+
+def close(source: Source, empty: Sequence[Window], lake: Lake) -> None:
+    """Let windows that brought nothing count as landed: rows that still come for them come late.
+
+    A source of which nothing has ever landed has no table, and its windows stay open.
+    """
+    import pyarrow as pa
+
+    table = lake.table(source.table)
+    if empty and table.exists():
+        nothing = pa.schema(table.open().schema().to_arrow()).empty_table()
+        for window in empty:
+            table.append(nothing, str(window), number=0)
+
+
+def _complete(spec: Pipeline, source: Source, as_of: datetime, lake: Lake, ledger: Ledger) -> datetime:
+    due = windows(spec.start, as_of, source.window)
+    landed = lake.table(source.table).held(str(window) for window in due)
+    missing = [window for window in due if str(window) not in landed]
+    if missing:
+        decided = quarantine.decisions(ledger, spec.name)
+        held = quarantine.entries(lake, source.table)
+        settled = {entry.window for entry in held if entry.id in decided or not entry.whole}
+        missing = [window for window in missing if window not in settled]
+    return missing[0].start if missing else edge(max(as_of, spec.start), source.window)
