@@ -540,7 +540,7 @@ class PortInUse(HeadraceError):
         self.service, self.port, self.setting = service, port, setting
         super().__init__(
             f"Port {port}, wanted by {service}, is in use. End the program that holds it, or choose another "
-            f"port with `{setting}=<port>`."
+            f"port with {setting}."
         )
 
 

@@ -7,6 +7,7 @@ Each is a child process listening on loopback, with its log below
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from headrace.errors import NotAProject, PortInUse, ServerUnreachable
 
@@ -31,11 +33,10 @@ PREFECT = [sys.executable, "-m", "prefect"]
 
 @dataclass(frozen=True)
 class Service:
-    """A child process; one that listens has a port, the setting that moves it, and a health page."""
+    """A child process; a server has the setting that moves it, and a health page at its port."""
 
     name: str
     command: list[str]
-    port: int = 0
     setting: str = ""
     health: str = ""
     page: str = ""
@@ -43,17 +44,34 @@ class Service:
 
 
 def prefect_server(settings: Settings) -> Service:
-    """Return a Prefect server whose database lies below the home."""
-    address = f"http://{HOST}:{settings.prefect_port}"
-    command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
+    """Return a Prefect server at the address that is set, whose database lies below the home."""
+    host, port = _host_and_port(settings.prefect_api_url)
+    command = [*PREFECT, "server", "start", "--host", host, "--port", str(port)]
     return Service(
         "Prefect",
         command,
-        settings.prefect_port,
-        "HEADRACE_PREFECT_PORT",
-        f"{address}/api/health",
-        address,
+        "`PREFECT_API_URL`, or `api.url` in `pyproject.toml`",
+        f"{settings.prefect_api_url}/health",
+        settings.prefect_page,
     )
+
+
+def prefect(settings: Settings) -> list[Service]:
+    """Return the Prefect server to run here: none if the address that is set is another machine's.
+
+    Also none if Prefect answers there already, and the environment gives the
+    address. What answers where a file says may be another project's.
+
+    Raises:
+        ServerUnreachable: None is to run here, and none answers elsewhere.
+    """
+    address = urlsplit(settings.prefect_api_url)
+    here = (address.scheme, address.path) == ("http", "/api") and _on_loopback(address.hostname or "")
+    named = os.environ.get("PREFECT_API_URL")
+    if here and (not named or _prefect_trouble(settings)):
+        return [prefect_server(settings)]
+    reach_prefect(settings)
+    return []
 
 
 def prefect_worker() -> Service:
@@ -79,8 +97,7 @@ def mlflow_server(settings: Settings) -> Service:
     return Service(
         "MLflow",
         command,
-        settings.mlflow_port,
-        "HEADRACE_MLFLOW_PORT",
+        "`HEADRACE_MLFLOW_PORT`",
         f"{address}/health",
         f"{address}/?workflowType=machine_learning#/",
         env,
@@ -102,7 +119,7 @@ def docs_server(settings: Settings) -> Service:
         "--directory",
         str(site),
     ]
-    return Service("Data Docs", command, settings.docs_port, "HEADRACE_DOCS_PORT", f"{address}/", address)
+    return Service("Data Docs", command, "`HEADRACE_DOCS_PORT`", f"{address}/", address)
 
 
 def feast_server(settings: Settings) -> Service:
@@ -112,14 +129,14 @@ def feast_server(settings: Settings) -> Service:
         *(sys.executable, "-m", "feast.cli.cli", "-c", "features"),
         *("ui", "--host", HOST, "--port", str(settings.feast_port)),
     ]
-    return Service("Feast", command, settings.feast_port, "HEADRACE_FEAST_PORT", f"{address}/", address)
+    return Service("Feast", command, "`HEADRACE_FEAST_PORT`", f"{address}/", address)
 
 
 def embedded(settings: Settings) -> list[Service]:
     """Return the servers that no setting says run elsewhere."""
     from headrace import tracking
 
-    servers = [] if "PREFECT_API_URL" in os.environ else [prefect_server(settings)]
+    servers = prefect(settings)
     if not settings.mlflow.startswith("http"):
         tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
         servers.append(mlflow_server(settings))
@@ -138,8 +155,8 @@ def running(services: list[Service], settings: Settings) -> Iterator[None]:
     if not Path("prefect.yaml").exists():
         raise NotAProject(Path.cwd())
     for service in services:
-        if service.port and _listens(service.port):
-            raise PortInUse(service.name, service.port, service.setting)
+        if service.health and _listens(service):
+            raise PortInUse(service.name, _host_and_port(service.health)[1], service.setting)
     with contextlib.ExitStack() as stack:
         started = [(service, stack.enter_context(_process(service, settings))) for service in services]
         for service, process in started:
@@ -153,7 +170,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return os.environ | {
         "HEADRACE_HOME": str(settings.home),
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(prefect_home)),
-        "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", f"http://{HOST}:{settings.prefect_port}/api"),
+        "PREFECT_API_URL": settings.prefect_api_url,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
     }
 
@@ -182,13 +199,20 @@ def reach_prefect(settings: Settings) -> None:
     Raises:
         ServerUnreachable: It does not.
     """
+    if trouble := _prefect_trouble(settings):
+        raise ServerUnreachable("Prefect", settings.prefect_api_url, trouble)
+
+
+def _prefect_trouble(settings: Settings) -> str:
     import httpx
 
-    address = environment(settings)["PREFECT_API_URL"]
     try:
-        httpx.get(f"{address}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ServerUnreachable("Prefect", address, str(error)) from None
+        httpx.get(f"{settings.prefect_api_url}/health", timeout=5).raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error)
+    except ValueError:  # such as Prefect's own pages, which answer at any path
+        return "what answers is not Prefect's API, whose address ends in `/api`"
+    return ""
 
 
 def log_file(service: Service, settings: Settings) -> Path:
@@ -196,9 +220,21 @@ def log_file(service: Service, settings: Settings) -> Path:
     return settings.home / "logs" / f"{service.name.lower().replace(' ', '-')}.log"
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
+def _host_and_port(url: str) -> tuple[str, int]:
+    address = urlsplit(url)
+    return address.hostname or "", address.port or 80
+
+
+def _on_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _listens(service: Service) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(_host_and_port(service.health), timeout=5):
+        return True
+    return False
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def demo(
     console.print(
         "[bold]headrace[/] starts a Prefect server and a worker, then lives through the flights of 2013."
     )
-    with services.running([services.prefect_server(settings)], settings):
+    with services.running(services.prefect(settings), settings):
         folder.mkdir(parents=True, exist_ok=True)
         up_after = time.perf_counter() - began
         console.print(f"Prefect server up after {up_after:.0f} s.")
@@ -74,7 +74,7 @@ def demo(
         "start Prefect": round(up_after, 1),
         "total": round(time.perf_counter() - began, 1),
     }
-    summary["addresses"] = {"Prefect": services.prefect_server(settings).page, "MLflow": settings.mlflow_page}
+    summary["addresses"] = {"Prefect": settings.prefect_page, "MLflow": settings.mlflow_page}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     lived.unlink()
     _tell(summary)
@@ -102,7 +102,7 @@ def _tell(summary: dict[str, Any]) -> None:
 
 def _addresses(settings: Settings) -> Table:
     table = Table("what", "where", "look at")
-    prefect = services.prefect_server(settings).page
+    prefect = settings.prefect_page
     table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
     table.add_row("MLflow", settings.mlflow_page, f"{settings.mlflow_page}/#/models")
     table.add_row("Feast", settings.feast_page, "the features: where from, what they mean, who uses them")

@@ -32,18 +32,18 @@ def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
     ending: signal.Signals, tmp_path: Path
 ) -> None:
     prefect, mlflow, docs, feast = (free_port() for _ in range(4))
-    wanted = {"PREFECT": prefect, "MLFLOW": mlflow, "DOCS": docs, "FEAST": feast}
+    wanted = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast}
     ports = {f"HEADRACE_{server}_PORT": str(port) for server, port in wanted.items()}
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    api = f"http://127.0.0.1:{prefect}/api"
     up = subprocess.Popen(
         [sys.executable, "-m", "headrace.cli", "up"],
-        env=env | ports | {"HEADRACE_HOME": str(tmp_path)},
+        env=env | ports | {"HEADRACE_HOME": str(tmp_path), "PREFECT_API_URL": api},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    api = f"http://127.0.0.1:{prefect}/api"
     try:
 
         def all_up() -> bool:
