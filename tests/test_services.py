@@ -1,15 +1,21 @@
-"""Prefect's address is one setting."""
+"""Prefect's address is one setting; the servers that `headrace up` keeps are kept."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
+from itertools import islice
 from pathlib import Path
 
+import httpx
 import pytest
 
 from headrace import services
 from headrace.errors import ServerUnreachable
 from headrace.settings import Settings
-from tests.conftest import free_port
+from tests.conftest import ROOT, free_port
 
 PLACES = {
     "pyproject.toml": ("pyproject.toml", '[tool.prefect]\napi.url = "http://127.0.0.1:7001/api"'),
@@ -77,3 +83,42 @@ def test_any_other_address_must_answer(
     monkeypatch.setenv("PREFECT_API_URL", address.format(port=free_port()))
     with pytest.raises(ServerUnreachable, match="Prefect does not answer at http"):
         services.prefect(Settings())
+
+
+def test_a_service_that_keeps_ending_rests_for_longer_each_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    broken = services.Service("Broken", [sys.executable, "-c", "raise SystemExit('no luck')"])
+    began = time.monotonic()
+    with services.running([broken], settings) as children:
+        said = list(islice(services.keep(children, lambda: True), 3))
+    log = settings.home / "logs" / "broken.log"
+    assert said == [
+        f"Broken ended with code 1; it starts again in {rest} s. Its log: {log}" for rest in (1, 2, 4)
+    ]
+    assert time.monotonic() - began > 1 + 2
+    assert log.read_text().split("\n")[:3] == ["no luck"] * 3
+
+
+def test_a_server_that_does_not_answer_any_more_is_started_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HEADRACE_DOCS_PORT", str(free_port()))
+    for seconds in ("STARTING", "SILENT", "ASKED", "ENDING"):
+        monkeypatch.setattr(services, seconds, 2.0)
+    server = services.docs_server(Settings())
+    with services.running([server], settings) as children:
+        os.kill(children[0].process.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+
+        def answers() -> bool:
+            try:
+                return httpx.get(server.health, timeout=0.5).is_success
+            except httpx.HTTPError:
+                return False
+
+        (said,) = services.keep(children, lambda: not answers() and time.monotonic() < deadline)
+        assert answers()
+    assert said.startswith("Data Docs does not answer; it starts again in 1 s.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from headrace import services
 from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 console = Console()
 
@@ -25,13 +28,13 @@ def up() -> None:
     settings = Settings()
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
-    with services.running(servers, settings):
+    with services.running(servers, settings) as serving:
         services.deploy(settings)
-        with services.running([services.prefect_worker()], settings):
+        with services.running([services.prefect_worker()], settings) as working:
             console.print(_addresses(settings))
             console.print("Ctrl-C ends all of them.")
             try:
-                threading.Event().wait()
+                _keep([*serving, *working], lambda: True)
             except KeyboardInterrupt:
                 console.print("Ending.")
 
@@ -47,11 +50,12 @@ def demo(
     console.print(
         "[bold]headrace[/] starts a Prefect server and a worker, then lives through the flights of 2013."
     )
-    with services.running(services.prefect(settings), settings):
+    with services.running(services.prefect(settings), settings) as serving:
         folder.mkdir(parents=True, exist_ok=True)
         up_after = time.perf_counter() - began
         console.print(f"Prefect server up after {up_after:.0f} s.")
-        with services.running([services.prefect_worker()], settings), ThreadPoolExecutor(1) as aside:
+        worker = services.running([services.prefect_worker()], settings)
+        with worker as working, ThreadPoolExecutor(1) as aside:
             living = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "flows", "lifecycle", "flights"),
@@ -63,7 +67,7 @@ def demo(
             # Without deployments no event is ever taken up: better to end now than to wait for that.
             deploying.add_done_callback(lambda done: living.terminate() if done.exception() else None)
             try:
-                living.wait()
+                _keep([*serving, *working], lambda: living.poll() is None)
             finally:
                 living.terminate()
             deploying.result()
@@ -80,6 +84,12 @@ def demo(
     _tell(summary)
     console.print(f"Written to {folder / 'summary.json'}. [bold]make up[/] serves:")
     console.print(_addresses(settings))
+
+
+def _keep(children: list[services.Child], while_: Callable[[], bool]) -> None:
+    """Keep them all running; print what befell which of them, and when."""
+    for befell in services.keep(children, while_):
+        console.print(f"{datetime.now():%H:%M:%S} {befell}", markup=False, soft_wrap=True)
 
 
 def _tell(summary: dict[str, Any]) -> None:

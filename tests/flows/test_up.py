@@ -1,18 +1,34 @@
-"""``headrace up``: everything serves, and everything ends with it."""
+"""``headrace up``: everything serves, what dies is started again, and everything ends with it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import ROOT, free_port
 from tests.flows.conftest import eventually
+
+BARE = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "HEADRACE_"))}
+SLOW = """
+import os, time
+from prefect import flow
+
+@flow
+def slow():
+    with open("taken-up", "a") as file:
+        print(os.getpid(), file=file)
+    time.sleep(600)
+"""
 
 
 def answers(address: str) -> bool:
@@ -22,46 +38,116 @@ def answers(address: str) -> bool:
         return False
 
 
-def children_of(pid: int) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
-    return [int(line) for line in listed.split()]
+def gone(*pids: int) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
-    ending: signal.Signals, tmp_path: Path
-) -> None:
-    prefect, mlflow, docs, feast = (free_port() for _ in range(4))
-    wanted = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast}
-    ports = {f"HEADRACE_{server}_PORT": str(port) for server, port in wanted.items()}
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    api = f"http://127.0.0.1:{prefect}/api"
-    up = subprocess.Popen(
-        [sys.executable, "-m", "headrace.cli", "up"],
-        env=env | ports | {"HEADRACE_HOME": str(tmp_path), "PREFECT_API_URL": api},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+def children_of(pid: int) -> dict[str, int]:
+    """Return the children's process ids, by what each runs."""
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-a"], capture_output=True, text=True, check=False)
+    commands = [line.split() for line in listed.stdout.splitlines()]  # pid, python, -m, module, …
+    alive = [c for c in commands if len(c) > 3]
+    return {" ".join(c[3:5]) if c[3] == "prefect" else c[3]: int(c[0]) for c in alive}
+
+
+class Project:
+    """A copy of this project whose ``pyproject.toml`` puts Prefect at a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.said = folder, folder / "said"
+        aside = shutil.ignore_patterns(".*", "docs", "tests", "benchmarks", "__pycache__")
+        shutil.copytree(ROOT, folder, ignore=aside)
+        prefect, mlflow, docs, feast = (f"127.0.0.1:{free_port()}" for _ in range(4))
+        declared = (folder / "pyproject.toml").read_text()
+        assert "127.0.0.1:4200/api" in declared
+        (folder / "pyproject.toml").write_text(declared.replace("127.0.0.1:4200", prefect))
+        self.api = f"http://{prefect}/api"
+        self.pages = [f"{self.api}/health", f"http://{mlflow}/health", f"http://{docs}/"]
+        self.pages.append(f"http://{feast}/projects-list.json")
+        ports = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast}
+        self.env = BARE | {f"HEADRACE_{server}_PORT": at.split(":")[1] for server, at in ports.items()}
+
+    def prefect(self, kind: str) -> Any:
+        """Return the Prefect server's objects of a kind; none while it does not know any."""
+        answer = httpx.post(f"{self.api}/{kind}/filter", json={}, timeout=10)
+        return answer.json() if answer.is_success else []
+
+    @contextmanager
+    def up(self, ending: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
+        """Run ``headrace up`` in it until the block ends; what it says goes to the file ``said``."""
+        with self.said.open("w") as said:
+            command = [sys.executable, "-m", "headrace.cli", "up"]
+            up = subprocess.Popen(command, env=self.env, cwd=self.folder, stdout=said, stderr=said)
 
         def all_up() -> bool:
-            assert up.poll() is None, up.communicate()[0]
-            pages = [f"{api}/health", f"http://127.0.0.1:{mlflow}/health"]
-            pages += [f"http://127.0.0.1:{docs}/", f"http://127.0.0.1:{feast}/projects-list.json"]
-            if not all(answers(page) for page in pages):
+            assert up.poll() is None, self.said.read_text()
+            if not all(map(answers, self.pages)):
                 return False
-            workers = httpx.post(f"{api}/work_pools/headrace/workers/filter", json={}, timeout=10)
-            return workers.is_success and any(w["status"] == "ONLINE" for w in workers.json())
+            return any(w["status"] == "ONLINE" for w in self.prefect("work_pools/headrace/workers"))
 
-        eventually(all_up, seconds=120)
-        assert len(httpx.post(f"{api}/deployments/filter", json={}, timeout=10).json()) == 6
+        try:
+            eventually(all_up, seconds=120)
+            yield up
+        finally:
+            up.send_signal(ending)
+            up.wait(timeout=60)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
+    ending: signal.Signals, project: Project
+) -> None:
+    with project.up(ending) as up:
+        assert {d["name"] for d in project.prefect("deployments")} == {"flights"}
         children = children_of(up.pid)
-        assert answers(f"http://127.0.0.1:{docs}/")
-        assert len(children) == 5
-    finally:
-        up.send_signal(ending)
-        up.wait(timeout=60)
-    assert not [child for child in children if Path(f"/proc/{child}").exists()]
-    assert not answers(f"{api}/health")
+        assert children.keys() == {
+            "prefect server",
+            "mlflow",
+            "http.server",
+            "feast.cli.cli",
+            "prefect worker",
+        }
+    eventually(lambda: gone(*children.values()), seconds=15 if ending == signal.SIGKILL else 1)
+    assert not any(map(answers, project.pages))
+
+
+def test_what_is_killed_is_started_again_and_the_bare_prefect_command_finds_it(project: Project) -> None:
+    (project.folder / "flows" / "slow.py").write_text(SLOW)
+    with (project.folder / "prefect.yaml").open("a") as deployments:
+        deployments.write("\n  - {name: slow, entrypoint: 'flows/slow.py:slow', work_pool: *pool}\n")
+    prefect = str(Path(sys.executable).with_name("prefect"))
+
+    def taken_up() -> list[int]:
+        """The processes of all runs so far."""
+        noted = project.folder / "taken-up"
+        return [int(pid) for pid in noted.read_text().split()] if noted.exists() else []
+
+    def run_by_hand() -> int:
+        before = len(taken_up())
+        command = [prefect, "deployment", "run", "slow/slow"]
+        subprocess.run(command, env=project.env, cwd=project.folder, check=True)
+        eventually(lambda: len(taken_up()) > before)
+        return taken_up()[-1]
+
+    with project.up(signal.SIGINT) as up:
+        run, killed = run_by_hand(), children_of(up.pid)
+        for pid in killed.values():
+            os.kill(pid, signal.SIGKILL)
+
+        def all_again() -> bool:
+            assert up.poll() is None, project.said.read_text()
+            now = children_of(up.pid)
+            return now.keys() == killed.keys() and now.items().isdisjoint(killed.items())
+
+        eventually(all_again)
+        assert gone(run)  # none goes on beside the new worker's
+        eventually(lambda: all(map(answers, project.pages)))
+        another = run_by_hand()
+    assert gone(another)
+    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "worker"):
+        assert f"{name} was ended by SIGKILL; it starts again in 1 s. Its log: /" in project.said.read_text()
