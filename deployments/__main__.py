@@ -90,10 +90,11 @@ def tell(outcomes: Mapping[str, Outcome], console: Console) -> None:
     created = sum(outcome.done == "created" for outcome in outcomes.values())
     unchanged = sum(not outcome.done for outcome in outcomes.values())
     kept = sum(len(outcome.kept) for outcome in outcomes.values())
-    told = [
+    told = [f"{created} created"] if created else []
+    told += [
         f"{name} {outcome.done}" for name, outcome in noted.items() if outcome.done not in {"", "created"}
     ]
-    told = [*([f"{created} created"] if created else []), *told, f"{unchanged} unchanged"]
+    told += [f"{unchanged} unchanged"] if unchanged else []
     told += [f"{kept} settings made in Prefect kept"] if kept else []
     line = f"Deployed {DECLARED}: {', '.join(told)}."
     console.print(line, soft_wrap=True, highlight=False, markup=False)
