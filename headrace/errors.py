@@ -519,7 +519,7 @@ class NotTakenUp(HeadraceError):
         self.pipeline, self.cause = pipeline, cause
         super().__init__(
             f"No run took up the retraining of `{pipeline}` because of {cause}. Is a worker running "
-            "(`make up`), and is `train` deployed with its trigger (`prefect deploy --all`)?"
+            "(`make up`), and is `train` deployed with its trigger (`headrace deploy`)?"
         )
 
 

@@ -265,22 +265,18 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def deploy(settings: Settings) -> None:
-    """Create the work pool and every deployment of ``prefect.yaml``; again changes nothing.
+def deploy(settings: Settings) -> str:
+    """Deploy what ``prefect.yaml`` and ``deployments/`` declare; return in one line what that changed.
 
     Raises:
         ServerUnreachable: Prefect refused; carries what it printed.
     """
-    pool = [
-        *(*PREFECT, "work-pool", "create", "headrace", "--type", "process", "--overwrite"),
-        *("--base-job-template", "deployments/process-pool.json"),
-    ]
-    for command in (pool, [*PREFECT, "--no-prompt", "deploy", "--all"]):
-        done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerUnreachable(
-                "Prefect", environment(settings)["PREFECT_API_URL"], (done.stdout + done.stderr).strip()
-            )
+    command = [sys.executable, "-m", "deployments"]
+    done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
+    if done.returncode:
+        address = environment(settings)["PREFECT_API_URL"]
+        raise ServerUnreachable("Prefect", address, (done.stdout + done.stderr).strip())
+    return done.stdout.splitlines()[-1]
 
 
 def reach_prefect(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""``headrace up`` and ``headrace demo``."""
+"""``headrace up``, ``headrace deploy`` and ``headrace demo``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def up() -> None:
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
     with services.running(servers, settings) as serving:
-        services.deploy(settings)
+        console.print(services.deploy(settings), highlight=False, markup=False)
         with services.running([services.prefect_worker()], settings) as working:
             console.print(_addresses(settings))
             console.print("Ctrl-C ends all of them.")
@@ -37,6 +37,14 @@ def up() -> None:
                 _keep([*serving, *working], lambda: True)
             except KeyboardInterrupt:
                 console.print("Ending.")
+
+
+def deploy() -> None:
+    """Put what prefect.yaml and deployments/ declare on the Prefect server; say what that changed."""
+    settings = Settings()
+    services.reach_prefect(settings)
+    command = [sys.executable, "-m", "deployments"]
+    raise typer.Exit(subprocess.run(command, env=services.environment(settings), check=False).returncode)
 
 
 def demo(
@@ -65,7 +73,13 @@ def demo(
             )
             deploying = aside.submit(services.deploy, settings)
             # Without deployments no event is ever taken up: better to end now than to wait for that.
-            deploying.add_done_callback(lambda done: living.terminate() if done.exception() else None)
+            deploying.add_done_callback(
+                lambda done: (
+                    living.terminate()
+                    if done.exception()
+                    else console.print(done.result(), highlight=False, markup=False)
+                )
+            )
             try:
                 _keep([*serving, *working], lambda: living.poll() is None)
             finally:
