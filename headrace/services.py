@@ -60,6 +60,8 @@ def prefect_server(settings: Settings) -> Service:
         "`PREFECT_API_URL`, or `api.url` in `pyproject.toml`",
         f"{settings.prefect_api_url}/health",
         settings.prefect_page,
+        # On disk: with a new server, runs still hold their places under a concurrency limit.
+        {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"},
     )
 
 
@@ -185,7 +187,7 @@ def keep(children: list[Child], while_: Callable[[], bool]) -> Iterator[str]:
                 if time.monotonic() > child.rests_until:
                     child.start()
             elif trouble := child.trouble():
-                child.end()  # none of its runs go on beside those of the next
+                child.kill()
                 rest = child.rest()
                 yield f"{child.service.name} {trouble}; it starts again in {rest:.0f} s. Its log: {child.log}"
         time.sleep(0.5)
@@ -247,6 +249,12 @@ class Child:
         self._rest = min(2 * self._rest, 60.0) if self._rest and now < self._began + 60 else 1.0
         self.rests_until = now + self._rest
         return self._rest
+
+    def kill(self) -> None:
+        """Kill what is left of it, but not a worker's runs, which have sessions of their own: they go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def end(self) -> None:
         """End the process, then what it left: by request, and after 15 seconds by force."""

@@ -49,7 +49,7 @@ class Project:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
-        self.api = services.environment(settings)["PREFECT_API_URL"]
+        self.api = settings.prefect_api_url
 
     def edit(self, file: str, change: Callable[[Any], Any]) -> None:
         declared = yaml.safe_load((self.folder / file).read_text())
@@ -90,9 +90,8 @@ def project(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("prefect.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
-    monkeypatch.setenv("HEADRACE_PREFECT_PORT", str(free_port()))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
     settings = Settings()
     with services.running([services.prefect_server(settings)], settings):
         yield Project(folder, settings)

@@ -14,20 +14,30 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.conftest import ROOT, free_port
 from tests.flows.conftest import eventually
 
 BARE = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "HEADRACE_"))}
 SLOW = """
-import os, time
+import os, sys, time
+from pathlib import Path
 from prefect import flow
 
 @flow
 def slow():
     with open("taken-up", "a") as file:
         print(os.getpid(), file=file)
-    time.sleep(600)
+    while not Path("go-on").exists():
+        time.sleep(0.5)
+    sys.stderr.write("Not by way of Prefect.")
+"""
+DEPLOYMENT = """
+  - name: slow
+    entrypoint: flows/slow.py:slow
+    work_pool: *pool
+    concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
 """
 
 
@@ -72,6 +82,11 @@ class Project:
         answer = httpx.post(f"{self.api}/{kind}/filter", json={}, timeout=10)
         return answer.json() if answer.is_success else []
 
+    def all_up(self) -> bool:
+        if not all(map(answers, self.pages)):
+            return False
+        return any(w["status"] == "ONLINE" for w in self.prefect("work_pools/headrace/workers"))
+
     @contextmanager
     def up(self, ending: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
         """Run ``headrace up`` in it until the block ends; what it says goes to the file ``said``."""
@@ -81,9 +96,7 @@ class Project:
 
         def all_up() -> bool:
             assert up.poll() is None, self.said.read_text()
-            if not all(map(answers, self.pages)):
-                return False
-            return any(w["status"] == "ONLINE" for w in self.prefect("work_pools/headrace/workers"))
+            return self.all_up()
 
         try:
             eventually(all_up, seconds=120)
@@ -103,7 +116,8 @@ def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
     ending: signal.Signals, project: Project
 ) -> None:
     with project.up(ending) as up:
-        assert {d["name"] for d in project.prefect("deployments")} == {"flights"}
+        declared = yaml.safe_load((project.folder / "prefect.yaml").read_text())["deployments"]
+        assert len(project.prefect("deployments")) == len(declared)
         children = children_of(up.pid)
         assert children.keys() == {
             "prefect server",
@@ -116,26 +130,29 @@ def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
     assert not any(map(answers, project.pages))
 
 
-def test_what_is_killed_is_started_again_and_the_bare_prefect_command_finds_it(project: Project) -> None:
+def test_what_is_killed_is_started_again_and_a_run_goes_on_in_its_place(project: Project) -> None:
     (project.folder / "flows" / "slow.py").write_text(SLOW)
     with (project.folder / "prefect.yaml").open("a") as deployments:
-        deployments.write("\n  - {name: slow, entrypoint: 'flows/slow.py:slow', work_pool: *pool}\n")
-    prefect = str(Path(sys.executable).with_name("prefect"))
+        deployments.write(DEPLOYMENT)
+
+    def start(name: str) -> None:
+        """Run it as a person does, with the bare ``prefect`` command."""
+        prefect = str(Path(sys.executable).with_name("prefect"))
+        command = [prefect, "deployment", "run", "slow/slow", "--flow-run-name", name]
+        subprocess.run(command, env=project.env, cwd=project.folder, check=True)
+
+    def state(name: str) -> str:
+        return str(next(run["state_type"] for run in project.prefect("flow_runs") if run["name"] == name))
 
     def taken_up() -> list[int]:
         """The processes of all runs so far."""
         noted = project.folder / "taken-up"
         return [int(pid) for pid in noted.read_text().split()] if noted.exists() else []
 
-    def run_by_hand() -> int:
-        before = len(taken_up())
-        command = [prefect, "deployment", "run", "slow/slow"]
-        subprocess.run(command, env=project.env, cwd=project.folder, check=True)
-        eventually(lambda: len(taken_up()) > before)
-        return taken_up()[-1]
-
     with project.up(signal.SIGINT) as up:
-        run, killed = run_by_hand(), children_of(up.pid)
+        start("first")
+        eventually(lambda: len(taken_up()) == 1)
+        killed = children_of(up.pid)
         for pid in killed.values():
             os.kill(pid, signal.SIGKILL)
 
@@ -145,9 +162,14 @@ def test_what_is_killed_is_started_again_and_the_bare_prefect_command_finds_it(p
             return now.keys() == killed.keys() and now.items().isdisjoint(killed.items())
 
         eventually(all_again)
-        assert gone(run)  # none goes on beside the new worker's
-        eventually(lambda: all(map(answers, project.pages)))
-        another = run_by_hand()
-    assert gone(another)
+        eventually(project.all_up)
+        start("refused")
+        eventually(lambda: state("refused") == "CANCELLED")  # the place is taken
+        (project.folder / "go-on").touch()
+        eventually(lambda: state("first") == "COMPLETED")
+        (project.folder / "go-on").unlink()
+        start("last")
+        eventually(lambda: len(taken_up()) == 2)
+    assert gone(*taken_up())
     for name in ("Prefect", "MLflow", "Data Docs", "Feast", "worker"):
         assert f"{name} was ended by SIGKILL; it starts again in 1 s. Its log: /" in project.said.read_text()
