@@ -75,7 +75,7 @@ def run() -> Result:
     with TemporaryDirectory() as folder, patch.dict(os.environ, clean, clear=True):
         with socket.create_server((services.HOST, 0)) as probe:
             port = probe.getsockname()[1]
-        settings = Settings(home=Path(folder, "ours"), prefect_port=port)
+        settings = Settings(home=Path(folder, "ours"), prefect_api_url=f"http://{services.HOST}:{port}/api")
         began = time.perf_counter()
         with services.running([services.prefect_server(settings)], settings):
             started = time.perf_counter() - began

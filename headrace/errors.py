@@ -547,7 +547,7 @@ class NotTakenUp(HeadraceError):
         self.pipeline, self.cause = pipeline, cause
         super().__init__(
             f"No run took up the retraining of `{pipeline}` because of {cause}. Is a worker running "
-            "(`make up`), and is `train` deployed with its trigger (`prefect deploy --all`)?"
+            "(`make up`), and is `train` deployed with its trigger (`headrace deploy`)?"
         )
 
 
@@ -568,7 +568,7 @@ class PortInUse(HeadraceError):
         self.service, self.port, self.setting = service, port, setting
         super().__init__(
             f"Port {port}, wanted by {service}, is in use. End the program that holds it, or choose another "
-            f"port with `{setting}=<port>`."
+            f"port with {setting}."
         )
 
 

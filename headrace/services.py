@@ -1,41 +1,49 @@
 """The servers that `headrace up` and `headrace demo` keep: Prefect, a worker, MLflow, Data Docs, Feast's UI.
 
 Each is a child process listening on loopback, with its log below
-``<home>/logs``; all end with the caller, by their own process groups.
+``<home>/logs``. All end with the caller; one that ends before is started again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import ipaddress
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from headrace.errors import NotAProject, PortInUse, ServerUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from headrace.settings import Settings
 
 HOST = "127.0.0.1"
 PREFECT = [sys.executable, "-m", "prefect"]
+STARTING, SILENT, ASKED, ENDING = 120.0, 60.0, 10.0, 15.0
+"""Seconds: that a server may take to start, and may not answer later; between two askings; to end in."""
+PR_SET_PDEATHSIG = 1
+"""From Linux' <sys/prctl.h>."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A child process; one that listens has a port, the setting that moves it, and a health page."""
+    """What to run; a server has the setting that moves it, and a health page at its port."""
 
     name: str
     command: list[str]
-    port: int = 0
     setting: str = ""
     health: str = ""
     page: str = ""
@@ -43,17 +51,36 @@ class Service:
 
 
 def prefect_server(settings: Settings) -> Service:
-    """Return a Prefect server whose database lies below the home."""
-    address = f"http://{HOST}:{settings.prefect_port}"
-    command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
+    """Return a Prefect server at the address that is set, whose database lies below the home."""
+    host, port = _host_and_port(settings.prefect_api_url)
+    command = [*PREFECT, "server", "start", "--host", host, "--port", str(port)]
     return Service(
         "Prefect",
         command,
-        settings.prefect_port,
-        "HEADRACE_PREFECT_PORT",
-        f"{address}/api/health",
-        address,
+        "`PREFECT_API_URL`, or `api.url` in `pyproject.toml`",
+        f"{settings.prefect_api_url}/health",
+        settings.prefect_page,
+        # On disk: with a new server, runs still hold their places under a concurrency limit.
+        {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"},
     )
+
+
+def prefect(settings: Settings) -> list[Service]:
+    """Return the Prefect server to run here: none if the address that is set is another machine's.
+
+    Also none if Prefect answers there already, and the environment gives the
+    address. What answers where a file says may be another project's.
+
+    Raises:
+        ServerUnreachable: None is to run here, and none answers elsewhere.
+    """
+    address = urlsplit(settings.prefect_api_url)
+    here = (address.scheme, address.path) == ("http", "/api") and _on_loopback(address.hostname or "")
+    named = os.environ.get("PREFECT_API_URL")
+    if here and (not named or _prefect_trouble(settings)):
+        return [prefect_server(settings)]
+    reach_prefect(settings)
+    return []
 
 
 def prefect_worker() -> Service:
@@ -79,8 +106,7 @@ def mlflow_server(settings: Settings) -> Service:
     return Service(
         "MLflow",
         command,
-        settings.mlflow_port,
-        "HEADRACE_MLFLOW_PORT",
+        "`HEADRACE_MLFLOW_PORT`",
         f"{address}/health",
         f"{address}/?workflowType=machine_learning#/",
         env,
@@ -102,7 +128,7 @@ def docs_server(settings: Settings) -> Service:
         "--directory",
         str(site),
     ]
-    return Service("Data Docs", command, settings.docs_port, "HEADRACE_DOCS_PORT", f"{address}/", address)
+    return Service("Data Docs", command, "`HEADRACE_DOCS_PORT`", f"{address}/", address)
 
 
 def feast_server(settings: Settings) -> Service:
@@ -112,14 +138,14 @@ def feast_server(settings: Settings) -> Service:
         *(sys.executable, "-m", "feast.cli.cli", "-c", "features"),
         *("ui", "--host", HOST, "--port", str(settings.feast_port)),
     ]
-    return Service("Feast", command, settings.feast_port, "HEADRACE_FEAST_PORT", f"{address}/", address)
+    return Service("Feast", command, "`HEADRACE_FEAST_PORT`", f"{address}/", address)
 
 
 def embedded(settings: Settings) -> list[Service]:
     """Return the servers that no setting says run elsewhere."""
     from headrace import tracking
 
-    servers = [] if "PREFECT_API_URL" in os.environ else [prefect_server(settings)]
+    servers = prefect(settings)
     if not settings.mlflow.startswith("http"):
         tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
         servers.append(mlflow_server(settings))
@@ -127,7 +153,7 @@ def embedded(settings: Settings) -> list[Service]:
 
 
 @contextmanager
-def running(services: list[Service], settings: Settings) -> Iterator[None]:
+def running(services: list[Service], settings: Settings) -> Iterator[list[Child]]:
     """Run ``services`` until the block ends, each answering before the block begins.
 
     Raises:
@@ -138,13 +164,102 @@ def running(services: list[Service], settings: Settings) -> Iterator[None]:
     if not Path("prefect.yaml").exists():
         raise NotAProject(Path.cwd())
     for service in services:
-        if service.port and _listens(service.port):
-            raise PortInUse(service.name, service.port, service.setting)
+        if service.health and _listens(service):
+            raise PortInUse(service.name, _host_and_port(service.health)[1], service.setting)
     with contextlib.ExitStack() as stack:
-        started = [(service, stack.enter_context(_process(service, settings))) for service in services]
-        for service, process in started:
-            _wait(service, process, settings)
-        yield
+        children = [Child(service, settings) for service in services]
+        for child in children:
+            child.start()
+            stack.callback(child.end)
+        for child in children:
+            child.wait()
+        yield children
+
+
+def keep(children: list[Child], while_: Callable[[], bool]) -> Iterator[str]:
+    """Start again whichever of ``children`` ends or falls silent, and say so, for as long as is asked.
+
+    One that ends within a minute, again and again, rests for 1, 2, 4 … 60 seconds before the next try.
+    """
+    while while_():
+        for child in children:
+            if child.rests_until:
+                if time.monotonic() > child.rests_until:
+                    child.start()
+            elif trouble := child.trouble():
+                child.kill()
+                rest = child.rest()
+                yield f"{child.service.name} {trouble}; it starts again in {rest:.0f} s. Its log: {child.log}"
+        time.sleep(0.5)
+
+
+class Child:
+    """A service's process, and all that comes of it."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self.service, self.settings = service, settings
+        self.log = settings.home / "logs" / f"{service.name.lower().replace(' ', '-')}.log"
+        self.rests_until = self._rest = 0.0
+        # All that comes of the process inherits this, also what gets a session of its own, as runs do.
+        self._mark = uuid.uuid4().hex
+
+    def start(self) -> None:
+        """Start the process, which is told to end when this thread does, even by ``kill -9``."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        end_with_us = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.service.command,
+                env=environment(self.settings) | dict(self.service.env) | {"HEADRACE_CHILD": self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # the terminal's Ctrl-C is for us; we end it in its turn
+                preexec_fn=end_with_us,  # noqa: PLW1509  (one system call, which takes no lock)
+            )
+        self._began, self.rests_until = time.monotonic(), 0.0
+        self._heard = self._began + STARTING - SILENT
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            ServerUnreachable: It ended, or is silent for too long.
+        """
+        while self.service.health and not _answers(self.service):
+            if trouble := self.trouble():
+                raise ServerUnreachable(self.service.name, self.service.page, f"it {trouble}; see {self.log}")
+            time.sleep(0.25)
+
+    def trouble(self) -> str:
+        """Say what is wrong, if anything is."""
+        code, now = self.process.poll(), time.monotonic()
+        if code is not None:
+            return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        if self.service.health and now > self._heard + ASKED:
+            if _answers(self.service):
+                self._heard = now
+            elif now > self._heard + SILENT:
+                return "does not answer"
+        return ""
+
+    def rest(self) -> float:
+        """Let it rest before it starts again; return for how many seconds."""
+        now = time.monotonic()
+        self._rest = min(2 * self._rest, 60.0) if self._rest and now < self._began + 60 else 1.0
+        self.rests_until = now + self._rest
+        return self._rest
+
+    def kill(self) -> None:
+        """Kill what is left of it, but not a worker's runs, which have sessions of their own: they go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> None:
+        """End the process, then what it left: by request, and after 15 seconds by force."""
+        _end(lambda: [self.process.pid] if self.process.poll() is None else [])
+        _end(lambda: _having(f"HEADRACE_CHILD={self._mark}".encode()))
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -153,27 +268,23 @@ def environment(settings: Settings) -> dict[str, str]:
     return os.environ | {
         "HEADRACE_HOME": str(settings.home),
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(prefect_home)),
-        "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", f"http://{HOST}:{settings.prefect_port}/api"),
+        "PREFECT_API_URL": settings.prefect_api_url,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
     }
 
 
-def deploy(settings: Settings) -> None:
-    """Create the work pool and every deployment of ``prefect.yaml``; again changes nothing.
+def deploy(settings: Settings) -> str:
+    """Deploy what ``prefect.yaml`` and ``deployments/`` declare; return in one line what that changed.
 
     Raises:
         ServerUnreachable: Prefect refused; carries what it printed.
     """
-    pool = [
-        *(*PREFECT, "work-pool", "create", "headrace", "--type", "process", "--overwrite"),
-        *("--base-job-template", "deployments/process-pool.json"),
-    ]
-    for command in (pool, [*PREFECT, "--no-prompt", "deploy", "--all"]):
-        done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerUnreachable(
-                "Prefect", environment(settings)["PREFECT_API_URL"], (done.stdout + done.stderr).strip()
-            )
+    command = [sys.executable, "-m", "deployments"]
+    done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
+    if done.returncode:
+        address = environment(settings)["PREFECT_API_URL"]
+        raise ServerUnreachable("Prefect", address, (done.stdout + done.stderr).strip())
+    return done.stdout.splitlines()[-1]
 
 
 def reach_prefect(settings: Settings) -> None:
@@ -182,65 +293,63 @@ def reach_prefect(settings: Settings) -> None:
     Raises:
         ServerUnreachable: It does not.
     """
+    if trouble := _prefect_trouble(settings):
+        raise ServerUnreachable("Prefect", settings.prefect_api_url, trouble)
+
+
+def _prefect_trouble(settings: Settings) -> str:
     import httpx
 
-    address = environment(settings)["PREFECT_API_URL"]
     try:
-        httpx.get(f"{address}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ServerUnreachable("Prefect", address, str(error)) from None
+        httpx.get(f"{settings.prefect_api_url}/health", timeout=5).raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error)
+    except ValueError:  # such as Prefect's own pages, which answer at any path
+        return "what answers is not Prefect's API, whose address ends in `/api`"
+    return ""
 
 
-def log_file(service: Service, settings: Settings) -> Path:
-    """Return where a service's output is kept."""
-    return settings.home / "logs" / f"{service.name.lower().replace(' ', '-')}.log"
+def _host_and_port(url: str) -> tuple[str, int]:
+    address = urlsplit(url)
+    return address.hostname or "", address.port or 80
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
+def _on_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
-@contextmanager
-def _process(service: Service, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    log = log_file(service, settings)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            service.command,
-            env=environment(settings) | dict(service.env),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,  # a group of its own, so that its children end with it
-        )
-    try:
-        yield process
-    finally:
-        for ending in (signal.SIGTERM, signal.SIGKILL):
+def _listens(service: Service) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(_host_and_port(service.health), timeout=5):
+        return True
+    return False
+
+
+def _answers(service: Service) -> bool:
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError):
+        # On this machine and by plain HTTP: certificates, which take 60 ms to read, play no part.
+        return httpx.get(service.health, timeout=2, verify=False).is_success
+    return False
+
+
+def _end(processes: Callable[[], list[int]]) -> None:
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        for pid in processes():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, ending)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=15)
-                break
+                os.kill(pid, ending)
+        deadline = time.monotonic() + ENDING
+        while processes() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
-def _wait(
-    service: Service, process: subprocess.Popen[bytes], settings: Settings, timeout: float = 120
-) -> None:
-    import httpx
-
-    deadline, reason = time.monotonic() + timeout, "no answer"
-    while service.health:
-        if process.poll() is not None:
-            reason = f"it ended with exit code {process.returncode}"
-            break
-        if time.monotonic() > deadline:
-            break
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(service.health, timeout=5).is_success:
-                return
-        time.sleep(0.25)
-    else:
-        return
-    raise ServerUnreachable(service.name, service.page, f"{reason}; see {log_file(service, settings)}")
+def _having(variable: bytes) -> list[int]:
+    """Return the processes with ``variable`` in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or gone by now
+            if variable in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found

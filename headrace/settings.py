@@ -1,4 +1,4 @@
-"""Where things live: every ``HEADRACE_*`` variable, with an embedded default for each.
+"""Where things live: every ``HEADRACE_*`` variable, with an embedded default for each, and Prefect's address.
 
 Read at the edge (a flow, the CLI, ``features/``) and passed on as values.
 """
@@ -7,14 +7,52 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    PyprojectTomlConfigSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class _Api(BaseModel):
+    url: str = ""
+
+
+class _Prefect(BaseSettings):
+    """What Prefect is set to, found where and in the order in which Prefect itself looks."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PREFECT_",
+        env_nested_delimiter="_",
+        env_ignore_empty=True,
+        env_file=".env",
+        toml_file="prefect.toml",
+        pyproject_toml_table_header=("tool", "prefect"),
+        extra="ignore",
+    )
+
+    api: _Api = _Api()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        files = TomlConfigSettingsSource(settings_cls), PyprojectTomlConfigSettingsSource(settings_cls)
+        return env_settings, dotenv_settings, *files
 
 
 class Settings(BaseSettings):
     """Settings of one headrace home; unset addresses point below ``home``."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_ignore_empty=True, frozen=True)
 
     home: Path = Field(Path(".headrace"), description="Everything embedded lives below it")
     lake: str = Field("", description="Root URI of the Delta lake")
@@ -22,7 +60,11 @@ class Settings(BaseSettings):
     mlflow: str = Field("", description="MLflow tracking URI")
     dask_address: str = Field("", description="A Dask scheduler; empty for one in-process worker")
     dask_workers: int = Field(1, ge=1, description="Local workers; more than one means processes")
-    prefect_port: int = Field(4200, description="Where `headrace up` serves Prefect")
+    prefect_api_url: str = Field(
+        default_factory=lambda: _Prefect().api.url,
+        validation_alias="prefect_api_url",  # Prefect's own variable, without HEADRACE_ before it
+        description="Prefect's API; on this machine, `headrace up` serves it there",
+    )
     mlflow_port: int = Field(5000, description="Where `headrace up` serves MLflow")
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
     feast_port: int = Field(8888, description="Where `headrace up` serves the feature catalog")
@@ -37,6 +79,16 @@ class Settings(BaseSettings):
             "mlflow": f"sqlite:///{home}/mlflow/mlflow.db",
         }
         return {**values, "home": home} | {k: values.get(k) or v for k, v in embedded.items()}
+
+    @field_validator("prefect_api_url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        return url.rstrip("/") or "http://127.0.0.1:4200/api"
+
+    @property
+    def prefect_page(self) -> str:
+        """Where a person looks at Prefect."""
+        return self.prefect_api_url.removesuffix("/api")
 
     @property
     def mlflow_page(self) -> str:

@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(live.up)
+app.command()(live.deploy)
 app.command()(live.demo)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(features.app, name="features")

@@ -1,14 +1,14 @@
-"""``headrace up`` and ``headrace demo``."""
+"""``headrace up``, ``headrace deploy`` and ``headrace demo``."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from headrace import services
 from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 console = Console()
 
@@ -25,15 +28,23 @@ def up() -> None:
     settings = Settings()
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
-    with services.running(servers, settings):
-        services.deploy(settings)
-        with services.running([services.prefect_worker()], settings):
+    with services.running(servers, settings) as serving:
+        console.print(services.deploy(settings), highlight=False, markup=False)
+        with services.running([services.prefect_worker()], settings) as working:
             console.print(_addresses(settings))
             console.print("Ctrl-C ends all of them.")
             try:
-                threading.Event().wait()
+                _keep([*serving, *working], lambda: True)
             except KeyboardInterrupt:
                 console.print("Ending.")
+
+
+def deploy() -> None:
+    """Put what prefect.yaml and deployments/ declare on the Prefect server; say what that changed."""
+    settings = Settings()
+    services.reach_prefect(settings)
+    command = [sys.executable, "-m", "deployments"]
+    raise typer.Exit(subprocess.run(command, env=services.environment(settings), check=False).returncode)
 
 
 def demo(
@@ -47,11 +58,12 @@ def demo(
     console.print(
         "[bold]headrace[/] starts a Prefect server and a worker, then lives through the flights of 2013."
     )
-    with services.running([services.prefect_server(settings)], settings):
+    with services.running(services.prefect(settings), settings) as serving:
         folder.mkdir(parents=True, exist_ok=True)
         up_after = time.perf_counter() - began
         console.print(f"Prefect server up after {up_after:.0f} s.")
-        with services.running([services.prefect_worker()], settings), ThreadPoolExecutor(1) as aside:
+        worker = services.running([services.prefect_worker()], settings)
+        with worker as working, ThreadPoolExecutor(1) as aside:
             living = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "flows", "lifecycle", "flights"),
@@ -61,9 +73,15 @@ def demo(
             )
             deploying = aside.submit(services.deploy, settings)
             # Without deployments no event is ever taken up: better to end now than to wait for that.
-            deploying.add_done_callback(lambda done: living.terminate() if done.exception() else None)
+            deploying.add_done_callback(
+                lambda done: (
+                    living.terminate()
+                    if done.exception()
+                    else console.print(done.result(), highlight=False, markup=False)
+                )
+            )
             try:
-                living.wait()
+                _keep([*serving, *working], lambda: living.poll() is None)
             finally:
                 living.terminate()
             deploying.result()
@@ -74,12 +92,18 @@ def demo(
         "start Prefect": round(up_after, 1),
         "total": round(time.perf_counter() - began, 1),
     }
-    summary["addresses"] = {"Prefect": services.prefect_server(settings).page, "MLflow": settings.mlflow_page}
+    summary["addresses"] = {"Prefect": settings.prefect_page, "MLflow": settings.mlflow_page}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     lived.unlink()
     _tell(summary)
     console.print(f"Written to {folder / 'summary.json'}. [bold]make up[/] serves:")
     console.print(_addresses(settings))
+
+
+def _keep(children: list[services.Child], while_: Callable[[], bool]) -> None:
+    """Keep them all running; print what befell which of them, and when."""
+    for befell in services.keep(children, while_):
+        console.print(f"{datetime.now():%H:%M:%S} {befell}", markup=False, soft_wrap=True)
 
 
 def _tell(summary: dict[str, Any]) -> None:
@@ -102,7 +126,7 @@ def _tell(summary: dict[str, Any]) -> None:
 
 def _addresses(settings: Settings) -> Table:
     table = Table("what", "where", "look at")
-    prefect = services.prefect_server(settings).page
+    prefect = settings.prefect_page
     table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
     table.add_row("MLflow", settings.mlflow_page, f"{settings.mlflow_page}/#/models")
     table.add_row("Feast", settings.feast_page, "the features: where from, what they mean, who uses them")

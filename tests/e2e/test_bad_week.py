@@ -20,9 +20,8 @@ WEEK = Window(utc(2013, 1, 7), utc(2013, 1, 14))
 def test_a_spoilt_week_is_refused_inspected_mended_and_released(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HEADRACE_PREFECT_PORT", str(free_port()))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
     monkeypatch.setenv("NYCFLIGHTS13_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.chdir(ROOT)
     settings = Settings()
     lake = Lake(settings.lake)

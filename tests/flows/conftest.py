@@ -30,8 +30,7 @@ class River:
 
     def prefect(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
         """Return the Prefect server's objects of a kind, such as ``flow_runs``."""
-        address = services.environment(self.settings)["PREFECT_API_URL"]
-        answer = httpx.post(f"{address}/{kind}/filter", json=filters, timeout=30)
+        answer = httpx.post(f"{self.settings.prefect_api_url}/{kind}/filter", json=filters, timeout=30)
         answer.raise_for_status()
         return answer.json()  # type: ignore[no-any-return]
 
@@ -77,11 +76,10 @@ def river(tmp_path_factory: pytest.TempPathFactory) -> Iterator[River]:
     home = tmp_path_factory.mktemp("river")
     lived = home / "lived.json"
     patch = pytest.MonkeyPatch()
-    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
-        patch.delenv(name, raising=False)
+    patch.delenv("PREFECT_HOME", raising=False)
     for name, value in {
         "HEADRACE_HOME": str(home),
-        "HEADRACE_PREFECT_PORT": str(free_port()),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "HEADRACE_MLFLOW_PORT": str(free_port()),
         "HEADRACE_FEAST_PORT": str(free_port()),
     }.items():

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from headrace import services
-from headrace.errors import DiskRefused, disks_explained
+from headrace.errors import DiskRefused, PortInUse, disks_explained
 from headrace.lake import Lake
 from headrace.settings import Settings
 from pipelines import _nycflights13 as nyc
@@ -29,11 +29,11 @@ from tests.flows.conftest import River, eventually, flows
 def headrace(
     settings: Settings, *arguments: str, cwd: Path = ROOT, within: Sequence[str] = (), port: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the ``headrace`` command in a home, with Prefect's ``port``; a free one unless given."""
-    home = {"HEADRACE_HOME": str(settings.home), "HEADRACE_PREFECT_PORT": str(port or free_port())}
+    """Run the ``headrace`` command in a home, with Prefect at ``port``; at a free one unless given."""
+    address = f"http://127.0.0.1:{port or free_port()}/api"
     return subprocess.run(
         [*within, sys.executable, "-m", "headrace.cli", *arguments],
-        env=os.environ | home,
+        env=os.environ | {"HEADRACE_HOME": str(settings.home), "PREFECT_API_URL": address},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -95,7 +95,19 @@ def test_a_port_in_use_names_the_setting_that_moves_it(settings: Settings) -> No
         done = headrace(settings, "up", port=port)
     assert done.returncode == 1
     assert f"Port {port}, wanted by Prefect, is in use" in done.stderr
-    assert "HEADRACE_PREFECT_PORT" in done.stderr
+    assert "another port with `PREFECT_API_URL`, or `api.url` in `pyproject.toml`" in done.stderr
+
+
+def test_a_prefect_that_answers_is_used_if_the_environment_names_it_and_else_in_the_way(
+    in_river: River, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert services.prefect(Settings()) == []
+    (tmp_path / "prefect.yaml").touch()
+    (tmp_path / "prefect.toml").write_text(f'api.url = "{Settings().prefect_api_url}"')
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PortInUse), services.running(services.prefect(Settings()), Settings()):
+        pass
 
 
 def test_outside_a_project_the_command_says_so(settings: Settings, tmp_path: Path) -> None:

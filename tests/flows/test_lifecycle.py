@@ -61,11 +61,9 @@ def test_an_event_that_arrives_again_trains_nothing(river: River) -> None:
     from prefect.events import emit_event
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from headrace import services
-
     name = f"train flights because of {DRIFT}"
     before = len(river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}}))
-    with temporary_settings({PREFECT_API_URL: services.environment(river.settings)["PREFECT_API_URL"]}):
+    with temporary_settings({PREFECT_API_URL: river.settings.prefect_api_url}):
         emit_event(
             "headrace.drift",
             resource={"prefect.resource.id": "headrace.pipeline.flights"},
@@ -198,7 +196,7 @@ def test_features_that_are_not_served_as_trained_on_stop_the_scoring(river: Rive
     with sqlite3.connect(home / "feast/online.db") as con:
         con.execute("DELETE FROM headrace_origin_weather WHERE feature_name = 'temp'")
     con.close()
-    settings = Settings(home=home, prefect_port=river.settings.prefect_port)
+    settings = Settings(home=home, prefect_api_url=river.settings.prefect_api_url)
     done = flows(settings, "score", "flights", "--as-of", "2013-04-08")
     assert done.returncode == 1
     assert "`origin_weather:temp` not at all" in done.stderr

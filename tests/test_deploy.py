@@ -1,0 +1,279 @@
+"""Deploying: what is declared gets onto a real Prefect server, and what a person set there stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from deployments.merge import ABSENT, differing, merge
+from headrace import services
+from headrace.errors import ServerUnreachable
+from headrace.settings import Settings
+from tests.conftest import ROOT, free_port
+from tests.flows.conftest import eventually
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "there", "wanted"),
+    [
+        ("a", "a", "a", "a"),
+        ("a", "b", "a", "b"),
+        ("a", "a", "mine", "mine"),
+        ("a", "b", "mine", "b"),  # both changed: the declaration counts
+        (None, "a", "mine", "a"),  # nothing is remembered
+        ({"x": 1, "y": 1}, {"x": 2, "y": 1}, {"x": 1, "y": 5}, {"x": 2, "y": 5}),
+        ({"x": 1}, {}, {"x": 1, "mine": 2}, {"mine": 2}),
+        ({"x": 1}, {"x": 1}, {}, {}),
+        ([1], [1], [1, 2], [1, 2]),
+        (ABSENT, {"x": {"y": 1}}, {"x": {"z": 2}}, {"x": {"z": 2, "y": 1}}),
+    ],
+)
+def test_what_changed_in_the_declaration_changes_and_all_else_stays(
+    last: Any, now: Any, there: Any, wanted: Any
+) -> None:
+    assert merge(last, now, there) == wanted
+    assert (differing(there, wanted) == []) is (there == wanted)
+
+
+class Project:
+    """A copy of this project that may be changed, beside a Prefect server of its own."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings = folder, settings
+        self.api = settings.prefect_api_url
+
+    def edit(self, file: str, change: Callable[[Any], Any]) -> None:
+        declared = yaml.safe_load((self.folder / file).read_text())
+        change(declared)
+        (self.folder / file).write_text(yaml.safe_dump(declared))
+
+    def deploy(self) -> str:
+        return services.deploy(self.settings)
+
+    def ask(self, method: str, path: str, **json: Any) -> Any:
+        def answered() -> httpx.Response | None:
+            answer = httpx.request(method, f"{self.api}/{path}", json=json or None, timeout=30)
+            return None if answer.status_code == 503 else answer  # SQLite is busy: as Prefect's client, again
+
+        answer: httpx.Response = eventually(answered)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def deployments(self) -> dict[str, Any]:
+        """Every deployment by its flow's name, less when it was last looked at."""
+        found = self.ask("POST", "deployments/filter", limit=50)
+        return {d["entrypoint"].rpartition(":")[2]: d | {"last_polled": None, "status": None} for d in found}
+
+    def automations(self) -> dict[str, Any]:
+        return {a["name"]: a for a in self.ask("POST", "automations/filter", limit=50)}
+
+    def pool(self) -> dict[str, Any]:
+        return self.ask("GET", "work_pools/headrace") | {"status": None}  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def project(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    folder = tmp_path / "project"
+    shutil.copytree(ROOT / "deployments", folder / "deployments")
+    shutil.copytree(ROOT / "flows", folder / "flows")
+    for name in ("headrace", "pipelines", "features", "validations"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("prefect.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    settings = Settings()
+    with services.running([services.prefect_server(settings)], settings):
+        yield Project(folder, settings)
+
+
+def test_deploying_again_changes_what_changed_and_keeps_what_a_person_set(project: Project) -> None:
+    def state() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return project.deployments(), project.automations(), project.pool()
+
+    assert project.deploy().endswith(" created.")
+    first = state()
+    assert set(first[1]) == {"retrain flights on drift", "settle runs that died unseen"}
+    assert "created" not in (said := project.deploy())
+    assert "changed" not in said.replace("unchanged", "")
+    assert state() == first  # with every id, and when each was last changed
+
+    train, ingest = first[0]["train"]["id"], first[0]["ingest"]
+    schedule = f"deployments/{ingest['id']}/schedules/{ingest['schedules'][0]['id']}"
+    retrain = first[1]["retrain flights on drift"]["id"]
+    template = first[2]["base_job_template"]
+    template["variables"]["properties"]["env"]["default"] = {"HEADRACE_LAKE": "s3://lake"}
+    project.ask("PATCH", schedule, active=True)
+    project.ask("PATCH", f"automations/{retrain}", enabled=False)
+    parameters = {"pipeline": "flights", "cause": "me"}
+    project.ask("PATCH", f"deployments/{train}", paused=True, parameters=parameters)
+    project.ask("PATCH", "work_pools/headrace", base_job_template=template, is_paused=True)
+    mine = state()
+    said = project.deploy()
+    assert state() == mine
+    assert "5 settings made in Prefect kept" in said
+
+    def otherwise(declared: dict[str, Any]) -> None:
+        ingest, train = declared["deployments"][0], declared["deployments"][4]
+        ingest["schedules"][0]["cron"] = "12 0 * * 1"
+        train["concurrency_limit"]["limit"] = 2
+        train["triggers"][0]["description"] = "Drift was found."
+
+    project.edit("prefect.yaml", otherwise)
+    said = project.deploy()
+    assert "schedule weekly of ingest/flights changed schedule.cron, " in said
+    assert "deployment train/flights changed concurrency_limit, " in said
+    assert "trigger retrain flights on drift of train/flights changed description, " in said
+    deployed, armed, pool = state()
+    assert pool == mine[2]
+    (after,), (before,) = deployed["ingest"]["schedules"], mine[0]["ingest"]["schedules"]
+    assert (after["id"], after["active"], after["schedule"]["cron"]) == (before["id"], True, "12 0 * * 1")
+    assert deployed["train"]["global_concurrency_limit"]["limit"] == 2
+    assert deployed["train"]["paused"]
+    assert deployed["train"]["parameters"] == parameters
+    assert armed["retrain flights on drift"]["id"] == retrain
+    assert armed["retrain flights on drift"]["description"] == "Drift was found."
+    assert not armed["retrain flights on drift"]["enabled"]
+    assert all(deployed[name] == mine[0][name] for name in ("materialize", "score", "monitor", "lifecycle"))
+
+
+def test_what_is_no_longer_declared_goes_but_a_deployment_stays_and_is_named(project: Project) -> None:
+    project.deploy()
+    train = project.deployments()["train"]["id"]
+    mine = {"schedule": {"cron": "1 1 1 1 *", "timezone": "UTC"}, "active": False, "slug": "mine"}
+    httpx.post(f"{project.api}/deployments/{train}/schedules", json=[mine], timeout=30).raise_for_status()
+
+    def fewer(declared: dict[str, Any]) -> None:
+        del declared["deployments"][4]["triggers"], declared["deployments"][4]["schedules"]
+        declared["deployments"] = declared["deployments"][:5]
+
+    project.edit("prefect.yaml", fewer)
+    for _ in range(2):
+        said = project.deploy()
+        assert "deployment lifecycle/flights no longer declared, and left; " in said
+        assert "`prefect deployment delete lifecycle/flights`" in said
+        assert [s["slug"] for s in project.deployments()["train"]["schedules"]] == ["mine"]
+        assert list(project.automations()) == ["settle runs that died unseen"]
+    project.ask("DELETE", f"deployments/{project.deployments()['lifecycle']['id']}")
+    assert "lifecycle" not in project.deploy()
+
+
+def test_what_prefects_own_deploy_put_there_is_taken_over_with_its_ids(project: Project) -> None:
+    pool = ["work-pool", "create", "headrace", "--type", "process"]
+    for command in (pool, ["--no-prompt", "deploy", "--all"]):
+        subprocess.run(
+            [*services.PREFECT, *command],
+            env=services.environment(project.settings),
+            check=True,
+            capture_output=True,
+        )
+
+    def ids() -> set[str]:
+        armed = project.automations()["retrain flights on drift"]
+        return {each["id"] for d in project.deployments().values() for each in (d, *d["schedules"], armed)}
+
+    before = ids()
+    project.deploy()
+    assert ids() == before
+
+
+def test_what_prefect_refuses_is_told_in_its_words_and_nothing_of_it_is_taken_for_declared(
+    project: Project,
+) -> None:
+    project.deploy()
+
+    def take(pipeline: Any) -> None:
+        given = {"pipeline": pipeline}
+        project.edit("prefect.yaml", lambda declared: declared["deployments"][0].update(parameters=given))
+
+    take(7)
+    with pytest.raises(ServerUnreachable, match="7 is not of type 'string'"):
+        project.deploy()
+    take("flights")
+    assert "changed" not in project.deploy().replace("unchanged", "")
+
+
+ASLEEP = """
+import time
+from prefect import flow
+
+@flow
+def ingest():
+    time.sleep(600)
+"""
+
+
+def test_a_run_that_died_with_its_worker_is_settled_and_frees_its_place(project: Project) -> None:
+    """Heartbeats come every 30 s, which is the least Prefect allows."""
+    (project.folder / "asleep.py").write_text(ASLEEP)
+    asleep = {
+        "name": "asleep",
+        "entrypoint": "asleep.py:ingest",
+        "work_pool": {"name": "headrace"},
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+    }
+    project.edit("prefect.yaml", lambda declared: declared.update(deployments=[asleep]))
+    project.edit(
+        "deployments/automations.yaml",
+        lambda declared: declared["automations"][0]["trigger"].update(within=40),
+    )
+    project.deploy()
+    id = project.deployments()["ingest"]["id"]
+
+    def start() -> str:
+        return project.ask("POST", f"deployments/{id}/create_flow_run", state={"type": "SCHEDULED"})["id"]  # type: ignore[no-any-return]
+
+    def run(id: str) -> dict[str, Any]:
+        return project.ask("GET", f"flow_runs/{id}")  # type: ignore[no-any-return]
+
+    def slots() -> int:
+        return project.deployments()["ingest"]["global_concurrency_limit"]["active_slots"]  # type: ignore[no-any-return]
+
+    def beats() -> int:
+        of_run = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
+        return project.ask("POST", "events/filter", filter=of_run)["total"]  # type: ignore[no-any-return]
+
+    died = start()
+    worker = services.prefect_worker()
+    with subprocess.Popen(
+        worker.command,
+        env=services.environment(project.settings) | worker.env,
+        cwd=project.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        eventually(lambda: run(died)["state_type"] == "RUNNING")
+        eventually(beats)
+        refused = start()
+        eventually(lambda: run(refused)["state_type"] == "CANCELLED")  # there is one place, and it is taken
+        eventually(lambda: beats() > 1)
+        assert run(died)["state_type"] == "RUNNING"  # one that is heard of is let be
+        process.kill()
+        os.kill(int(run(died)["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
+    assert slots() == 1
+    eventually(lambda: run(died)["state_type"] == "CRASHED", seconds=120)
+    assert "No sign of life" in run(died)["state"]["message"]
+    assert slots() == 0
+
+    stuck = start()  # as when the worker dies between Pending and Running
+    project.ask("POST", f"flow_runs/{stuck}/set_state", state={"type": "PENDING"})
+    assert slots() == 1
+    eventually(lambda: run(stuck)["state_type"] == "CRASHED", seconds=120)
+    assert slots() == 0
+
+
+def test_every_flow_is_watched_for_a_silent_death() -> None:
+    (automation,) = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())["automations"]
+    watched = automation["trigger"]["match_related"]["prefect.resource.name"]
+    flows = {file.stem for file in (ROOT / "flows").glob("*.py") if not file.stem.startswith("_")}
+    assert flows <= set(watched)
