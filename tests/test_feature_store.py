@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from headrace import quarantine
 from headrace.cluster import cluster, spread
 from headrace.errors import BadFeatureRows, BatchRejected, ColumnsRetyped, InvalidQuery, MissingInputs
+from headrace.feature_store import brought
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
 from headrace.feature_store.tables import Cause, build, stale
