@@ -195,7 +195,7 @@ def test_features_that_nothing_new_reaches_are_announced_as_overdue(river: River
     assert re.search(
         r"origin_delays: \d+ to build, new window .*\norigin_delays: [\d,]+\n", done.stdout, re.DOTALL
     )
-    assert "origin_delays is overdue: newest row online none, ttl 1:00:00" in done.stdout
+    assert "origin_delays is overdue: newest row online 2013-01-13 23:00 UTC, ttl 1:00:00" in done.stdout
 
     def announced() -> dict[str, str]:
         found = river.prefect("events", filter={"event": {"name": ["headrace.features.overdue"]}})["events"]
