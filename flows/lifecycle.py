@@ -52,7 +52,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
             continue
         lived = cycle(pipeline, window.end)
         _add(lived, landed, seconds)
-        finding = steps.judgement(spec, window) or {"drifted": False, "champion": "none"}
+        finding = steps.judgement(spec, window) or {"drifted": False, "reason": "It waits for a source."}
         numbers = {"landed": sum(lived["landed"].values()), "scored": sum(lived["scored"].values())}
         week = {"as_of": window.end, **numbers, **finding}
         say(_line(week))
@@ -105,11 +105,13 @@ def _counted(landed: dict[str, int]) -> str:
 
 
 def _line(week: dict[str, Any]) -> str:
+    if "champion" not in week:  # nothing was predicted, so nothing was found
+        return f"{shown(week['as_of'])}: landed {week['landed']:>6,}. {week['reason']}"
     skill = f"AUC {week['auc']:.3f}" if week.get("auc") else "truth not known yet"
     return (
         f"{shown(week['as_of'])}: landed {week['landed']:>6,}, scored {week['scored']:>5,}, "
         f"version {week['champion']} {skill}, "
-        f"drift in {week.get('drift_share', 0):>4.0%} of columns{'  ▶ retraining' if week['drifted'] else ''}"
+        f"drift in {week['drift_share']:>4.0%} of columns{'  ▶ retraining' if week['drifted'] else ''}"
     )
 
 

@@ -12,6 +12,7 @@ from flows import steps
 from headrace.gate import Verdict
 from headrace.instants import stamp
 from headrace.pipeline import load
+from headrace.training import dataset
 
 
 @flow(
@@ -35,7 +36,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     if done := steps.claim(spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
         return Verdict.of(done.detail)
-    at = steps.known_to(spec, at)
+    at = dataset.known_to(spec, at)
     data = steps.training_set(spec, at)
     fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
     version = steps.register(spec, [fit.result() for fit in fits], data)

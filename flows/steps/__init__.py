@@ -5,7 +5,7 @@ one is idempotent by itself, so running it again is the cache.
 """
 
 from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug
-from flows.steps.cycle import Parts, catching_up, closed_since, present, up_to_date
+from flows.steps.cycle import Parts, catching_up, closed_since, present, settle_dead_parts, up_to_date
 from flows.steps.features import (
     announce_overdue,
     apply_features,
@@ -27,7 +27,7 @@ from flows.steps.monitoring import (
     watch,
 )
 from flows.steps.scoring import champion, released, score, unscored
-from flows.steps.training import fit, judge, known_to, register, release, training_set
+from flows.steps.training import fit, judge, register, release, training_set
 
 __all__ = [
     "Parts",
@@ -51,7 +51,6 @@ __all__ = [
     "instant",
     "judge",
     "judgement",
-    "known_to",
     "logger",
     "note_judgement",
     "present",
@@ -64,6 +63,7 @@ __all__ = [
     "say_unreadable",
     "score",
     "settle",
+    "settle_dead_parts",
     "slug",
     "staging",
     "stale",

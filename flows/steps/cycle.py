@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterParentTaskRunId,
     FlowRunFilterState,
@@ -41,7 +43,6 @@ def present() -> datetime:
 
 def up_to_date(spec: Pipeline, at: datetime) -> bool:
     """Say, also in the log, whether a cycle has brought the pipeline up to date as of ``at`` or later."""
-    settle_dead_parts()
     last = Ledger(Settings().ledger).last(spec.name, "cycle")
     if not last or read(last.key) < at:
         return False
@@ -130,16 +131,20 @@ def _returned(state: State[Any]) -> Any:
         return {}
 
 
-def settle_dead_parts() -> None:
+def settle_dead_parts(spec: Pipeline) -> None:
     """Mark parts as crashed whose cycle has ended without them: only the cycle's heartbeat is watched."""
-    parts = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])),
+    alive = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+    runs = FlowRunFilter(
+        state=FlowRunFilterState(type=alive),
         parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=False),
     )
+    parts = FlowFilter(name=FlowFilterName(any_=["ingest", "materialize", "score", "monitor"]))
     with get_client(sync_client=True) as client:
-        for part in client.read_flow_runs(flow_run_filter=parts):
-            stands_for = part.parent_task_run_id and client.read_task_run(part.parent_task_run_id)
-            above = stands_for and stands_for.flow_run_id and client.read_flow_run(stands_for.flow_run_id)
-            if above and above.state and above.state.is_final():
-                ended: State[Any] = Crashed(message="The run that it was a part of has ended without it.")
-                client.set_flow_run_state(part.id, ended, force=True)
+        for part in client.read_flow_runs(flow_filter=parts, flow_run_filter=runs):
+            if part.parameters.get("pipeline") != spec.name or not part.parent_task_run_id:
+                continue
+            above = client.read_task_run(part.parent_task_run_id).flow_run_id
+            ended = client.read_flow_run(above).state if above else None
+            if ended and ended.is_final():
+                crashed: State[Any] = Crashed(message="The run that it was a part of has ended without it.")
+                client.set_flow_run_state(part.id, crashed, force=True)

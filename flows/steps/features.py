@@ -16,8 +16,9 @@ from headrace.feature_store import store as feature_store
 from headrace.feature_store.freshness import Freshness
 from headrace.feature_store.tables import Cause
 from headrace.instants import shown
-from headrace.lake import Lake, Window, edge, windows
+from headrace.lake import Lake, Window, windows
 from headrace.pipeline import FeatureTable, Pipeline
+from headrace.serving import log
 from headrace.settings import Settings
 
 Due = Mapping[FeatureTable, Mapping[Window, Cause]]
@@ -29,11 +30,11 @@ def stale(spec: Pipeline, at: datetime) -> Due:
     lake, due = Lake(Settings().lake), {}
     complete = progress(spec, at)
     for source in spec.sources:
-        if complete[source.name] < edge(at, source.window):
+        if complete[source.name] < at:
             came = shown(complete[source.name])
             logger().warning("%s is complete to %s UTC only; what reads it waits", source.name, came)
     for table in spec.feature_tables:
-        closed = windows(spec.start, tables.reached(table, complete), table.window)
+        closed = windows(spec.start, tables.complete(table, complete), table.window)
         due[table] = tables.stale(table, spec.raw, closed, lake)
         for cause in Cause:
             if found := [window for window, why in due[table].items() if why == cause]:
@@ -77,10 +78,13 @@ def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) ->
 
     Of each table, up to the end of its last window that can be built: a later end would
     lie inside the next window, and with it all of the view would have to go online again.
+    And no further than can be predicted: the store keeps each key's newest row only, and
+    a window that still waits for another table must find this one as it was.
     """
     complete = progress(spec, at)
-    reached = {table.table: tables.reached(table, complete) for table in spec.feature_tables}
-    feature_store.materialize(open_store(), spec.feature_service, at, since, reached)
+    until = log.predictable(spec, complete)
+    reached = tables.edges(spec.feature_tables, complete, until)
+    feature_store.materialize(open_store(), spec.feature_service, until, since, reached)
 
 
 @step("show what was built")

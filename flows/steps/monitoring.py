@@ -12,8 +12,8 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import finish, open_store, prepare_mlflow, slug, step
-from flows.steps.scoring import first_release, predictable
+from flows.steps.common import finish, open_store, prepare_mlflow, progress, slug, step
+from flows.steps.scoring import first_release
 from headrace import registry, tracking
 from headrace.errors import NoChampion, NotTakenUp
 from headrace.feature_store import freshness
@@ -38,7 +38,7 @@ def unjudged(spec: Pipeline, at: datetime) -> list[Window]:
         raise NoChampion(spec.name)
     if last := Ledger(settings.ledger).last(spec.name, "judgement"):
         since = max(since, read(last.detail["end"]))
-    lake, upto = Lake(settings.lake), predictable(spec, at)
+    lake, upto = Lake(settings.lake), log.predictable(spec, progress(spec, at))
     missing = log.pending(spec, lake, since, upto)
     upto = min([upto, *(window.start for window in missing)])
     return [window for window in windows(since, upto, spec.window) if window.start >= since]

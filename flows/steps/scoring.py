@@ -9,7 +9,6 @@ from headrace import registry, tracking
 from headrace.errors import NoChampion, StaleFeatures
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
-from headrace.feature_store.query import reads
 from headrace.instants import read
 from headrace.lake import Lake, Window
 from headrace.ledger import Ledger
@@ -58,19 +57,12 @@ def unscored(spec: Pipeline, at: datetime) -> list[Window]:
     since = first_release(spec)
     if since is None:  # none, or cut short before the ledger had it: training again settles it
         raise NoChampion(spec.name)
-    due = log.pending(spec, lake, since, predictable(spec, at))
+    due = log.pending(spec, lake, since, log.predictable(spec, progress(spec, at)))
     for table in spec.feature_tables:
         if late := tables.stale(table, spec.raw, due, lake):
             window, cause = next(iter(late.items()))
             raise StaleFeatures(spec.name, table.name, str(window), cause)
     return due
-
-
-def predictable(spec: Pipeline, at: datetime) -> datetime:
-    """Return up to which instant all is known that predictions are made of: the spine, and every feature."""
-    complete = progress(spec, at)
-    spine = [complete[source.name] for source in spec.sources if source.name.lower() in reads(spec.spine)]
-    return min([at, *spine, *(tables.reached(table, complete) for table in spec.feature_tables)])
 
 
 @step("score {window}")

@@ -12,10 +12,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.steps.common import claim, finish, open_store, prepare_mlflow, slug, step
 from headrace import gate, registry, tracking
 from headrace.feature_store import store as feature_store
-from headrace.feature_store.query import reads
 from headrace.gate import Verdict
 from headrace.instants import shown
-from headrace.lake import DatasetRef, Lake, edge
+from headrace.lake import DatasetRef, Lake
 from headrace.pipeline import Candidate, Pipeline
 from headrace.settings import Settings
 from headrace.tracking import Logged
@@ -30,13 +29,6 @@ class Fitted:
     logged: Logged
     scores: Mapping[str, float]
     seconds: float
-
-
-def known_to(spec: Pipeline, at: datetime) -> datetime:
-    """Return the last instant, ``at`` or earlier, to which predictions and their truth can have landed."""
-    names = reads(spec.spine) | reads(spec.label)
-    read = [source for source in spec.sources if source.name.lower() in names] or spec.sources
-    return min(edge(at, source.window) for source in read)
 
 
 @step("build the training set")

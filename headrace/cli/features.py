@@ -131,15 +131,22 @@ def refill(
     as_of: AsOf = "",
 ) -> None:
     """Fill the online store again from the feature tables, in place of what is there; readers are served."""
+    from headrace import ingest
     from headrace.feature_store import store as feature_store
+    from headrace.feature_store import tables
+    from headrace.ledger import Ledger
     from headrace.pipeline import load
+    from headrace.serving import log
 
-    store, _, _ = _state()
+    store, lake, settings = _state()
     spec = load(pipeline)
     end = utc(as_of) if as_of else datetime.now(UTC)
+    complete = ingest.complete(spec, end, lake, Ledger(settings.ledger))
+    until = log.predictable(spec, complete)
+    reached = tables.edges(spec.feature_tables, complete, until)
     feature_store.forget(store, spec.feature_service, spec.start)
     with redirect_stdout(StringIO()):  # Feast says what it does, for another terminal than this
-        feature_store.materialize(store, spec.feature_service, end, spec.start)
+        feature_store.materialize(store, spec.feature_service, until, spec.start, reached)
     console.print(f"`{spec.feature_service}` is filled again, as of {end:%Y-%m-%d %H:%M} UTC.")
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
 Parsed = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
@@ -23,6 +27,12 @@ def reads(sql: str) -> set[str]:
     In lower case: a query may write a name in any.
     """
     return _tables(_parse(sql), frozenset())
+
+
+def among(sql: str, named: Mapping[str, T]) -> Mapping[str, T]:
+    """Return those of ``named`` that the query reads; all of them where it does not say."""
+    names = reads(sql)
+    return {name: value for name, value in named.items() if name.lower() in names} or named
 
 
 @lru_cache

@@ -6,10 +6,10 @@ import hashlib
 import json
 from enum import StrEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
-from headrace.feature_store.query import meaning, parameters, reads
+from headrace.feature_store.query import among, meaning, parameters
 from headrace.lake import AVAILABLE, Lake, Window, edge, running
 from headrace.quarantine import guard
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from headrace.lake import DatasetRef
     from headrace.pipeline import FeatureTable
-
-
-T = TypeVar("T")
 
 
 class Cause(StrEnum):
@@ -68,7 +65,7 @@ def build(
         BatchRejected: The rows break the table's suite; the window stays as it was.
     """
     sql = table.sql.read_text()
-    read = _read(sql, raw)
+    read = among(sql, raw)
     con = lake.connect({f"whole_{view}": wanted for view, wanted in read.items()})
     seen = 0
     for view in read:
@@ -87,10 +84,16 @@ def build(
     return int(rows.num_rows)
 
 
-def reached(table: FeatureTable, complete: Mapping[str, datetime]) -> datetime:
-    """Return the end (UTC) of the table's last window for which every source it reads is ``complete``."""
-    read = _read(table.sql.read_text(), complete)
-    return edge(min(read.values()), table.window)
+def complete(table: FeatureTable, sources: Mapping[str, datetime]) -> datetime:
+    """Return up to when (UTC) every source that the table reads is complete, of ``sources`` by name."""
+    return min(among(table.sql.read_text(), sources).values())
+
+
+def edges(
+    tables: Sequence[FeatureTable], sources: Mapping[str, datetime], until: datetime
+) -> dict[str, datetime]:
+    """Return, by table in the lake, the end of its last window by ``until`` (UTC) that is complete."""
+    return {table.table: edge(min(until, complete(table, sources)), table.window) for table in tables}
 
 
 def stale(
@@ -107,7 +110,7 @@ def stale(
     comments, space or keywords' case in its SQL is none; another version of DuckDB may be one.
     """
     sql = table.sql.read_text()
-    read = _read(sql, raw)
+    read = among(sql, raw)
     con = lake.connect(read)
     seen = [0] * len(due)
     for view in read:
@@ -125,12 +128,6 @@ def stale(
         elif held[str(window)] != rows:
             causes[window] = Cause.RAW
     return causes
-
-
-def _read(sql: str, raw: Mapping[str, T]) -> Mapping[str, T]:
-    """Return those of ``raw`` that the query reads; all of them where it does not say."""
-    names = reads(sql)
-    return {view: wanted for view, wanted in raw.items() if view.lower() in names} or raw
 
 
 def _definition_of(window: Window) -> str:

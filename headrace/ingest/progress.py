@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
-from headrace.lake import edge, windows
+from headrace.lake import windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def complete(spec: Pipeline, as_of: datetime, lake: Lake, ledger: Ledger) -> dict[str, datetime]:
-    """Return, per source, the end (UTC) of its last window by ``as_of`` before which none is open.
+    """Return, per source, up to when (UTC) it is complete: ``as_of``, or the start of its first open window.
 
-    A window is open until it lands, with rows or without, or, if it is held as a
+    One that has ended by ``as_of`` is open until it lands, with rows or without, or, if it is held as a
     whole, until somebody decides what becomes of it. Whatever reads a source
     waits for its open windows: what is built or predicted without them would
     have to be built again, or stand for ever.
@@ -50,4 +50,4 @@ def _complete(spec: Pipeline, source: Source, as_of: datetime, lake: Lake, ledge
         held = quarantine.entries(lake, source.table)
         settled = {entry.window for entry in held if entry.id in decided or not entry.whole}
         missing = [window for window in missing if window not in settled]
-    return missing[0].start if missing else edge(max(as_of, spec.start), source.window)
+    return missing[0].start if missing else as_of

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.feature_store import tables
+from headrace.feature_store.query import among
 from headrace.lake import Lake, Window, windows
 from headrace.quarantine import entries, guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     import duckdb
@@ -27,6 +29,15 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     instants = missing.project("event_timestamp").distinct().fetchall()
     late = {(at - due[0].start) // spec.window for (at,) in instants}
     return [window for number, window in enumerate(due) if number in late]
+
+
+def predictable(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
+    """Return up to when (UTC) all is known that predictions are made of: the spine, and every feature.
+
+    ``complete`` says it of each source, by name.
+    """
+    spine = min(among(spec.spine, complete).values())
+    return min([spine, *(tables.complete(table, complete) for table in spec.feature_tables)])
 
 
 def reached(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> datetime:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.errors import MissingInputs, NotEnoughData
-from headrace.lake import DatasetRef, Lake, Window, running
+from headrace.feature_store.query import among
+from headrace.lake import DatasetRef, Lake, Window, edge, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
 
 LEAST_ROWS = 100
+
+
+def known_to(spec: Pipeline, at: datetime) -> datetime:
+    """Return the last instant (UTC), by ``at``, to which predictions and their truth can have landed."""
+    sources = {source.name: source for source in spec.sources}
+    read = {**among(spec.spine, sources), **among(spec.label, sources)}
+    return min(edge(at, source.window) for source in read.values())
 
 
 def labelled_spine(
