@@ -12,7 +12,6 @@ from flows import steps
 from headrace.gate import Verdict
 from headrace.instants import stamp
 from headrace.pipeline import load
-from headrace.training import dataset
 
 
 @flow(
@@ -27,8 +26,8 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
 
     The champion keeps serving until the verdict says otherwise; a rejected
     challenger stays registered, with the reasons. One ``cause`` trains once,
-    however often its event arrives; left empty, it is this run's instant. What is
-    known ends where a window does: inside one, the instant taken is its beginning.
+    however often its event arrives; left empty, it is this run's instant. What was
+    known ends with the last window that had landed, and whose features were built.
     """
     spec = load(pipeline)
     at = steps.instant(as_of, spec)
@@ -36,7 +35,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     if done := steps.claim(spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
         return Verdict.of(done.detail)
-    at = dataset.known_to(spec, at)
+    at = steps.known_to(spec, at)
     data = steps.training_set(spec, at)
     fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
     version = steps.register(spec, [fit.result() for fit in fits], data)

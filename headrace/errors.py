@@ -460,7 +460,7 @@ class NotEnoughData(HeadraceError):
         self.pipeline, self.part, self.rows, self.least, self.as_of = pipeline, part, rows, least, as_of
         super().__init__(
             f"Pipeline `{pipeline}` has {rows:,} labelled rows {part} as of {as_of:%Y-%m-%d %H:%M} UTC, and "
-            f"needs {least:,}. Run `ingest` and `materialize` up to that instant, or train as of a later one."
+            f"needs {least:,}. Run `cycle` first, if more is known by now, or train as of a later instant."
         )
 
 
@@ -476,13 +476,13 @@ class NoChampion(HeadraceError):
 
 
 class StaleFeatures(HeadraceError):
-    """A window was to be scored before its features were built as they would be today."""
+    """Features were to be used that are not built as they would be today."""
 
     def __init__(self, pipeline: str, table: str, window: str, cause: str) -> None:
         self.pipeline, self.table, self.window, self.cause = pipeline, table, window, cause
         super().__init__(
-            f"Features `{table}` of {window} are not up to date ({cause}), so nothing was scored. "
-            f"Run the `materialize` flow for `{pipeline}`, then `score` again."
+            f"Features `{table}` of {window} are not up to date ({cause}), so they are not used. "
+            f"Run the `materialize` flow for `{pipeline}`, then this one again."
         )
 
 

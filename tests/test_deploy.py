@@ -44,6 +44,12 @@ def test_what_changed_in_the_declaration_changes_and_all_else_stays(
     assert (differing(there, wanted) == []) is (there == wanted)
 
 
+def of(declared: dict[str, Any], flow: str) -> dict[str, Any]:
+    """Return what ``prefect.yaml`` declares of a flow's deployment."""
+    found: dict[str, Any] = next(d for d in declared["deployments"] if d["entrypoint"].endswith(f":{flow}"))
+    return found
+
+
 class Project:
     """A copy of this project that may be changed, beside a Prefect server of its own."""
 
@@ -108,8 +114,8 @@ def test_deploying_again_changes_what_changed_and_keeps_what_a_person_set(projec
     assert "changed" not in said.replace("unchanged", "")
     assert state() == first  # with every id, and when each was last changed
 
-    train, ingest = first[0]["train"]["id"], first[0]["ingest"]
-    schedule = f"deployments/{ingest['id']}/schedules/{ingest['schedules'][0]['id']}"
+    train, cycle = first[0]["train"]["id"], first[0]["cycle"]
+    schedule = f"deployments/{cycle['id']}/schedules/{cycle['schedules'][0]['id']}"
     retrain = first[1]["retrain flights on drift"]["id"]
     template = first[2]["base_job_template"]
     template["variables"]["properties"]["env"]["default"] = {"HEADRACE_LAKE": "s3://lake"}
@@ -124,19 +130,19 @@ def test_deploying_again_changes_what_changed_and_keeps_what_a_person_set(projec
     assert "5 settings made in Prefect kept" in said
 
     def otherwise(declared: dict[str, Any]) -> None:
-        ingest, train = declared["deployments"][0], declared["deployments"][4]
-        ingest["schedules"][0]["cron"] = "12 0 * * 1"
+        cycle, train = of(declared, "cycle"), of(declared, "train")
+        cycle["schedules"][0]["cron"] = "12 0 * * 1"
         train["concurrency_limit"]["limit"] = 2
         train["triggers"][0]["description"] = "Drift was found."
 
     project.edit("prefect.yaml", otherwise)
     said = project.deploy()
-    assert "schedule weekly of ingest/flights changed schedule.cron, " in said
+    assert "schedule weekly of cycle/flights changed schedule.cron, " in said
     assert "deployment train/flights changed concurrency_limit, " in said
     assert "trigger retrain flights on drift of train/flights changed description, " in said
     deployed, armed, pool = state()
     assert pool == mine[2]
-    (after,), (before,) = deployed["ingest"]["schedules"], mine[0]["ingest"]["schedules"]
+    (after,), (before,) = deployed["cycle"]["schedules"], mine[0]["cycle"]["schedules"]
     assert (after["id"], after["active"], after["schedule"]["cron"]) == (before["id"], True, "12 0 * * 1")
     assert deployed["train"]["global_concurrency_limit"]["limit"] == 2
     assert deployed["train"]["paused"]
@@ -144,7 +150,9 @@ def test_deploying_again_changes_what_changed_and_keeps_what_a_person_set(projec
     assert armed["retrain flights on drift"]["id"] == retrain
     assert armed["retrain flights on drift"]["description"] == "Drift was found."
     assert not armed["retrain flights on drift"]["enabled"]
-    assert all(deployed[name] == mine[0][name] for name in ("materialize", "score", "monitor", "lifecycle"))
+    assert all(
+        deployed[name] == mine[0][name] for name in ("ingest", "materialize", "score", "monitor", "lifecycle")
+    )
 
 
 def test_what_is_no_longer_declared_goes_but_a_deployment_stays_and_is_named(project: Project) -> None:
@@ -154,8 +162,9 @@ def test_what_is_no_longer_declared_goes_but_a_deployment_stays_and_is_named(pro
     httpx.post(f"{project.api}/deployments/{train}/schedules", json=[mine], timeout=30).raise_for_status()
 
     def fewer(declared: dict[str, Any]) -> None:
-        del declared["deployments"][4]["triggers"], declared["deployments"][4]["schedules"]
-        declared["deployments"] = declared["deployments"][:5]
+        train = of(declared, "train")
+        del train["triggers"], train["schedules"]
+        declared["deployments"].remove(of(declared, "lifecycle"))
 
     project.edit("prefect.yaml", fewer)
     for _ in range(2):

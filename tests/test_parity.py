@@ -21,6 +21,7 @@ from headrace.feature_store import store as features
 from headrace.feature_store.parity import Cause, compare
 from headrace.lake import Lake, Window
 from headrace.pipeline import load
+from headrace.settings import Settings
 from tests.conftest import utc
 
 FIRST, THEN, FIVE, SIX = (utc(2013, 1, 1, hour) for hour in (0, 4, 5, 6))
@@ -173,7 +174,8 @@ def test_filling_the_store_again_mends_whatever_differs(
     from headrace.cli import app
 
     spec = replace(load("flights"), feature_service="toys", start=FIRST)
-    monkeypatch.setattr("headrace.cli.features._state", lambda: (toy.feast, toy.lake, None))
+    monkeypatch.setattr("headrace.cli.features._state", lambda: (toy.feast, toy.lake, Settings()))
+    monkeypatch.setattr("headrace.ingest.complete", lambda spec, at, *_: {s.name: at for s in spec.sources})
     monkeypatch.setattr("headrace.pipeline.load", lambda _: spec)
     toy.bring_online()
     later = int(FIVE.replace(tzinfo=None).timestamp())  # Feast takes UTC's clock for the machine's

@@ -27,7 +27,7 @@ from flows.steps.monitoring import (
     watch,
 )
 from flows.steps.scoring import champion, released, score, unscored
-from flows.steps.training import fit, judge, register, release, training_set
+from flows.steps.training import fit, judge, known_to, register, release, training_set
 
 __all__ = [
     "Parts",
@@ -51,6 +51,7 @@ __all__ = [
     "instant",
     "judge",
     "judgement",
+    "known_to",
     "logger",
     "note_judgement",
     "present",

@@ -9,12 +9,15 @@ from datetime import datetime
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.steps.common import claim, finish, open_store, prepare_mlflow, slug, step
+from flows.steps.common import claim, finish, logger, open_store, prepare_mlflow, progress, slug, step
 from headrace import gate, registry, tracking
+from headrace.errors import StaleFeatures
 from headrace.feature_store import store as feature_store
+from headrace.feature_store import tables
+from headrace.feature_store.tables import Cause
 from headrace.gate import Verdict
 from headrace.instants import shown
-from headrace.lake import DatasetRef, Lake
+from headrace.lake import DatasetRef, Lake, windows
 from headrace.pipeline import Candidate, Pipeline
 from headrace.settings import Settings
 from headrace.tracking import Logged
@@ -29,6 +32,25 @@ class Fitted:
     logged: Logged
     scores: Mapping[str, float]
     seconds: float
+
+
+@step("find what is known")
+def known_to(spec: Pipeline, at: datetime) -> datetime:
+    """Return up to when (UTC), by ``at``, all has landed and is built that a model is to learn from.
+
+    Raises:
+        StaleFeatures: Features were built otherwise than they would be today.
+    """
+    lake, until = Lake(Settings().lake), dataset.known_to(spec, progress(spec, at))
+    for table in spec.feature_tables:
+        late = tables.stale(table, spec.raw, windows(spec.start, until, table.window), lake)
+        for window, cause in late.items():
+            if cause != Cause.NEW:
+                raise StaleFeatures(spec.name, table.name, str(window), cause)
+            until = min(until, window.start)
+    if until < at:
+        logger().info("Training on what is known up to %s UTC", shown(until))
+    return until
 
 
 @step("build the training set")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.errors import MissingInputs, NotEnoughData
+from headrace.feature_store import tables
 from headrace.feature_store.query import among
 from headrace.lake import DatasetRef, Lake, Window, edge, running
 
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 LEAST_ROWS = 100
 
 
-def known_to(spec: Pipeline, at: datetime) -> datetime:
-    """Return the last instant (UTC), by ``at``, to which predictions and their truth can have landed."""
+def known_to(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
+    """Return up to when (UTC) all can be known that is learnt from: predictions, their truth, features.
+
+    ``complete`` says it of each source, by name. Of a window that has not ended, nothing is known.
+    """
     sources = {source.name: source for source in spec.sources}
     read = {**among(spec.spine, sources), **among(spec.label, sources)}
-    return min(edge(at, source.window) for source in read.values())
+    rows = (edge(complete[name], source.window) for name, source in read.items())
+    return min([*rows, *(tables.complete(table, complete) for table in spec.feature_tables)])
 
 
 def labelled_spine(
