@@ -31,17 +31,18 @@ def cycle(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
     if as_of is None and steps.up_to_date(spec, meant):
         return parts.summary()
     at: datetime | None = meant if as_of else steps.present()
-    while at:
-        ingested = parts.run(ingest, at)
-        for edge in steps.catching_up(spec, at):
-            built = parts.run(materialize, edge, after=ingested)
-            if not steps.released(spec):
-                continue
-            # What failed to be built must not be predicted from; what was predicted before is judged.
-            scored = parts.run(score, edge, after=built) if built.is_completed() else built
-            parts.run(monitor, edge, after=scored)
-            if not scored.is_completed():
-                break  # later features would take the place of those that this window needs
-        parts.finish(at)
-        at = None if as_of else steps.closed_since(spec, at)
+    with steps.one_heartbeat():
+        while at:
+            ingested = parts.run(ingest, at)
+            for edge in steps.catching_up(spec, at):
+                built = parts.run(materialize, edge, after=ingested)
+                if not steps.released(spec):
+                    continue
+                # What failed to be built must not be predicted from; what was predicted before is judged.
+                scored = parts.run(score, edge, after=built) if built.is_completed() else built
+                parts.run(monitor, edge, after=scored)
+                if not scored.is_completed():
+                    break  # later features would take the place of those that this window needs
+            parts.finish(at)
+            at = None if as_of else steps.closed_since(spec, at)
     return parts.summary()

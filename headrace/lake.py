@@ -7,6 +7,8 @@ the rows of its window. Readers name a version and see that snapshot for ever.
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 AVAILABLE = "available_at"
 """The column of raw and feature tables that says from which instant (UTC) a row may be used."""
+CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.parquet")
+FEW = 10
+"""Keys that Delta itself is asked for, one by one."""
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 """The origin of the window grid, so that weeks start on Mondays."""
 
@@ -214,9 +219,11 @@ class Table:
         """Return, for those of ``keys`` under which a write was committed, the number it carried."""
         if not self.exists():
             return {}
-        table = self.open()
-        numbers = {key: table.transaction_version(key) for key in keys}
-        return {key: number for key, number in numbers.items() if number is not None}
+        table, wanted = self.open(), list(keys)
+        found = _transactions(table) if len(wanted) > FEW else None
+        if found is None:
+            found = {key: table.transaction_version(key) for key in wanted}
+        return {key: number for key in wanted if (number := found.get(key)) is not None}
 
     def overwrite(
         self,
@@ -288,6 +295,24 @@ class Table:
                     raise
         return table.version()  # not from the history, which is empty where the path has a `#`
 
+    def compact(self, above: int) -> int:
+        """Merge the table's files if they are more than ``above``; return how many there were, else 0.
+
+        Each window is a file of its own, and whoever reads the table opens them all. No row
+        changes; earlier versions stay readable. Where somebody else writes meanwhile, theirs stands.
+        """
+        from deltalake.exceptions import CommitFailedError
+
+        table = self.open() if self.exists() else None
+        files = len(table.file_uris()) if table else 0
+        if not table or files <= above:
+            return 0
+        try:
+            table.optimize.compact()
+        except CommitFailedError:
+            return 0
+        return files
+
     def relation(self, con: duckdb.DuckDBPyConnection, version: int | None = None) -> duckdb.DuckDBPyRelation:
         """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation."""
         table = self.open(version)
@@ -323,6 +348,35 @@ class Table:
             rows = rows.filter(window.predicate(time))
         (count,) = rows.aggregate("count(*)").fetchone() or (0,)
         return int(count)
+
+
+def _transactions(table: DeltaTable) -> dict[str, int] | None:
+    """Return all keys under which writes were committed, with their numbers, from one look at the log.
+
+    Delta looks its log through for each key that it is asked for. None where the log is not
+    as Delta writes it here: then it must be asked.
+    """
+    import pyarrow.parquet as pq
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import FileSelector, PyFileSystem
+
+    files = PyFileSystem(DeltaStorageHandler.from_table(table._table))
+    version = table.version()
+    names = {file.base_name for file in files.get_file_info(FileSelector("_delta_log"))}
+    whole = {int(name[:20]): name for name in names if CHECKPOINT.fullmatch(name)}
+    begun = max((number for number in whole if number <= version), default=-1)
+    found: dict[str, int] = {}
+    if begun >= 0:
+        with files.open_input_file(f"_delta_log/{whole[begun]}") as file:
+            rows = pq.ParquetFile(file).read(columns=["txn"])["txn"].drop_null().to_pylist()
+        found = {row["appId"]: row["version"] for row in rows}
+    for number in range(begun + 1, version + 1):
+        if (name := f"{number:020}.json") not in names:
+            return None
+        with files.open_input_file(f"_delta_log/{name}") as file:
+            actions = [json.loads(line) for line in file.read().splitlines() if b'"txn"' in line]
+        found |= {action["txn"]["appId"]: action["txn"]["version"] for action in actions if "txn" in action}
+    return found
 
 
 def fingerprint(rows: duckdb.DuckDBPyRelation) -> tuple[int, str]:

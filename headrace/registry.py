@@ -150,27 +150,20 @@ def _note(pipeline: str, version: int, verdict: str, reason: str, at: datetime) 
 def _clear_challenger(pipeline: str, version: int) -> None:
     from mlflow import MlflowClient
 
-    if _aliases(pipeline).get(CHALLENGER) == version:
+    waiting = challenger(pipeline)
+    if waiting and waiting.version == version:
         MlflowClient().delete_registered_model_alias(pipeline, CHALLENGER)
 
 
 def _by_alias(pipeline: str, alias: str) -> Release | None:
-    from mlflow import MlflowClient
-
-    version = _aliases(pipeline).get(alias)
-    return _release(MlflowClient().get_model_version(pipeline, str(version))) if version else None
-
-
-def _aliases(pipeline: str) -> dict[str, int]:
     from mlflow import MlflowClient, MlflowException
 
     try:
-        aliases = MlflowClient().get_registered_model(pipeline).aliases
+        return _release(MlflowClient().get_model_version_by_alias(pipeline, alias))
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise
-        return {}
-    return {alias: int(version) for alias, version in aliases.items()}
+        return None
 
 
 def _release(row: ModelVersion) -> Release:

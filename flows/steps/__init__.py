@@ -5,7 +5,15 @@ one is idempotent by itself, so running it again is the cache.
 """
 
 from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug
-from flows.steps.cycle import Parts, catching_up, closed_since, present, settle_dead_parts, up_to_date
+from flows.steps.cycle import (
+    Parts,
+    catching_up,
+    closed_since,
+    one_heartbeat,
+    present,
+    settle_dead_parts,
+    up_to_date,
+)
 from flows.steps.features import (
     announce_overdue,
     apply_features,
@@ -54,6 +62,7 @@ __all__ = [
     "known_to",
     "logger",
     "note_judgement",
+    "one_heartbeat",
     "present",
     "register",
     "release",

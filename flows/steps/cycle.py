@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from headrace.pipeline import Pipeline
+
+
+MANY = 50
+"""Files of a table that are few enough to be read one by one."""
 
 
 def present() -> datetime:
@@ -73,6 +78,11 @@ def closed_since(spec: Pipeline, at: datetime) -> datetime | None:
     return now if edge(now, spec.window) > edge(at, spec.window) else None
 
 
+def one_heartbeat() -> AbstractContextManager[Any]:
+    """Let parts run without a heartbeat: each would wait up to a second for its thread; the cycle has one."""
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+
+
 class Parts:
     """The parts of a cycle as they are run, each a flow run of its own below the cycle's."""
 
@@ -86,9 +96,7 @@ class Parts:
         """Run one part as of ``at``, drawn ``after`` another in the UI."""
         began = time.perf_counter()
         drawn = [_drawn(after)] if after and after.is_completed() else []
-        # A flow run waits up to a second for its heartbeat's thread; the cycle's own heartbeat is enough.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            state: Any = part(self.spec.name, at, wait_for=drawn, return_state=True)
+        state: Any = part(self.spec.name, at, wait_for=drawn, return_state=True)
         self.seconds[part.name] = self.seconds.get(part.name, 0) + time.perf_counter() - began
         if not state.is_completed():
             self.failed.append(state)
@@ -100,6 +108,7 @@ class Parts:
         """Note that the pipeline is up to date as of ``at``, or fail as the first part did that failed."""
         if self.failed:
             self.failed[0].result()
+        _tidy(self.spec)
         finish(self.spec, "cycle", stamp(at))
 
     def summary(self) -> dict[str, Any]:
@@ -110,6 +119,14 @@ class Parts:
             "findings": self.did["monitor"],
             "seconds": self.seconds,
         }
+
+
+def _tidy(spec: Pipeline) -> None:
+    """Merge the files of tables that have many, so that a cycle takes as long after years as at first."""
+    lake = Lake(Settings().lake)
+    for name in [*spec.raw.values(), *(table.table for table in spec.feature_tables), log.table_of(spec)]:
+        if files := lake.table(name).compact(above=MANY):
+            logger().info("Merged the %d files of %s", files, name)
 
 
 def _drawn(state: State[Any]) -> State[Any]:

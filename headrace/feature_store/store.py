@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
+from headrace.imports import lean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +37,9 @@ def open_store(repo: Path, settings: Settings) -> FeatureStore:
 
     What ``feature_store.yaml`` names absolutely, such as a SQL registry, is left as it is.
     """
-    from feast import FeatureStore
-    from feast.repo_config import load_repo_config
+    with lean():
+        from feast import FeatureStore
+        from feast.repo_config import load_repo_config
 
     config = load_repo_config(repo, repo / "feature_store.yaml")
     for store in (config.registry_config, config.online_config):

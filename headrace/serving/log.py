@@ -42,7 +42,7 @@ def predictable(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
 
 def reached(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> datetime:
     """Return the end (UTC) of the last window in which predictions were made; ``since`` if none were."""
-    made = lake.table(_name(spec)).held(map(str, due := windows(since, as_of, spec.window)))
+    made = lake.table(table_of(spec)).held(map(str, due := windows(since, as_of, spec.window)))
     return max((window.end for window in due if str(window) in made), default=since)
 
 
@@ -72,7 +72,7 @@ def score(
         .append_column("probability", pa.array(model.predict(rows)))
         .append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
     )
-    table = lake.table(_name(spec))
+    table = lake.table(table_of(spec))
     if spec.suite:
         predictions = guard(predictions, spec.suite, lake, spec.name, table.name, window)
     made = int(predictions.num_rows)
@@ -86,8 +86,8 @@ def score(
 def _unpredicted(spec: Pipeline, lake: Lake, window: Window) -> duckdb.DuckDBPyRelation:
     """Return the spine rows of ``window`` that have no prediction, not even one that is held."""
     con = lake.connect(spec.raw)
-    made = [lake.table(_name(spec)).relation(con)] if lake.table(_name(spec)).exists() else []
-    for entry in entries(lake, _name(spec)):
+    made = [lake.table(table_of(spec)).relation(con)] if lake.table(table_of(spec)).exists() else []
+    for entry in entries(lake, table_of(spec)):
         if not entry.whole:
             made.append(lake.table(entry.held.table).relation(con, entry.held.version))
     for number, rows in enumerate(made):
@@ -98,7 +98,7 @@ def _unpredicted(spec: Pipeline, lake: Lake, window: Window) -> duckdb.DuckDBPyR
 
 def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:
     """Return the predictions made within ``window``, with their inputs."""
-    con = lake.connect({"predictions": _name(spec)})
+    con = lake.connect({"predictions": table_of(spec)})
     return con.execute(
         f"FROM predictions WHERE {window.predicate('event_timestamp')} "
         f"ORDER BY event_timestamp, {', '.join(spec.keys)}"
@@ -107,7 +107,7 @@ def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:
 
 def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.Table:
     """Return the window's predictions whose truth was known by ``as_of`` (UTC), with their ``label``."""
-    con = lake.connect(spec.raw | {"predictions": _name(spec)})
+    con = lake.connect(spec.raw | {"predictions": table_of(spec)})
     return con.execute(
         f"""
         SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label USING ({", ".join(spec.keys)})
@@ -117,5 +117,6 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
     ).to_arrow_table()
 
 
-def _name(spec: Pipeline) -> str:
+def table_of(spec: Pipeline) -> str:
+    """Return the name of the table that a pipeline's predictions are in."""
     return f"predictions/{spec.name}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, ZipInfo
 
 from headrace.cluster import crew, on_each
+from headrace.imports import lean
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
 
@@ -76,7 +77,8 @@ def predict(pipeline: Pipeline, matrix: NDArray[np.float32]) -> NDArray[np.float
 
 def save(pipeline: Pipeline, directory: Path) -> dict[str, Any]:
     """Write the pipeline with skops, equal models as equal files; there is no architecture beside it."""
-    import skops.io
+    with lean():
+        import skops.io
 
     # skops names parts by their place in memory and stamps them with the time: count them instead.
     packed = ZipFile(BytesIO(skops.io.dumps(pipeline)))
@@ -96,6 +98,7 @@ def save(pipeline: Pipeline, directory: Path) -> dict[str, Any]:
 
 def load(directory: Path, architecture: Mapping[str, Any]) -> Pipeline:
     """Read what ``save`` wrote; skops refuses any type but its own list and these."""
-    import skops.io
+    with lean():
+        import skops.io
 
     return skops.io.load(directory / FILE, trusted=["numpy.dtype"])

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from headrace.validation.found import Validation
 
 
-LISTED = 500
+LISTED = 200
 """How many results the index lists, the newest first; older ones keep their pages."""
 
 
