@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dask.distributed import Client
     from dask.distributed import Worker as DaskWorker
 
+FEW = 2
+"""Pieces of work that are done one after the other."""
+
 PATIENCE = 5
 """Seconds a scheduler may take to answer, and then to have a worker."""
 
@@ -166,6 +169,26 @@ def spread(
         client.cancel(list(places))
     if failed and isinstance(failed[0], KilledWorker):
         raise WorkerLost([failed[0].last_worker.address]) from failed[0]
+    if failed:
+        raise failed[0]
+
+
+def each(
+    function: Callable[..., Any], arguments: Sequence[tuple], address: str = "", workers: int = 1
+) -> Iterator[tuple[int, Any]]:
+    """Do as ``spread`` on a ``cluster``; few pieces of work are not worth one, unless it is there anyway."""
+    if address or workers > 1 or len(arguments) > FEW:
+        with cluster(address, workers) as client:
+            yield from spread(client, function, arguments)
+        return
+    failed: list[Exception] = []
+    for place, args in enumerate(arguments):
+        try:
+            done = function(*args)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+        else:
+            yield place, done
     if failed:
         raise failed[0]
 

@@ -220,10 +220,9 @@ class Table:
         if not self.exists():
             return {}
         table, wanted = self.open(), list(keys)
-        found = _transactions(table) if len(wanted) > FEW else None
-        if found is None:
-            found = {key: table.transaction_version(key) for key in wanted}
-        return {key: number for key in wanted if (number := found.get(key)) is not None}
+        known = _transactions(table) if len(wanted) > FEW else None
+        numbers = {key: (table.transaction_version if known is None else known.get)(key) for key in wanted}
+        return {key: number for key, number in numbers.items() if number is not None}
 
     def overwrite(
         self,

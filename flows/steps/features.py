@@ -10,7 +10,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
 from flows.steps.common import logger, open_store, progress, slug, step, tracked
-from headrace.cluster import cluster, spread
+from headrace.cluster import each
 from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
 from headrace.feature_store.freshness import Freshness
@@ -55,10 +55,9 @@ def build_features(spec: Pipeline, due: Due) -> dict[str, int]:
     rows = {table.name: 0 for table, *_ in work}
     if not work:
         return rows
-    with cluster(settings.dask_address, settings.dask_workers) as client:
-        built = spread(client, tables.build, work)
-        for place, written in tracked(built, len(work), f"built-{spec.name}", "windows built"):
-            rows[work[place][0].name] += written
+    built = each(tables.build, work, settings.dask_address, settings.dask_workers)
+    for place, written in tracked(built, len(work), f"built-{spec.name}", "windows built"):
+        rows[work[place][0].name] += written
     return rows
 
 

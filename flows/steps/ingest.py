@@ -16,7 +16,7 @@ from prefect.events import emit_event
 
 from flows.steps.common import logger, slug, step, tracked
 from headrace import ingest, quarantine
-from headrace.cluster import cluster, spread
+from headrace.cluster import each
 from headrace.errors import BatchRejected, SourceLate
 from headrace.ingest import Settled, Staged
 from headrace.instants import shown
@@ -118,9 +118,8 @@ def settle(spec: Pipeline, staged: Sequence[tuple[Source, Staged]], at: datetime
     work = [(batch, source, lake, at) for source, brought in staged for batch in brought.batches]
     settled: dict[int, Settled] = {}
     if work:
-        with cluster(settings.dask_address, settings.dask_workers) as client:
-            done = spread(client, ingest.settle, work)
-            settled = dict(tracked(done, len(work), f"ingest-{spec.name}", "batches settled"))
+        done = each(ingest.settle, work, settings.dask_address, settings.dask_workers)
+        settled = dict(tracked(done, len(work), f"ingest-{spec.name}", "batches settled"))
     for source, brought in staged:
         waited_for = _waited_for(source, brought)
         closed = [window for window in brought.empty if window not in waited_for]
