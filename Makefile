@@ -1,15 +1,16 @@
 # One command per duty; `make demo`, `make test` and `make up` need nothing prepared.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 # Where pip is told of local wheels, uv must be told too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .PHONY: setup demo test lint bench up lock clean
 
-setup: .venv/ready
+setup: $(VENV)/ready
 
-.venv/ready: requirements.lock pyproject.toml
-	@echo "Installing into .venv: a minute or two, about 3 GB."
-	@$(PYTHON) -m venv .venv
+$(VENV)/ready: requirements.lock pyproject.toml
+	@echo "Installing into $(VENV): a minute or two, about 3 GB."
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
@@ -33,10 +34,12 @@ lint: setup
 bench: setup       ## make bench NAME=imports; without a name, all of them
 	$(BIN)/python -m benchmarks $(NAME)
 
+# What CUDA needs beside torch comes with the builds of torch that want it.
 lock:              ## Resolve pyproject.toml anew
-	$(BIN)/uv pip compile --python-version 3.11 --extra dev --no-emit-index-url --no-header pyproject.toml \
-	  | sed 's/+cpu//' > requirements.lock.new
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev \
+	  --no-emit-index-url --no-header --no-annotate pyproject.toml \
+	  | sed 's/+cpu//' | grep -vP '^(cuda-|triton|nvidia-(?!nccl-cu12))' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:             ## Forget everything: the environment and .headrace
-	rm -rf .venv .headrace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .headrace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,7 +1,8 @@
 """Twenty pumps, a reading of each every second, the truth with it: data that come by the clock.
 
 A reading depends on its pump and second alone, so that asked again it is the same.
-While the file ``PUMPS_LATE`` is there, readings do not come.
+In the folder ``PUMPS_WORLD``, while a file ``late`` is there, readings do not come; from the
+second on that ``heavier`` names, every pump is loaded more, and bears more.
 """
 
 import os
@@ -16,6 +17,7 @@ from headrace.pipeline import Candidate, Columns, FeatureTable, Pipeline, Source
 from headrace.sources import Call
 
 START = datetime.fromisoformat(os.environ["PUMPS_START"])
+WORLD = Path(os.environ["PUMPS_WORLD"])
 WINDOW = timedelta(seconds=30)
 PUMPS = 20
 
@@ -25,11 +27,13 @@ def rows(span: Window) -> pa.Table:
     seconds = np.arange(np.ceil(first.timestamp()), np.ceil(last.timestamp()), dtype=np.int64)
     pump, second = (each.ravel() for each in np.meshgrid(np.arange(PUMPS), seconds))
     load = 50 + pump + 10 * np.sin(second * 12.9898 + pump * 78.233)
+    heavier = WORLD / "heavier"
+    more = 40 * (second >= int(heavier.read_text())) if heavier.exists() else 0
     return pa.table(
         {
             "pump": [f"p{n}" for n in pump],
             "second": second,
-            "load": load,
+            "load": load + more,
             "failed": (load > 60).astype(np.int64),
             "read_at": pa.array(second * 1_000_000, pa.timestamp("us", "UTC")),
         }
@@ -37,7 +41,7 @@ def rows(span: Window) -> pa.Table:
 
 
 def readings(span: Window) -> pa.Table:
-    late = Path(os.environ["PUMPS_LATE"]).exists()
+    late = (WORLD / "late").exists()
     return rows(span).slice(0, 0 if late else None).drop_columns(["failed"])
 
 
@@ -70,7 +74,7 @@ PIPELINE = Pipeline(
     spine="SELECT pump, second, load, read_at AS event_timestamp, second // 30 * 30 AS since FROM readings",
     label="SELECT pump, second, failed AS label, available_at FROM truth",
     columns=Columns(categorical=("pump",), numeric=("load", "mean_load")),
-    candidates=(Candidate("baseline", "sklearn", {"C": 1.0}),),
+    candidates=(Candidate("trees", "xgboost", {"max_depth": 4, "rounds": 50}),),
     holdout=WINDOW,
     window=WINDOW,
 )  # fmt: skip

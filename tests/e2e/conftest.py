@@ -1,0 +1,70 @@
+"""Projects whose data come by the clock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace import services
+from headrace.lake import Lake, Window
+from headrace.ledger import DONE, Entry, Ledger
+from headrace.settings import Settings
+from tests.conftest import free_port
+from tests.e2e import pumps
+
+
+class Project:
+    """The pumps' project, alone in a folder; its data began two minutes ago."""
+
+    def __init__(self, world: Path) -> None:
+        self.world, self.settings = world, Settings()
+        self.ledger, self.lake = Ledger(self.settings.ledger), Lake(self.settings.lake)
+
+    def run(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "flows", *arguments]
+        env = services.environment(self.settings)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def prefect(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        answer = httpx.post(f"{self.settings.prefect_api_url}/{kind}/filter", json=filters, timeout=30)
+        answer.raise_for_status()
+        return answer.json()  # type: ignore[no-any-return]
+
+    def done(self, kind: str) -> list[Entry]:
+        return [entry for entry in self.ledger.entries("pumps", kind) if entry.state == DONE]
+
+    def judges(self, more: int) -> Callable[[], bool]:
+        wanted = len(self.done("judgement")) + more
+        return lambda: len(self.done("judgement")) >= wanted
+
+    def drifts(self) -> list[str]:
+        return [entry.detail["cause"] for entry in self.done("judgement") if entry.detail["drifted"]]
+
+    def retrainings(self) -> list[str]:
+        return [entry.key for entry in self.done("training") if entry.key.startswith("drift/")]
+
+    def counted(self, table: str, time: str, lived: list[Window]) -> list[int]:
+        return [self.lake.table(table).count(window, time) for window in lived]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    pumps.lay(tmp_path)
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    for name, value in {
+        "HEADRACE_HOME": str(tmp_path / "home"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "PUMPS_START": (datetime.now(UTC) - timedelta(minutes=2)).isoformat(),
+        "PUMPS_WORLD": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
