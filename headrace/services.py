@@ -90,6 +90,11 @@ def prefect_worker() -> Service:
     return Service("worker", command, env={"PREFECT_WORKER_QUERY_SECONDS": "2"})
 
 
+def fork_server() -> Service:
+    """Return the process of which the worker's runs are forks."""
+    return Service("fork server", [sys.executable, "-m", "headrace.forkserver", "serve"])
+
+
 def mlflow_server(settings: Settings) -> Service:
     """Return an MLflow server on the home's tracking database."""
     from headrace.tracking import artifact_root
@@ -269,6 +274,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "HEADRACE_HOME": str(settings.home),
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(prefect_home)),
         "PREFECT_API_URL": settings.prefect_api_url,
+        "HEADRACE_FORKSERVER": str(settings.home.absolute() / "forkserver.sock"),
+        # A command of a work pool names no path: its `python` is this one.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
     }
 

@@ -30,7 +30,7 @@ def up() -> None:
     console.print("Starting; half a minute or so…")
     with services.running(servers, settings) as serving:
         console.print(services.deploy(settings), highlight=False, markup=False)
-        with services.running([services.prefect_worker()], settings) as working:
+        with services.running([services.fork_server(), services.prefect_worker()], settings) as working:
             console.print(_addresses(settings))
             console.print("Ctrl-C ends all of them.")
             try:
@@ -62,7 +62,7 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
         up_after = time.perf_counter() - began
         console.print(f"Prefect server up after {up_after:.0f} s.")
-        worker = services.running([services.prefect_worker()], settings)
+        worker = services.running([services.fork_server(), services.prefect_worker()], settings)
         with worker as working, ThreadPoolExecutor(1) as aside:
             living = subprocess.Popen(
                 [

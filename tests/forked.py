@@ -1,0 +1,21 @@
+"""What ``tests/test_forkserver.py`` runs in place of Prefect's engine."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+what, *rest = sys.argv[1:]
+if what == "tell":
+    print(json.dumps([rest, str(Path.cwd()), os.environ.get("GIVEN")]), flush=True)
+    sys.exit(7)
+if what == "fail":
+    raise ValueError("as it should")
+if what == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+if what == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
