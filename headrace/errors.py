@@ -1,6 +1,7 @@
 """Every error headrace raises on purpose, each ending in what to do next.
 
 HeadraceError
+├── BadSetting
 ├── UnknownPipeline
 ├── UnknownSuite
 ├── BrokenSuite
@@ -77,6 +78,18 @@ class HeadraceError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Else unpickling would call the class with the message alone: errors come home from Dask's workers.
         return type(self).__new__, (type(self), *self.args), self.__dict__
+
+
+class BadSetting(HeadraceError):
+    """A setting is not what it may be."""
+
+    def __init__(self, name: str, value: object, reason: str) -> None:
+        self.name, self.value, self.reason = name, value, reason
+        variable = name.upper() if name.startswith("prefect") else f"HEADRACE_{name.upper()}"
+        super().__init__(
+            f"`{variable}` is set to `{value}`: {reason.removeprefix('Value error, ')}. "
+            "Set it to something else, or leave it out for the default."
+        )
 
 
 class UnknownPipeline(HeadraceError):

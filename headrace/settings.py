@@ -6,8 +6,10 @@ Read at the edge (a flow, the CLI, ``features/``) and passed on as values.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,6 +17,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from headrace.errors import BadSetting
 
 
 class _Api(BaseModel):
@@ -69,6 +73,18 @@ class Settings(BaseSettings):
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
     feast_port: int = Field(8888, description="Where `headrace up` serves the feature catalog")
 
+    def __init__(self, **given: Any) -> None:
+        """Read them.
+
+        Raises:
+            BadSetting: One is not what it may be.
+        """
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise BadSetting(str(wrong["loc"][0]), wrong["input"], wrong["msg"]) from None
+
     @model_validator(mode="before")
     @classmethod
     def _below_home(cls, values: dict[str, object]) -> dict[str, object]:
@@ -83,6 +99,10 @@ class Settings(BaseSettings):
     @field_validator("prefect_api_url")
     @classmethod
     def _plain(cls, url: str) -> str:
+        try:
+            urlsplit(url).port  # noqa: B018 - it is read to see whether it is one
+        except ValueError as error:
+            raise ValueError(str(error)) from None
         return url.rstrip("/") or "http://127.0.0.1:4200/api"
 
     @property

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import NotBuilt
 from headrace.feature_store.catalog import last_build
-from headrace.lake import Lake, Window, duckdb_connection, interruptible, windows
+from headrace.lake import Lake, Window, _transactions, duckdb_connection, interruptible, windows
 from tests.conftest import utc
 
 WEEK = timedelta(weeks=1)
@@ -114,6 +114,49 @@ table = Lake(sys.argv[1]).table("training/things")
 for value in range(int(sys.argv[2]), int(sys.argv[2]) + 15):
     print(table.replace(pa.table({"value": [value]})), value)
 """
+
+
+@pytest.mark.parametrize("folder", ["lake", "höme & more", "river #1"])
+def test_what_is_held_is_the_same_for_one_key_and_for_many(tmp_path: Path, folder: str) -> None:
+    table = Lake(str(tmp_path / folder)).table("raw/toy")
+    for commit in range(104):  # Delta sums its log up after a hundred
+        table.append(rows((FIRST.start, commit)), f"lot {commit}", number=commit, also={"newest": commit})
+    keys = [*(f"lot {commit}" for commit in range(104)), "newest", "no such"]
+    one_by_one = {key: number for key in keys for number in table.held([key]).values()}
+    assert table.held(keys) == one_by_one == {f"lot {n}": n for n in range(104)} | {"newest": 103}
+    assert list(tmp_path.rglob("*.checkpoint.parquet"))
+
+
+def test_a_log_that_is_not_whole_is_left_to_delta(lake: Lake) -> None:
+    table = lake.table("raw/toy")
+    for commit in range(12):
+        table.append(rows((FIRST.start, commit)), f"lot {commit}")
+    table.open().create_checkpoint()
+    log = Path(table.uri, "_delta_log")
+    for file in log.glob("*.checkpoint.parquet"):  # as another writer may lay it down
+        file.rename(file.with_name(file.name.replace(".checkpoint.", ".checkpoint.0000000001.0000000001.")))
+    (log / f"{1:020}.json").unlink()
+    keys = [f"lot {commit}" for commit in range(12)]
+    assert _transactions(table.open()) is None
+    assert table.held(keys).keys() <= set(keys)
+
+
+def test_merging_files_changes_no_row_and_leaves_earlier_versions_readable(lake: Lake) -> None:
+    table = lake.table("raw/toy")
+    for commit in range(6):
+        table.append(rows((FIRST.start, commit)), f"lot {commit}")
+    before = table.snapshot()
+    assert table.compact(above=6) == 0
+    assert table.compact(above=5) == 6
+    after = table.snapshot()
+    assert len(table.open().file_uris()) == 1
+    assert (after.rows, after.fingerprint) == (before.rows, before.fingerprint)
+    assert table.snapshot(before.version) == before
+    assert table.holds("lot 3")
+    assert not table.append(rows((FIRST.start, 0)), "lot 0")
+    table.overwrite(rows((FIRST.start, 9)), FIRST, "event_timestamp")
+    assert table.count() == 1
+    assert lake.table("raw/none").compact(above=0) == 0
 
 
 def test_each_of_processes_that_replace_a_table_at_once_learns_its_own_version(lake: Lake) -> None:

@@ -1,0 +1,49 @@
+"""Imports are lean, and a mistake in what is declared is still told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from headrace.imports import lean
+from tests.conftest import ROOT
+
+
+def test_feast_comes_without_torch_and_still_refuses_what_is_of_the_wrong_type() -> None:
+    code = """
+import sys
+from datetime import timedelta
+from threading import Thread
+from headrace.imports import lean
+
+with lean():
+    import feast
+    found = []
+    another = Thread(target=lambda: found.append(__import__("torch").__name__))  # such as a training's
+    another.start()
+    another.join()
+assert found == ["torch"]
+from feast import Entity, FeatureView
+from feast.infra.offline_stores.file_source import FileSource
+source = FileSource(name="s", path="p", timestamp_field="t")
+FeatureView(name="v", source=source, entities=[Entity(name="e", join_keys=["e"])], ttl=timedelta(days=1))
+for wrong in (lambda: Entity(name=5), lambda: FeatureView(name="v", source=source, ttl="a day")):
+    try:
+        wrong()
+    except Exception as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'int of argument "name" is not an instance of str' in done.stdout
+    assert 'str of argument "ttl"' in done.stdout
+
+
+def test_torch_is_found_again_afterwards_and_inside_if_it_was_loaded() -> None:
+    with lean(), pytest.raises(ModuleNotFoundError):
+        __import__("torch.utils.no_such") if "torch" in sys.modules else __import__("torch")
+    assert __import__("torch").__name__ == "torch"
+    with lean():
+        assert __import__("torch").__name__ == "torch"
