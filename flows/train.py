@@ -16,7 +16,7 @@ from headrace.pipeline import load
 
 @flow(
     name="train",
-    flow_run_name="train {pipeline} because of {cause}",
+    flow_run_name=steps.train_name,
     description=__doc__,
     on_failure=[steps.give_up],
     on_crashed=[steps.give_up],

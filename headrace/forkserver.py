@@ -80,7 +80,9 @@ def ask(server: socket.socket) -> NoReturn:
 
 def serve(path: str) -> NoReturn:
     """Import the libraries, then fork for each client, until this process is told to end."""
+    given = dict(os.environ)
     prepare()
+    set_by_libraries = {name: value for name, value in os.environ.items() if given.get(name) != value}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever serves a client is not waited for
     Path(path).unlink(missing_ok=True)
     with _at(path) as address, socket.socket(socket.AF_UNIX) as listening:
@@ -92,7 +94,7 @@ def serve(path: str) -> NoReturn:
             client, _ = listening.accept()
             if os.fork() == 0:
                 listening.close()
-                _attend(client)
+                _attend(client, set_by_libraries)
             client.close()
 
 
@@ -103,6 +105,8 @@ def prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when OpenMP is loaded; see `headrace.cluster`
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Before Feast, which makes it keep a file for each process; here they would be left behind.
+        import_module("prometheus_client")
         with lean():
             import_module("feast")
             import_module("skops.io")
@@ -111,7 +115,7 @@ def prepare() -> None:
     gc.freeze()  # memory that no collection touches stays shared
 
 
-def _attend(client: socket.socket) -> NoReturn:
+def _attend(client: socket.socket, also: dict[str, str]) -> NoReturn:
     """Fork the run that a client asks for; tell it how that ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, outputs, *_ = socket.recv_fds(client, 4, 3)
@@ -121,7 +125,7 @@ def _attend(client: socket.socket) -> NoReturn:
         for number, output in enumerate(outputs):
             os.dup2(output, number)
             os.close(output)
-        _run(wanted)
+        _run(wanted | {"env": also | wanted["env"]})
     client.sendall(pid.to_bytes(4, "big"))
     ended = os.pidfd_open(pid)
     heard, *_ = select([client.fileno(), ended], [], [])

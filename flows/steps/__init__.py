@@ -4,7 +4,7 @@ Tasks pass snapshots and file names, never frames. They are not cached: every
 one is idempotent by itself, so running it again is the cache.
 """
 
-from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug
+from flows.steps.common import claim, finish, give_up, instant, logger, run_name, slug, train_name
 from flows.steps.cycle import (
     Parts,
     catching_up,
@@ -78,6 +78,7 @@ __all__ = [
     "staging",
     "stale",
     "tell",
+    "train_name",
     "training_set",
     "unanswered_drift",
     "unjudged",

@@ -54,6 +54,12 @@ def run_name() -> str:
     return f"{flow_run.flow_name} {given['pipeline']} {shown(instant(given.get('as_of')))}"
 
 
+def train_name() -> str:
+    """Name a training by why it is done, or, by hand, by its instant."""
+    cause = flow_run.parameters.get("cause")
+    return f"train {flow_run.parameters['pipeline']} because of {cause}" if cause else run_name()
+
+
 def step(name: str, *, minutes: float = 10, log_prints: bool = True) -> Callable[[F], Any]:
     """Dress a function as a task: two retries, unless what went wrong would go wrong again.
 
