@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -60,3 +61,13 @@ def test_only_windows_of_days_go_by_the_day() -> None:
     assert Window(midnight, midnight + timedelta(days=7)).label == "2026-11-26"
     assert Window(midnight, midnight + timedelta(minutes=2)).label == "2026-11-26T00:00"
     assert Window(AT, AT + timedelta(seconds=5)).label == "2026-11-26T12:02:05"
+
+
+def test_a_run_that_begins_before_its_time_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the window that it is meant for would still be open."""
+    from flows.steps import instant
+
+    meant = datetime.now(UTC) + timedelta(seconds=0.3)
+    monkeypatch.setattr("flows.steps.common.flow_run", SimpleNamespace(scheduled_start_time=meant))
+    assert instant(None) == meant <= datetime.now(UTC)
+    assert instant(meant + timedelta(days=1)) == meant + timedelta(days=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 LEASE = timedelta(hours=6)
+EARLY = 2.0
+"""Seconds that a run may begin before its time."""
 FEATURES = Path(__file__).parent.parent.parent / "features"
 
 
@@ -37,12 +40,15 @@ def instant(as_of: datetime | None, spec: Pipeline | None = None) -> datetime:
     """Return ``as_of`` in UTC (naive means UTC), or the instant this run was scheduled for, or the present.
 
     The one place that reads a clock for ``as_of``: a run that starts late or is
-    retried believes in the instant it was meant for.
+    retried believes in the instant it was meant for. Prefect lets a run begin a fraction of a
+    second early, when the window that it is meant for is still open: that is waited for.
 
     Raises:
         BeforeStart: ``spec`` is given, and begins later.
     """
     at = plain(as_of or flow_run.scheduled_start_time or datetime.now(UTC))
+    if not as_of:
+        time.sleep(max(0.0, min((at - datetime.now(UTC)).total_seconds(), EARLY)))
     if spec and at < spec.start:
         raise BeforeStart(spec.name, at, spec.start)
     return at
