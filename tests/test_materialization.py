@@ -552,6 +552,48 @@ def test_a_view_without_entities_is_brought_too(home, places):
     assert found in {row["number"] for row in rows if row["event_timestamp"] == newest}
 
 
+HARD = ["é", "a\\b", "\\x41", "Ω≈ç", "ключ", "鍵", "🔑", "", " ", "'", '"', "%s", "a\nb", "z" * 300]
+KEYED = {
+    "text": (types.String, pa.array(HARD)),
+    "bytes": (types.Bytes, pa.array([b"\x00", b"\xff\xfe", b"\\x41", "é".encode(), b"a"], pa.binary())),
+    "large": (types.Int64, pa.array([-(2**63), 2**63 - 1, -1, 0, 255, 256, 65536], pa.int64())),
+    "small": (types.Int32, pa.array([-(2**31), 2**31 - 1, -1, 0], pa.int32())),
+    "instants": (
+        types.UnixTimestamp,
+        pa.array([datetime(1969, 12, 31, tzinfo=UTC), END], pa.timestamp("us", "UTC")),
+    ),
+}
+
+
+@every_store
+@pytest.mark.parametrize("names", [*zip(KEYED), ("text", "large"), ("bytes", "small", "text")])
+def test_any_key_that_feast_takes_is_brought_and_found(tmp_path, places, names):
+    every = product(*(KEYED[name][1].to_pylist() for name in names))
+    rows = [dict(zip(names, keys, strict=True)) | {"value": number} for number, keys in enumerate(every)]
+    kinds = [(name, KEYED[name][1].type) for name in names]
+    table = pa.Table.from_pylist(rows, pa.schema([*kinds, ("value", pa.int64())]))
+    for name in ("event_timestamp", "created"):
+        table = table.append_column(name, pa.array([START] * len(rows), pa.timestamp("us", "UTC")))
+    Lake(str(tmp_path)).table("hard").append(table, "all")
+    entities = [
+        Entity(name=f"{name}_entity", join_keys=[name], value_type=KEYED[name][0].to_value_type())
+        for name in names
+    ]
+    source = FileSource(
+        name="hard", path="hard", file_format=DeltaFormat(), timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )  # fmt: skip
+    schema = [Field(name=name, dtype=KEYED[name][0]) for name in names]
+    schema.append(Field(name="value", dtype=types.Int64))
+    view = FeatureView(name="hard", entities=entities, schema=schema, source=source, ttl=None)
+    store = store_at(tmp_path, places[0])
+    store.apply([*entities, view])
+    bring(store, START, END, "hard")
+    asked = [{name: row[name] for name in names} for row in rows]
+    found = store.get_online_features(["hard:value"], asked).to_dict()["value"]
+    assert found == [row["value"] for row in rows]
+
+
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)
 def test_other_sources_come_through_feasts_own_offline_store(home, places):
     parquet = view_of(str(home / "flights.parquet"), ParquetFormat)

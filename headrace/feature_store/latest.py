@@ -175,6 +175,7 @@ def _order(key: Column) -> str:
     """Return SQL that sorts about as the key's bytes do: lengths come first, integers little end first."""
     name = identifier(key.name)
     if key.kind in (ValueType.STRING, ValueType.BYTES):
-        return f"octet_length({name}::BLOB), {name}"
+        # A cast to BLOB would read a text's backslashes as escapes, and take nothing beyond ASCII.
+        return f"{'strlen' if key.kind is ValueType.STRING else 'octet_length'}({name}), {name}"
     number = f"epoch({name})::BIGINT" if key.kind is ValueType.UNIX_TIMESTAMP else f"{name}::BIGINT"
     return f"({number} & 255) * 65536 + (({number} >> 8) & 255) * 256 + (({number} >> 16) & 255)"
