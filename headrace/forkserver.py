@@ -118,6 +118,7 @@ def prepare() -> None:
 def _attend(client: socket.socket, also: dict[str, str]) -> NoReturn:
     """Fork the run that a client asks for; tell it how that ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()  # a server that dies, and is cleared away with what is left of it, takes no run along
     size, outputs, *_ = socket.recv_fds(client, 4, 3)
     wanted = json.loads(_exactly(client, int.from_bytes(size, "big")))
     if (pid := os.fork()) == 0:

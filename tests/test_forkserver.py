@@ -96,6 +96,24 @@ def test_a_run_does_not_outlive_its_client(socket: Path) -> None:
     eventually(lambda: not _alive(pid), seconds=10)
 
 
+def test_a_run_goes_on_when_its_server_is_cleared_away(tmp_path: Path) -> None:
+    path = tmp_path / "forkserver.sock"
+    command = [sys.executable, "-c", START, "serve"]
+    server = subprocess.Popen(command, env=_env(path), cwd=ROOT, start_new_session=True)
+    eventually(path.exists, seconds=30)
+    run = _begin(path, "wait")
+    assert run.stdout
+    pid = int(run.stdout.readline())
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(timeout=1)
+    assert _alive(pid)
+    run.terminate()
+    assert run.wait(timeout=60) == 1
+    assert not _alive(pid)
+
+
 def test_a_client_ends_as_its_run_was_ended(socket: Path) -> None:
     run = _begin(socket, "die")
     run.communicate(timeout=60)

@@ -124,6 +124,7 @@ def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
             "mlflow",
             "http.server",
             "feast.cli.cli",
+            "headrace.forkserver",
             "prefect worker",
         }
     eventually(lambda: gone(*children.values()), seconds=15 if ending == signal.SIGKILL else 1)
@@ -171,5 +172,5 @@ def test_what_is_killed_is_started_again_and_a_run_goes_on_in_its_place(project:
         start("last")
         eventually(lambda: len(taken_up()) == 2)
     assert gone(*taken_up())
-    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "worker"):
+    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "fork server", "worker"):
         assert f"{name} was ended by SIGKILL; it starts again in 1 s. Its log: /" in project.said.read_text()
