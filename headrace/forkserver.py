@@ -50,6 +50,8 @@ def main() -> None:
     path = os.environ.get(SOCKET, "")
     if sys.argv[1:] == ["serve"]:
         serve(path)
+    with contextlib.suppress(PermissionError):  # it has one already
+        os.setsid()  # a worker that dies takes no run along
     server = socket.socket(socket.AF_UNIX)
     try:
         with _at(path) as address:
