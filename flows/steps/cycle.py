@@ -63,7 +63,9 @@ def catching_up(spec: Pipeline, at: datetime) -> list[datetime]:
     """
     settings, since = Settings(), first_release(spec)
     if since is None:
-        logger().info("No model of %s is released yet: it is not scored. Run `train`", spec.name)
+        logger().info(
+            "No model of %s is released yet, so nothing is scored: `train` releases the first", spec.name
+        )
         return [at]
     since = log.reached(spec, Lake(settings.lake), since, at)
     if judged := Ledger(settings.ledger).last(spec.name, "judgement"):
