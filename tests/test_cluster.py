@@ -1,7 +1,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, get_ident
 
 import dask
 import pytest
@@ -9,7 +9,7 @@ from dask import config
 from dask.distributed import LocalCluster
 
 from headrace import cluster as module
-from headrace.cluster import cluster, crew, gpus, on_each
+from headrace.cluster import cluster, crew, each, gpus, on_each
 from headrace.errors import ServerUnreachable, WorkerLost
 
 
@@ -154,3 +154,19 @@ def _linger():
     BEGUN.set()
     GO_ON.wait(25)
     OVER.set()
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_a_failure_keeps_no_other_piece_from_being_done_in_a_cluster_or_without(pieces):
+    done = []
+
+    with pytest.raises(ZeroDivisionError):
+        for place, result in each(divmod, [(1, divisor) for divisor in range(pieces)]):
+            done.append((place, result))
+
+    assert sorted(done) == [(n, divmod(1, n)) for n in range(1, pieces)]
+
+
+def test_few_pieces_are_done_in_this_thread():
+    assert dict(each(get_ident, [(), ()])) == {0: get_ident(), 1: get_ident()}
+    assert get_ident() not in dict(each(get_ident, [(), (), ()])).values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pyarrow as pa
 import pytest
 
 from headrace import ingest
+from headrace.errors import StaleFeatures
+from headrace.feature_store import tables
 from headrace.feature_store.brought import TICK, joined
-from headrace.lake import Lake, windows
+from headrace.lake import Lake, Window, windows
 from headrace.ledger import Ledger
-from headrace.pipeline import Pipeline, load
+from headrace.pipeline import FeatureTable, Pipeline, load
+from headrace.training import dataset
 from tests.conftest import utc
 
 DAY = timedelta(days=1)
@@ -69,3 +73,32 @@ def test_what_is_to_be_brought_again_is_not_lost_by_joining() -> None:
     brought, again = (START, START + DAY), (START + DAY, START)
     assert joined([brought, again]) == [brought, again]
     assert joined([brought, again, (START, START + 2 * DAY)]) == [(START, START + 2 * DAY)]
+
+
+def test_training_knows_what_has_landed_and_is_built_and_refuses_what_is_built_otherwise(
+    spec: Pipeline, tmp_path: Path
+) -> None:
+    lake, sql = Lake(str(tmp_path / "lake")), tmp_path / "toy.sql"
+    sql.write_text("SELECT k, available_at AS event_timestamp, available_at FROM toy")
+    table = FeatureTable("toy", sql, lookback=timedelta(0), window=DAY)
+    source = replace(spec.sources[0], name="toy", window=DAY)
+    query = "SELECT k, available_at AS event_timestamp FROM toy"
+    spec = replace(spec, start=START, sources=(source,), feature_tables=(table,), spine=query, label=query)
+    days = windows(START, START + 4 * DAY, DAY)
+
+    def land(window: Window, key: str) -> None:
+        rows = pa.table({"k": ["a"], "available_at": pa.array([window.start], pa.timestamp("us", "UTC"))})
+        lake.table(source.table).append(rows, key)
+
+    for day in days:
+        land(day, str(day))
+    for day in days[:2]:
+        tables.build(table, spec.raw, day, lake)
+    ends = [day.end for day in days]
+    assert dataset.known_to(spec, {"toy": ends[3]}, lake) == ends[1]  # so far the features are built
+    tables.build(table, spec.raw, days[2], lake)
+    assert dataset.known_to(spec, {"toy": ends[3]}, lake) == ends[2]
+    assert dataset.known_to(spec, {"toy": ends[1] + DAY / 2}, lake) == ends[1]  # a day that has not ended
+    land(days[0], "came late")
+    with pytest.raises(StaleFeatures, match="new raw rows"):
+        dataset.known_to(spec, {"toy": ends[3]}, lake)

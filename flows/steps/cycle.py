@@ -110,8 +110,8 @@ class Parts:
         """Note that the pipeline is up to date as of ``at``, or fail as the first part did that failed."""
         if self.failed:
             self.failed[0].result()
-        _tidy(self.spec)
         finish(self.spec, "cycle", stamp(at))
+        _tidy(self.spec)
 
     def summary(self) -> dict[str, Any]:
         """Return rows landed per source and scored per window, findings per window, seconds per part."""

@@ -11,13 +11,10 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.steps.common import claim, finish, logger, open_store, prepare_mlflow, progress, slug, step
 from headrace import gate, registry, tracking
-from headrace.errors import StaleFeatures
 from headrace.feature_store import store as feature_store
-from headrace.feature_store import tables
-from headrace.feature_store.tables import Cause
 from headrace.gate import Verdict
 from headrace.instants import shown
-from headrace.lake import DatasetRef, Lake, windows
+from headrace.lake import DatasetRef, Lake
 from headrace.pipeline import Candidate, Pipeline
 from headrace.settings import Settings
 from headrace.tracking import Logged
@@ -41,13 +38,7 @@ def known_to(spec: Pipeline, at: datetime) -> datetime:
     Raises:
         StaleFeatures: Features were built otherwise than they would be today.
     """
-    lake, until = Lake(Settings().lake), dataset.known_to(spec, progress(spec, at))
-    for table in spec.feature_tables:
-        late = tables.stale(table, spec.raw, windows(spec.start, until, table.window), lake)
-        for window, cause in late.items():
-            if cause != Cause.NEW:
-                raise StaleFeatures(spec.name, table.name, str(window), cause)
-            until = min(until, window.start)
+    until = dataset.known_to(spec, progress(spec, at), Lake(Settings().lake))
     if until < at:
         logger().info("Training on what is known up to %s UTC", shown(until))
     return until

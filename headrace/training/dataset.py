@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headrace.errors import MissingInputs, NotEnoughData
+from headrace.errors import MissingInputs, NotEnoughData, StaleFeatures
 from headrace.feature_store import tables
 from headrace.feature_store.query import among
-from headrace.lake import DatasetRef, Lake, Window, edge, running
+from headrace.lake import DatasetRef, Lake, Window, edge, running, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,15 +21,25 @@ if TYPE_CHECKING:
 LEAST_ROWS = 100
 
 
-def known_to(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
-    """Return up to when (UTC) all can be known that is learnt from: predictions, their truth, features.
+def known_to(spec: Pipeline, complete: Mapping[str, datetime], lake: Lake) -> datetime:
+    """Return up to when (UTC) all is known that is learnt from: predictions, their truth, and features built.
 
     ``complete`` says it of each source, by name. Of a window that has not ended, nothing is known.
+
+    Raises:
+        StaleFeatures: Features were built otherwise than they would be today.
     """
     sources = {source.name: source for source in spec.sources}
     read = {**among(spec.spine, sources), **among(spec.label, sources)}
     rows = (edge(complete[name], source.window) for name, source in read.items())
-    return min([*rows, *(tables.complete(table, complete) for table in spec.feature_tables)])
+    until = min([*rows, *(tables.complete(table, complete) for table in spec.feature_tables)])
+    for table in spec.feature_tables:
+        late = tables.stale(table, spec.raw, windows(spec.start, until, table.window), lake)
+        for window, cause in late.items():
+            if cause != tables.Cause.NEW:
+                raise StaleFeatures(spec.name, table.name, str(window), cause)
+            until = min(until, window.start)
+    return until
 
 
 def labelled_spine(

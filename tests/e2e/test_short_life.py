@@ -29,7 +29,9 @@ def test_a_schedule_is_followed(project: Project) -> None:
         project.run("cycle", "pumps")
         project.run("train", "pumps")
         services.deploy(settings)
-        with services.running([services.prefect_worker()], settings):
-            eventually(project.judges(1), seconds=240)
+        with services.running([services.fork_server()], settings):
+            eventually((settings.home / "forkserver.sock").exists, seconds=120)
+            with services.running([services.prefect_worker()], settings):
+                eventually(project.judges(1), seconds=240)
         runs = project.prefect("flow_runs", flow_runs={"state": {"name": {"any_": ["Failed", "Crashed"]}}})
     assert runs == []
