@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 AVAILABLE = "available_at"
 """The column of raw and feature tables that says from which instant (UTC) a row may be used."""
-CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.parquet")
+COMMIT, CHECKPOINT = re.compile(r"\d{20}\.json"), re.compile(r"\d{20}\.checkpoint\.parquet")
+PROPERTIES = {"delta.checkpointInterval": "10"}
+"""Commits after which Delta sums a table's log up: whoever opens it reads those since then one by one."""
 FEW = 10
 """Keys that Delta itself is asked for, one by one."""
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
@@ -150,14 +152,20 @@ class Table:
         Raises:
             NotBuilt: The table does not exist.
         """
+        table = self._opened(version)
+        if table is None:
+            step = {"raw": "ingest", "features": "materialize", "training": "train"}
+            raise NotBuilt(self.name, step.get(self.name.split("/")[0], "score"))
+        return table
+
+    def _opened(self, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
         try:
             return DeltaTable(self.uri, version=version)
         except TableNotFoundError:
-            step = {"raw": "ingest", "features": "materialize", "training": "train"}
-            raise NotBuilt(self.name, step.get(self.name.split("/")[0], "score")) from None
+            return None
 
     def append(
         self,
@@ -178,10 +186,9 @@ class Table:
         from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError
 
-        self._create(rows.schema)
         # One snapshot for the look and for the write: Delta refuses our commit only if the other
         # writer's came after the snapshot that ours was prepared on.
-        table = self.open()
+        table = self._made(rows.schema)
         if table.transaction_version(key) is not None:
             return False
         held = [Transaction(name, carried) for name, carried in {key: number, **(also or {})}.items()]
@@ -196,20 +203,21 @@ class Table:
             raise
         return True
 
-    def _create(self, schema: pa.Schema) -> None:
-        """Make the empty table before its first rows, so that of two first writers one makes it."""
+    def _made(self, schema: pa.Schema) -> DeltaTable:
+        """Open the table; make it before its first rows, so that of two first writers one makes it."""
         from deltalake import CommitProperties, DeltaTable
         from deltalake.exceptions import DeltaError
 
-        if self.exists():
-            return
+        if table := self._opened():
+            return table
         # Without retries: delta-rs would commit the loser's creation once more on top of the winner's.
         once = CommitProperties(max_commit_retries=0)
         try:
-            DeltaTable.create(self.uri, schema, commit_properties=once)
+            DeltaTable.create(self.uri, schema, configuration=PROPERTIES, commit_properties=once)
         except DeltaError:
             if not self.exists():
                 raise
+        return self.open()
 
     def holds(self, key: str) -> bool:
         """Say whether a write with this ``key`` was committed."""
@@ -217,11 +225,12 @@ class Table:
 
     def held(self, keys: Iterable[str]) -> dict[str, int]:
         """Return, for those of ``keys`` under which a write was committed, the number it carried."""
-        if not self.exists():
-            return {}
-        table, wanted = self.open(), list(keys)
-        known = _transactions(table) if len(wanted) > FEW else None
-        numbers = {key: (table.transaction_version if known is None else known.get)(key) for key in wanted}
+        wanted = list(keys)
+        known = _transactions(self.uri) if len(wanted) > FEW else None
+        if known is None:
+            table = self._opened()
+            known = {key: table.transaction_version(key) for key in wanted} if table else {}
+        numbers = {key: known.get(key) for key in wanted}
         return {key: number for key, number in numbers.items() if number is not None}
 
     def overwrite(
@@ -247,12 +256,11 @@ class Table:
         from deltalake import CommitProperties, Schema, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError
 
-        self._create(rows.schema)
         held = [Transaction(key, carried) for key, carried in {str(window): number, **(also or {})}.items()]
         marked = CommitProperties(app_transactions=held, max_commit_retries=15)
         given = {f.name: f.type for f in pa.schema(Schema.from_arrow(rows.schema).to_arrow())}
         for left in reversed(range(15)):
-            table = self.open()
+            table = self._made(rows.schema)
             there = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
             if retyped := {n: (there[n], t) for n, t in given.items() if there.get(n, t) != t}:
                 raise ColumnsRetyped(self.name, retyped)
@@ -280,8 +288,7 @@ class Table:
 
         for left in reversed(range(15)):
             given = rows() if callable(rows) else rows
-            self._create(given.schema)
-            table = self.open()
+            table = self._made(given.schema)
             # Of two that replace an empty table Delta keeps both's rows, but refuses a key that both write.
             whole = CommitProperties(app_transactions=[Transaction("replaced", table.version())])
             try:
@@ -302,7 +309,7 @@ class Table:
         """
         from deltalake.exceptions import CommitFailedError
 
-        table = self.open() if self.exists() else None
+        table = self._opened()
         files = len(table.file_uris()) if table else 0
         if not table or files <= above:
             return 0
@@ -328,9 +335,10 @@ class Table:
         """Return the columns with DuckDB's types, from the table's log alone; none if it does not exist."""
         import pyarrow as pa
 
-        if not self.exists():
+        table = self._opened()
+        if not table:
             return {}
-        rows = con.from_arrow(pa.schema(self.open().schema().to_arrow()).empty_table())
+        rows = con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
         return dict(zip(rows.columns, map(str, rows.types), strict=True))
 
     def snapshot(self, version: int | None = None) -> DatasetRef:
@@ -349,21 +357,26 @@ class Table:
         return int(count)
 
 
-def _transactions(table: DeltaTable) -> dict[str, int] | None:
-    """Return all keys under which writes were committed, with their numbers, from one look at the log.
+def _transactions(uri: str) -> Mapping[str, int | None] | None:
+    """Return all keys under which writes to a table were committed, with their numbers, from one look.
 
     Delta looks its log through for each key that it is asked for. None where the log is not
     as Delta writes it here: then it must be asked.
     """
     import pyarrow.parquet as pq
+    from deltalake.exceptions import TableNotFoundError
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, PyFileSystem
 
-    files = PyFileSystem(DeltaStorageHandler.from_table(table._table))
-    version = table.version()
-    names = {file.base_name for file in files.get_file_info(FileSelector("_delta_log"))}
+    try:
+        files = PyFileSystem(DeltaStorageHandler(uri))
+    except TableNotFoundError:  # of a folder that is not there
+        return {}
+    there = files.get_file_info(FileSelector("_delta_log", allow_not_found=True))
+    names = {file.base_name for file in there}
     whole = {int(name[:20]): name for name in names if CHECKPOINT.fullmatch(name)}
-    begun = max((number for number in whole if number <= version), default=-1)
+    begun = max(whole, default=-1)
+    version = max([begun, *(int(name[:20]) for name in names if COMMIT.fullmatch(name))])
     found: dict[str, int] = {}
     if begun >= 0:
         with files.open_input_file(f"_delta_log/{whole[begun]}") as file:

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -708,6 +709,30 @@ def test_feature_rows_within_a_tolerance_are_held_and_the_rest_is_built(lake, tm
     assert (written + entry.held.rows, entry.whole) == (whole, False)
     assert 0 < entry.held.rows < whole / 2
     assert lake.connect({"t": table.table}).sql("SELECT max(temp) FROM t").fetchall()[0][0] <= 45
+
+
+@pytest.mark.parametrize("kept_as", ["BIGINT", "INTEGER"])
+def test_a_window_is_pending_while_a_row_in_it_is_not_predicted(lake, kept_as):
+    start, day = SECOND.start, timedelta(days=1)
+    days = [Window(start + n * day, start + (n + 1) * day) for n in range(7)]
+    spec = replace(FLIGHTS, name=f"toy_{kept_as}", window=day)
+    assert log.pending(spec, lake, start, SECOND.end) == days  # none was predicted
+
+    spine = lake.connect(spec.raw).sql(f"FROM ({spec.spine}) WHERE {SECOND.predicate('event_timestamp')}")
+    rows = spine.project(f"* REPLACE (flight::{kept_as} AS flight)").order("event_timestamp").to_arrow_table()
+    table = lake.table(log.table_of(spec))
+    table.overwrite(rows, SECOND, "event_timestamp")
+    assert log.pending(spec, lake, start, SECOND.end) == []
+
+    missing = {bisect_left(rows["event_timestamp"].to_pylist(), days[n].start) for n in (2, 5)}
+    kept = [place for place in range(rows.num_rows) if place not in missing]
+    table.overwrite(rows.take(kept), SECOND, "event_timestamp")
+    assert log.pending(spec, lake, start, SECOND.end) == [days[2], days[5]]
+    assert log.pending(spec, lake, start, days[4].end) == [days[2]]
+
+    twice = [place + (place in missing) for place in range(rows.num_rows)]  # as many, but of other keys
+    table.overwrite(rows.take(twice), SECOND, "event_timestamp")
+    assert log.pending(spec, lake, start, SECOND.end) == [days[2], days[5]]
 
 
 def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, lake):

@@ -631,7 +631,7 @@ def child(step, root):
     if step == "validated": quarantine.validate = then_die(quarantine.validate)
     if step == "held rows written": lake.Table.replace = then_die(lake.Table.replace)
     if step == "held": quarantine._hold = then_die(quarantine._hold)
-    if step == "table made": lake.Table._create = then_die(lake.Table._create)
+    if step == "table made": lake.Table._made = then_die(lake.Table._made)
     if step == "landing":
         write = deltalake.write_deltalake
         deltalake.write_deltalake = lambda *a, **k: die() if k["mode"] == "append" else write(*a, **k)

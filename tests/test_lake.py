@@ -119,7 +119,7 @@ for value in range(int(sys.argv[2]), int(sys.argv[2]) + 15):
 @pytest.mark.parametrize("folder", ["lake", "höme & more", "river #1"])
 def test_what_is_held_is_the_same_for_one_key_and_for_many(tmp_path: Path, folder: str) -> None:
     table = Lake(str(tmp_path / folder)).table("raw/toy")
-    for commit in range(104):  # Delta sums its log up after a hundred
+    for commit in range(104):
         table.append(rows((FIRST.start, commit)), f"lot {commit}", number=commit, also={"newest": commit})
     keys = [*(f"lot {commit}" for commit in range(104)), "newest", "no such"]
     one_by_one = {key: number for key in keys for number in table.held([key]).values()}
@@ -137,7 +137,7 @@ def test_a_log_that_is_not_whole_is_left_to_delta(lake: Lake) -> None:
         file.rename(file.with_name(file.name.replace(".checkpoint.", ".checkpoint.0000000001.0000000001.")))
     (log / f"{1:020}.json").unlink()
     keys, opened = [f"lot {commit}" for commit in range(12)], table.open()
-    assert _transactions(opened) is None
+    assert _transactions(table.uri) is None
     asked = {key: opened.transaction_version(key) for key in keys}
     assert table.held(keys) == {key: number for key, number in asked.items() if number is not None}
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
 
 
-MANY = 50
+MANY = 20
 """Files of a table that are few enough to be read one by one."""
 
 

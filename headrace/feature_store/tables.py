@@ -147,12 +147,13 @@ def _counts(con: duckdb.DuckDBPyConnection, view: str, spans: Sequence[Window]) 
     if not cuts:
         return []
     found = con.execute(
-        f'SELECT cut, count(*) FROM "{view}" '
-        f"ASOF JOIN (SELECT unnest(?::TIMESTAMPTZ[]) AS cut) ON {AVAILABLE} >= cut GROUP BY cut",
+        # a bin ends with the last microsecond before the cut
+        f"SELECT histogram(epoch_us({AVAILABLE}), list_transform(?::TIMESTAMPTZ[], cut -> epoch_us(cut) - 1))"
+        f' FROM "{view}"',
         [cuts],
     )
-    between = dict(found.fetchall())
-    before = dict(zip(cuts, accumulate((between.get(cut, 0) for cut in cuts), initial=0), strict=False))
+    ((bins,),) = found.fetchall()  # and one for what comes after the last; None if there are no rows
+    before = dict(zip(cuts, accumulate((bins or dict.fromkeys(cuts, 0)).values()), strict=False))
     return [before[span.end] - before[span.start] for span in spans]
 
 

@@ -99,14 +99,21 @@ def stage(
     try:
         parts = source.origin.read(con, source.name, source.time, Window(look[0].start, look[-1].end))
         parts = [_carried(con, source, part) for part in parts]
-        landed = {}
+        landed: dict[str, str] = {}
+        done = [window for window in look if past[window].landed]
         if raw.exists():
             landed, version = raw.columns(con), raw.open().version()
-            again = [window for window in look if past[window].landed]
-            span = Window(again[0].start, again[-1].end).predicate(quoted(source.time)) if again else "false"
+            span = Window(done[0].start, done[-1].end).predicate(quoted(source.time)) if done else "false"
             raw.relation(con, version).filter(span).create(LANDED)
+        # As a rule nothing is new in any window that landed: one question, not one for each.
+        done = [window for window in done if not (past[window].held or past[window].waiting)]
+        if done:
+            whole = Window(done[0].start, done[-1].end)
+            with explained(source.name, [f"the rows of {whole}"]):
+                if _new_rows(con, source, whole, past[done[0]], parts, landed, lake)[0] is not None:
+                    done = []
         batches = []
-        for window in [*look, UNDATED]:
+        for window in [*(window for window in look if window not in done), UNDATED]:
             with explained(source.name, [f"the rows of {window}"]):
                 rows, lacking = _new_rows(con, source, window, past[window], parts, landed, lake)
                 if rows is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from headrace.feature_store import tables
@@ -10,7 +11,7 @@ from headrace.lake import Lake, Window, windows
 from headrace.quarantine import entries, guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     import duckdb
@@ -25,10 +26,21 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     due = [window for window in windows(since, as_of, spec.window) if window.start >= since]
     if not due:
         return []
-    missing = _unpredicted(spec, lake, Window(due[0].start, due[-1].end))
-    instants = missing.project("event_timestamp").distinct().fetchall()
-    late = {(at - due[0].start) // spec.window for (at,) in instants}
-    return [window for number, window in enumerate(due) if number in late]
+    con, made = _opened(spec, lake)
+    start, length = due[0].start, spec.window // timedelta(microseconds=1)
+    nth = f"(epoch_us(event_timestamp) - epoch_us(TIMESTAMPTZ '{start.isoformat()}')) // {length}"
+    if made:  # where as many rows of the same keys were predicted as there are, none is missing
+        keys = ", ".join(spec.keys)
+        digest = f"SELECT {nth} AS nth, count(*), sum(hash({keys})::HUGEINT) FROM ({{}}) GROUP BY nth"
+        every = " UNION ALL ".join(f"SELECT event_timestamp, {keys} FROM {name}" for name in made)
+        unlike = con.sql(f"{digest.format(spec.spine)} EXCEPT {digest.format(every)}").fetchall()
+        differ = {number for number, *_ in unlike}
+        due = [window for number, window in enumerate(due) if number in differ]
+        if not due:
+            return []
+    missing = _unpredicted(spec, con, made, Window(due[0].start, due[-1].end))
+    late = {start + number * spec.window for (number,) in missing.project(nth).distinct().fetchall()}
+    return [window for window in due if window.start in late]
 
 
 def predictable(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
@@ -65,7 +77,8 @@ def score(
     import pyarrow as pa
 
     order = f"event_timestamp, {', '.join(spec.keys)}"
-    rows = online(_unpredicted(spec, lake, window).order(order).to_arrow_table())
+    missing = _unpredicted(spec, *_opened(spec, lake), window)
+    rows = online(missing.order(order).to_arrow_table())
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names]))
     predictions = (
         rows.select(wanted)
@@ -83,16 +96,23 @@ def score(
     return made
 
 
-def _unpredicted(spec: Pipeline, lake: Lake, window: Window) -> duckdb.DuckDBPyRelation:
-    """Return the spine rows of ``window`` that have no prediction, not even one that is held."""
-    con = lake.connect(spec.raw)
+def _opened(spec: Pipeline, lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
+    """Open what the spine reads; name the views of what was predicted, and of what of it is held."""
+    con = lake.connect(among(spec.spine, spec.raw))
     made = [lake.table(table_of(spec)).relation(con)] if lake.table(table_of(spec)).exists() else []
     for entry in entries(lake, table_of(spec)):
         if not entry.whole:
             made.append(lake.table(entry.held.table).relation(con, entry.held.version))
     for number, rows in enumerate(made):
         rows.create_view(f"made{number}")
-    without = "".join(f" ANTI JOIN made{n} USING ({', '.join(spec.keys)})" for n in range(len(made)))
+    return con, [f"made{number}" for number in range(len(made))]
+
+
+def _unpredicted(
+    spec: Pipeline, con: duckdb.DuckDBPyConnection, made: Sequence[str], window: Window
+) -> duckdb.DuckDBPyRelation:
+    """Return the spine rows of ``window`` that have no prediction, not even one that is held."""
+    without = "".join(f" ANTI JOIN {name} USING ({', '.join(spec.keys)})" for name in made)
     return con.sql(f"SELECT * FROM ({spec.spine}){without} WHERE {window.predicate('event_timestamp')}")
 
 
@@ -107,12 +127,11 @@ def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:
 
 def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.Table:
     """Return the window's predictions whose truth was known by ``as_of`` (UTC), with their ``label``."""
-    con = lake.connect(spec.raw | {"predictions": table_of(spec)})
+    con = lake.connect(among(spec.label, spec.raw))
+    con.register("predictions", read(spec, lake, window))  # few: DuckDB must know it before it joins
     return con.execute(
-        f"""
-        SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label USING ({", ".join(spec.keys)})
-        WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of
-        """,
+        f"SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label "
+        f"USING ({', '.join(spec.keys)}) WHERE label.available_at < $as_of",
         {"as_of": as_of},
     ).to_arrow_table()
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from headrace.validation.found import Validation
 
 
-LISTED = 200
+LISTED = 100
 """How many results the index lists, the newest first; older ones keep their pages."""
 
 
@@ -78,7 +78,7 @@ def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
                     if other.name != run[-1]:  # of an earlier validation of the same batch
                         shutil.rmtree(other)
             pages[name] = docs.joinpath("validations", *run, f"{batch}.html")
-        site.write_index_page(_index(results))
+        site.write_index_page(_index(results, docs / "expectations"))
     return pages
 
 
@@ -128,17 +128,20 @@ def _suite(validation: Validation) -> ExpectationSuite:
     return ExpectationSuite(validation.suite, [ExpectationConfiguration(**config) for config in said])
 
 
-def _index(results: Path) -> str:
-    newest = sorted(results.rglob("*.json"), key=lambda file: (file.parent.name, file.name), reverse=True)[
-        :LISTED
-    ]
+def _index(results: Path, pages: Path) -> str:
+    # Each batch has a folder in that of its suite; to look into all would take longer with each.
+    suites = [results / page.relative_to(pages).with_suffix("") for page in pages.rglob("*.html")]
+    batches = [folder for suite in suites if suite.exists() for folder in suite.iterdir()]
+    latest = sorted(batches, key=lambda folder: folder.stat().st_mtime_ns)[-LISTED:]
+    files = {file for folder in latest for file in folder.rglob("*.json")}
+    newest = sorted(files, key=lambda file: (file.parent.name, file.name), reverse=True)[:LISTED]
     links = [_link(file.relative_to(results), json.loads(file.read_text())) for file in newest]
-    suites = {link["expectation_suite_name"]: link["expectation_suite_filepath"] for link in links}
+    named = {link["expectation_suite_name"]: link["expectation_suite_filepath"] for link in links}
     shown = {
         "site_name": "headrace",
         "validations_links": links,
         "expectations_links": [
-            {"expectation_suite_name": name, "filepath": file} for name, file in sorted(suites.items())
+            {"expectation_suite_name": name, "filepath": file} for name, file in sorted(named.items())
         ],
     }
     view = DefaultJinjaIndexPageView()
