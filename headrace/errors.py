@@ -434,10 +434,14 @@ class VersionGone(HeadraceError):
 
     def __init__(self, table: str, version: int, newest: int) -> None:
         self.table, self.version, self.newest = table, version, newest
+        why = (
+            "It is still to come: name one that there is."
+            if version > newest
+            else "It is gone: Delta's log of it was cleaned up, or its files were vacuumed. Restore the "
+            "table from a backup; without one, name a later version, or make what names this one anew."
+        )
         super().__init__(
-            f"Table `{table}` cannot be read at version {version}; its newest is {newest}. Either that "
-            "version is still to come, or its files were vacuumed. Pin a version that "
-            "`DeltaTable.history()` lists and whose files still exist, or restore them from a backup."
+            f"Table `{table}` cannot be read at version {version}; its newest is {newest}. {why}"
         )
 
 

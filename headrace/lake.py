@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-from headrace.errors import ColumnsRetyped, InvalidQuery, NotBuilt
+from headrace.errors import ColumnsRetyped, InvalidQuery, NotBuilt, VersionGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,10 +30,20 @@ if TYPE_CHECKING:
 AVAILABLE = "available_at"
 """The column of raw and feature tables that says from which instant (UTC) a row may be used."""
 COMMIT, CHECKPOINT = re.compile(r"\d{20}\.json"), re.compile(r"\d{20}\.checkpoint\.parquet")
-PROPERTIES = {"delta.checkpointInterval": "10"}
-"""Commits after which Delta sums a table's log up: whoever opens it reads those since then one by one."""
 FEW = 10
 """Keys that Delta itself is asked for, one by one."""
+LASTING = {
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 36500 days",  # what is cleaned up by hand
+    "delta.deletedFileRetentionDuration": "interval 36500 days",  # what is vacuumed
+    "delta.setTransactionRetentionDuration": "interval 36500 days",
+}
+"""Properties of tables whose versions and keys last: models, pins and held entries name them for good.
+
+By itself Delta forgets a version after thirty days, and a file that only it has after seven.
+"""
+PROPERTIES = LASTING | {"delta.checkpointInterval": "10"}
+"""Delta sums a log up every hundred commits; whoever opens the table reads those since then one by one."""
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 """The origin of the window grid, so that weeks start on Mondays."""
 
@@ -135,7 +145,7 @@ class Lake:
 
 @dataclass(frozen=True)
 class Table:
-    """One Delta table; ``uri`` is where it lies."""
+    """One Delta table; ``uri`` is where it lies. One that is not the lake's is named by it."""
 
     name: str
     uri: str
@@ -151,6 +161,7 @@ class Table:
 
         Raises:
             NotBuilt: The table does not exist.
+            VersionGone: It has no such version any more, or yet.
         """
         table = self._opened(version)
         if table is None:
@@ -160,12 +171,35 @@ class Table:
 
     def _opened(self, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
+        from deltalake.exceptions import DeltaError
 
         try:
             return DeltaTable(self.uri, version=version)
-        except TableNotFoundError:
-            return None
+        except DeltaError as error:
+            if not self.exists():
+                return None
+            if version is None:
+                raise
+            raise VersionGone(self.name, version, self.open().version()) from error
+
+    def lasting(self) -> DeltaTable:
+        """Open the newest version for a write, after which every version before it stays readable.
+
+        A table that was made without that is told so now; one that is not the lake's is left as it is.
+
+        Raises:
+            NotBuilt: The table does not exist.
+        """
+        return self._told(self.open())
+
+    def _told(self, table: DeltaTable) -> DeltaTable:
+        from deltalake.exceptions import CommitFailedError
+
+        if self.name == self.uri or LASTING.items() <= table.metadata().configuration.items():
+            return table
+        with suppress(CommitFailedError):  # somebody else wrote meanwhile: the next write sees to it
+            table.alter.set_table_properties(PROPERTIES)
+        return self.open()
 
     def append(
         self,
@@ -204,12 +238,12 @@ class Table:
         return True
 
     def _made(self, schema: pa.Schema) -> DeltaTable:
-        """Open the table; make it before its first rows, so that of two first writers one makes it."""
+        """Open the table for a write; it is made, empty, before its first rows: by one of two writers."""
         from deltalake import CommitProperties, DeltaTable
         from deltalake.exceptions import DeltaError
 
         if table := self._opened():
-            return table
+            return self._told(table)
         # Without retries: delta-rs would commit the loser's creation once more on top of the winner's.
         once = CommitProperties(max_commit_retries=0)
         try:
@@ -217,7 +251,7 @@ class Table:
         except DeltaError:
             if not self.exists():
                 raise
-        return self.open()
+        return self.lasting()
 
     def holds(self, key: str) -> bool:
         """Say whether a write with this ``key`` was committed."""
@@ -314,13 +348,18 @@ class Table:
         if not table or files <= above:
             return 0
         try:
-            table.optimize.compact()
+            self._told(table).optimize.compact()
         except CommitFailedError:
             return 0
         return files
 
     def relation(self, con: duckdb.DuckDBPyConnection, version: int | None = None) -> duckdb.DuckDBPyRelation:
-        """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation."""
+        """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation.
+
+        Raises:
+            NotBuilt: The table does not exist.
+            VersionGone: It has no such version any more, or yet.
+        """
         table = self.open(version)
         files = table.file_uris()
         if not files:
@@ -328,8 +367,21 @@ class Table:
 
             return con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
         if all(Path(file).is_absolute() for file in files):
-            return con.read_parquet([unquote(file) for file in files], union_by_name=True)
+            files = [unquote(file) for file in files]
+            self.refuse_lost(files, table.version())
+            return con.read_parquet(files, union_by_name=True)
         return con.from_arrow(table.to_pyarrow_dataset())
+
+    def refuse_lost(self, files: Iterable[str], version: int) -> None:
+        """Refuse an earlier ``version`` if one of its local ``files`` is gone.
+
+        Raises:
+            VersionGone: One is.
+        """
+        if all(Path(file).exists() for file in files):
+            return
+        if version < (newest := self.open().version()):
+            raise VersionGone(self.name, version, newest)
 
     def columns(self, con: duckdb.DuckDBPyConnection) -> dict[str, str]:
         """Return the columns with DuckDB's types, from the table's log alone; none if it does not exist."""

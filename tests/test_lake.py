@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import NotBuilt
+from headrace.errors import NotBuilt, VersionGone
 from headrace.feature_store.catalog import last_build
-from headrace.lake import Lake, Window, _transactions, duckdb_connection, interruptible, windows
+from headrace.lake import Lake, Table, Window, _transactions, duckdb_connection, interruptible, windows
 from tests.conftest import utc
 
 WEEK = timedelta(weeks=1)
@@ -160,6 +164,93 @@ def test_merging_files_changes_no_row_and_leaves_earlier_versions_readable(lake:
     assert lake.table("raw/none").compact(above=0) == 0
 
 
+def aged(table: Table, days: int = 40) -> None:
+    """Let all that the table has in its folder be so many days old."""
+    then = time.time() - timedelta(days=days).total_seconds()
+    for file in Path(table.uri).rglob("*.*"):
+        os.utime(file, (then, then))
+
+
+def summed_up_often(table: Table) -> None:
+    """Let Delta sum the log up, and clean it, at every fifth commit instead of every hundredth."""
+    table.open().alter.set_table_properties({"delta.checkpointInterval": "5"})
+
+
+def made_long_ago(table: Table) -> None:
+    """Make the table as it was made before it was told to keep its versions."""
+    DeltaTable.create(table.uri, rows((FIRST.start, 0)).schema)
+
+
+@pytest.fixture(params=["new", "existing"])
+def lasting(lake: Lake, request: pytest.FixtureRequest) -> Table:
+    """A table of six commits that are forty days old."""
+    table = lake.table("raw/toy")
+    if request.param == "existing":
+        made_long_ago(table)
+        for commit in range(6):
+            once = CommitProperties(app_transactions=[Transaction(f"lot {commit}", commit)])
+            write_deltalake(table.uri, rows((FIRST.start, commit)), mode="append", commit_properties=once)
+    else:
+        for commit in range(6):
+            table.append(rows((FIRST.start, commit)), f"lot {commit}", commit)
+    summed_up_often(table)
+    table.open().create_checkpoint()
+    aged(table)
+    return table
+
+
+WRITES = {
+    "append": lambda table, number: table.append(rows((FIRST.start, number)), f"late {number}"),
+    "overwrite": lambda table, number: table.overwrite(rows((FIRST.start, 9)), FIRST, "event_timestamp"),
+    "replace": lambda table, number: table.replace(rows((FIRST.start, number))),
+    "compact": lambda table, number: table.append(rows(), f"late {number}") and table.compact(above=1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_every_version_and_every_key_lasts(lasting: Table, write: Callable[[Table, int], object]) -> None:
+    """By itself Delta forgets a table's versions after thirty days, at a checkpoint."""
+    before = [lasting.snapshot(version) for version in range(7)]
+    for number in range(12):
+        write(lasting, number)
+    assert list(Path(lasting.uri).rglob("*.checkpoint.parquet"))
+    lasting.open().cleanup_metadata()  # what people do who tidy up
+    aged(lasting)
+    lasting.open().create_checkpoint()
+    lasting.open().vacuum(dry_run=False, full=True)
+    assert [lasting.snapshot(version) for version in range(7)] == before
+    assert lasting.held(f"lot {commit}" for commit in range(6)) == {f"lot {n}": n for n in range(6)}
+    assert not lasting.append(rows((FIRST.start, 0)), "lot 0")
+
+
+def test_a_version_that_is_gone_is_said_to_be_gone(lake: Lake) -> None:
+    table = lake.table("raw/toy")
+    made_long_ago(table)
+    summed_up_often(table)
+    for commit in range(20):
+        if commit == 10:
+            aged(table)
+        write_deltalake(table.uri, rows((FIRST.start, commit)), mode="append")
+    with pytest.raises(VersionGone, match=r"`raw/toy` cannot .* 2; its newest is 21\. It is gone"):
+        lake.connect({"t": lake.at("raw/toy", 2)})
+    with pytest.raises(VersionGone, match=r"version 99; its newest is 21\. It is still to come"):
+        table.snapshot(99)
+    with pytest.raises(NotBuilt):
+        lake.table("raw/none").open(2)
+    table.compact(above=1)
+    table.open().vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    with pytest.raises(VersionGone, match="version 20"):
+        lake.connect({"t": lake.at("raw/toy", 20)})
+
+
+def test_a_table_of_somebody_elses_is_left_as_they_set_it(tmp_path: Path) -> None:
+    place = str(tmp_path / "theirs")
+    theirs = Table(place, place)
+    made_long_ago(theirs)
+    theirs.append(rows((FIRST.start, 1)), "lot")
+    assert not theirs.open().metadata().configuration
+
+
 def test_each_of_processes_that_replace_a_table_at_once_learns_its_own_version(lake: Lake) -> None:
     started = [
         subprocess.Popen(
@@ -202,7 +293,10 @@ print(sum(table.append(rows, key=str(key)) for key in range(10)))
 """
 
 
-def test_processes_that_land_the_same_batches_at_once_land_each_once(lake: Lake) -> None:
+@pytest.mark.parametrize("made", [False, True], ids=["new", "existing"])
+def test_processes_that_land_the_same_batches_at_once_land_each_once(lake: Lake, made: bool) -> None:
+    if made:
+        DeltaTable.create(lake.table("raw/things").uri, pa.schema({"value": pa.int64()}))
     racers = [
         subprocess.Popen([sys.executable, "-c", WRITER, lake.root], stdout=subprocess.PIPE, text=True)
         for _ in range(3)

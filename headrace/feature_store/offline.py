@@ -169,7 +169,7 @@ class DeltaOfflineStore(OfflineStore):
         source = feature_view.batch_source
         assert source is not None and sources.is_delta(source), "only Delta tables can be appended to"
         place = sources.table(config, source)
-        delta = place.open()
+        delta = place.lasting()
         schema = pa.schema(delta.schema().to_arrow())
         theirs = {new: old for old, new in source.field_mapping.items()}
         given = table.rename_columns([theirs.get(name, name) for name in table.column_names])

@@ -22,7 +22,6 @@ from feast import FileSource
 from feast.data_format import DeltaFormat
 from feast.errors import SavedDatasetLocationAlreadyExists
 
-from headrace.errors import VersionGone
 from headrace.feature_store.embedded import settings_beside
 from headrace.instants import plain
 from headrace.lake import Lake, Table
@@ -60,17 +59,8 @@ def opened(config: RepoConfig, source: DataSource) -> DeltaTable:
         NotBuilt: The table does not exist.
         VersionGone: It has no such version any more, or yet.
     """
-    from deltalake.exceptions import DeltaError
-
     wanted = table(config, source)
-    version = config.offline_store.versions.get(wanted.name)
-    if version is None:
-        return wanted.open()
-    newest = wanted.open().version()
-    try:
-        return wanted.open(version)
-    except DeltaError as error:
-        raise VersionGone(wanted.name, version, newest) from error
+    return wanted.open(config.offline_store.versions.get(wanted.name))
 
 
 @dataclass(frozen=True)
@@ -191,9 +181,7 @@ def _delta_rows(
         return con.from_arrow(delta.to_pyarrow_dataset())
     names, root = {new: old for old, new in mapping.items()}, unquote(delta.table_uri.removeprefix("file://"))
     files = [f"{root}/{unquote(path)}" for path in _paths(con, delta, names.get(time, time), since, until)]
-    lost = not all(Path(file).exists() for file in files)
-    if lost and delta.version() < (newest := place.open().version()):
-        raise VersionGone(place.name, delta.version(), newest)
+    place.refuse_lost(files, delta.version())
     if delta.metadata().partition_columns:  # whose values are not in the files
         return con.from_arrow(delta.to_pyarrow_dataset())
     empty = con.from_arrow(pa.schema(delta.schema().to_arrow()).empty_table())
