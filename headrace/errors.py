@@ -54,6 +54,7 @@ import difflib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from headrace.addresses import public, scrubbed
 from headrace.instants import shown
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class HeadraceError(Exception):
 
     transient = False
 
+    def __init__(self, message: str) -> None:
+        super().__init__(scrubbed(message))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Else unpickling would call the class with the message alone: errors come home from Dask's workers.
         return type(self).__new__, (type(self), *self.args), self.__dict__
@@ -84,10 +88,10 @@ class BadSetting(HeadraceError):
     """A setting is not what it may be."""
 
     def __init__(self, name: str, value: object, reason: str) -> None:
-        self.name, self.value, self.reason = name, value, reason
+        self.name, self.value, self.reason = name, public(value), scrubbed(reason, value)
         variable = name.upper() if name.startswith("prefect") else f"HEADRACE_{name.upper()}"
         super().__init__(
-            f"`{variable}` is set to `{value}`: {reason.removeprefix('Value error, ')}. "
+            f"`{variable}` is set to `{self.value}`: {self.reason.removeprefix('Value error, ')}. "
             "Set it to something else, or leave it out for the default."
         )
 
@@ -156,9 +160,10 @@ class SourceUnreadable(HeadraceError):
     """A source's files are missing or cannot be parsed, or what keeps them fails (``transient``)."""
 
     def __init__(self, source: str, files: Sequence[str], reason: str, transient: bool = False) -> None:
-        self.source, self.files, self.reason, self.transient = source, tuple(files), reason, transient
+        self.source, self.files = source, tuple(map(public, files))
+        self.reason, self.transient = scrubbed(reason, *files), transient
         super().__init__(
-            f"Source `{source}` cannot be read from {', '.join(files)}: {reason.strip()}\n"
+            f"Source `{source}` cannot be read from {', '.join(self.files)}: {self.reason.strip()}\n"
             "Nothing was landed. Mend or replace the file, then run the same ingest again."
         )
 
@@ -636,8 +641,8 @@ class ServerUnreachable(HeadraceError):
     transient = True
 
     def __init__(self, service: str, address: str, reason: str) -> None:
-        self.service, self.address, self.reason = service, address, reason
+        self.service, self.address, self.reason = service, public(address), scrubbed(reason, address)
         super().__init__(
-            f"{service} does not answer at {address}: {reason}. Start it with `make up`, or point "
+            f"{service} does not answer at {self.address}: {self.reason}. Start it with `make up`, or point "
             "headrace at a running one (see README, “Real servers”)."
         )

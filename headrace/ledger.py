@@ -16,12 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import AlreadyClaimed
+from headrace.addresses import database, public, revealed
+from headrace.errors import AlreadyClaimed, BadSetting
 from headrace.instants import read
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
+    from pydantic import SecretStr
     from sqlalchemy import Engine
     from sqlalchemy import Table as SqlTable
 
@@ -47,7 +49,10 @@ class Entry:
 class Ledger:
     """The ledger at an SQLAlchemy URL: SQLite, or PostgreSQL when several machines share it."""
 
-    url: str
+    url: str | SecretStr
+
+    def __repr__(self) -> str:
+        return f"Ledger({public(revealed(self.url))!r})"
 
     def claim(
         self, pipeline: str, kind: str, key: str, *, holder: str, now: datetime, lease: timedelta
@@ -123,7 +128,7 @@ class Ledger:
         """Return the entries of a pipeline, oldest first, of one kind or key if given."""
         from sqlalchemy import select
 
-        engine, table = _connected(self.url)
+        engine, table = _connected(revealed(self.url))
         wanted = {"pipeline": pipeline, "kind": kind, "key": key}
         query = select(table).order_by(table.c.id)
         for column, value in wanted.items():
@@ -136,14 +141,14 @@ class Ledger:
         """Return the newest entry of a kind that says that something is done; None without one."""
         from sqlalchemy import select
 
-        engine, table = _connected(self.url)
+        engine, table = _connected(revealed(self.url))
         query = select(table).where(table.c.pipeline == pipeline, table.c.kind == kind, table.c.state == DONE)
         with engine.connect() as connection:
             row = connection.execute(query.order_by(table.c.id.desc()).limit(1)).mappings().first()
         return _entry(row) if row else None
 
     def _write(self, entry: Entry) -> None:
-        engine, table = _connected(self.url)
+        engine, table = _connected(revealed(self.url))
         values = vars(entry) | {
             "at": entry.at.isoformat(),
             "until": entry.until.isoformat(),
@@ -164,15 +169,17 @@ def _entry(row: Any) -> Entry:
 def _connected(url: str) -> tuple[Engine, SqlTable]:
     from sqlalchemy import Column, Integer, MetaData, String, Text, UniqueConstraint, create_engine
     from sqlalchemy import Table as SqlTable
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import OperationalError, ProgrammingError
+    from sqlalchemy.exc import NoSuchModuleError, OperationalError, ProgrammingError
 
-    address = make_url(url)
-    if address.drivername == "sqlite" and address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(address, connect_args={"timeout": 30})
-    else:
-        engine = create_engine(address, pool_pre_ping=True)
+    try:
+        address = database(url)
+        if address.drivername == "sqlite" and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+            engine = create_engine(address, connect_args={"timeout": 30})
+        else:
+            engine = create_engine(address, pool_pre_ping=True)
+    except (ValueError, ImportError, NoSuchModuleError) as error:
+        raise BadSetting("ledger", url if "://" in url else "…", str(error)) from None
     table = SqlTable(
         "headrace_ledger",
         MetaData(),

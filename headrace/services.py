@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from headrace.addresses import revealed
 from headrace.errors import NotAProject, PortInUse, ServerUnreachable
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Service:
     setting: str = ""
     health: str = ""
     page: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def prefect_server(settings: Settings) -> Service:
@@ -102,12 +103,15 @@ def mlflow_server(settings: Settings) -> Service:
     address = f"http://{HOST}:{settings.mlflow_port}"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(settings.mlflow_port)),
-        *("--workers", "1", "--backend-store-uri", settings.mlflow),
+        *("--workers", "1"),
         # where processes that use the database directly keep them too
         *("--default-artifact-root", artifact_root(settings.home)),
     ]
-    # Its job runners are eight more processes, 2 GB, that nothing here uses.
-    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = {
+        "MLFLOW_BACKEND_STORE_URI": revealed(settings.mlflow),  # everybody may read a command line
+        # Its job runners are eight more processes, 2 GB, that nothing here uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     return Service(
         "MLflow",
         command,
@@ -151,7 +155,7 @@ def embedded(settings: Settings) -> list[Service]:
     from headrace import tracking
 
     servers = prefect(settings)
-    if not settings.mlflow.startswith("http"):
+    if not revealed(settings.mlflow).startswith("http"):
         tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
         servers.append(mlflow_server(settings))
     return [*servers, docs_server(settings), feast_server(settings)]

@@ -6,10 +6,10 @@ Read at the edge (a flow, the CLI, ``features/``) and passed on as values.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,7 +18,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from headrace.addresses import public, revealed
 from headrace.errors import BadSetting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class _Api(BaseModel):
@@ -60,8 +64,8 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".headrace"), description="Everything embedded lives below it")
     lake: str = Field("", description="Root URI of the Delta lake")
-    ledger: str = Field("", description="SQLAlchemy URL of the ledger: SQLite or PostgreSQL")
-    mlflow: str = Field("", description="MLflow tracking URI")
+    ledger: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of the ledger: SQLite or PostgreSQL")
+    mlflow: SecretStr = Field(SecretStr(""), description="MLflow tracking URI")
     dask_address: str = Field("", description="A Dask scheduler; empty for one in-process worker")
     dask_workers: int = Field(1, ge=1, description="Local workers; more than one means processes")
     prefect_api_url: str = Field(
@@ -96,25 +100,34 @@ class Settings(BaseSettings):
         }
         return {**values, "home": home} | {k: values.get(k) or v for k, v in embedded.items()}
 
+    @field_validator("lake", "ledger", "mlflow", "dask_address", "prefect_api_url")
+    @classmethod
+    def _has_a_port(cls, address: str | SecretStr) -> str | SecretStr:
+        try:
+            urlsplit(public(revealed(address))).port  # noqa: B018 - it is read to see whether it is one
+        except ValueError as error:
+            raise ValueError(str(error)) from None
+        return address
+
     @field_validator("prefect_api_url")
     @classmethod
     def _plain(cls, url: str) -> str:
-        try:
-            urlsplit(url).port  # noqa: B018 - it is read to see whether it is one
-        except ValueError as error:
-            raise ValueError(str(error)) from None
         return url.rstrip("/") or "http://127.0.0.1:4200/api"
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, public(value) if isinstance(value, str) else value
 
     @property
     def prefect_page(self) -> str:
         """Where a person looks at Prefect."""
-        return self.prefect_api_url.removesuffix("/api")
+        return public(self.prefect_api_url).removesuffix("/api")
 
     @property
     def mlflow_page(self) -> str:
         """Where a person looks at MLflow: the tracking server, or what `headrace up` serves."""
-        served = self.mlflow.startswith("http")
-        return self.mlflow.rstrip("/") if served else f"http://127.0.0.1:{self.mlflow_port}"
+        address = public(revealed(self.mlflow))
+        return address.rstrip("/") if address.startswith("http") else f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
     def feast_page(self) -> str:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.addresses import public, revealed
 from headrace.errors import ServerUnreachable
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, LoggedModel
     from mlflow.models import Model as Package
+    from pydantic import SecretStr
 
     from headrace.lake import DatasetRef, Lake
     from headrace.pipeline import Candidate, Columns, Pipeline
@@ -72,18 +74,19 @@ def artifact_root(home: Path) -> str:
     return (home / "mlflow" / "artifacts").absolute().as_uri()
 
 
-def prepare(uri: str, home: Path) -> None:
+def prepare(address: str | SecretStr, home: Path) -> None:
     """Point this process, and those it starts, at MLflow; create an embedded database once.
 
     Call it before anything else here or in ``registry``; repeating it is cheap.
 
     Args:
-        uri: ``http(s)://`` of an MLflow server, or the URL of a database.
+        address: ``http(s)://`` of an MLflow server, or the URL of a database.
         home: The headrace home; processes that start at once queue on a lock in it.
 
     Raises:
         ServerUnreachable: The server does not answer within seconds, or is not MLflow.
     """
+    uri = revealed(address)
     # MLflow's own: seven retries of up to 120 s each, and the lock file of whatever
     # project is the working directory copied into every model.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -114,7 +117,7 @@ def _reach(uri: str) -> None:
 
     try:
         httpx.get(f"{uri.rstrip('/')}/health", timeout=5)  # any answer will do: a proxy may want a login
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise ServerUnreachable("MLflow", uri, str(error)) from None
 
 
@@ -288,7 +291,7 @@ def _commit() -> dict[str, str]:
 def _input(ref: DatasetRef, lake: Lake, context: str) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    uri = lake.table(ref.table).uri
+    uri = public(lake.table(ref.table).uri)
     dataset = Dataset(
         # MLflow knows a data set by name and digest: equal rows at two versions would be shown as one.
         name=f"{ref.table}@v{ref.version}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from headrace.addresses import scrubbed
 from headrace.errors import SourceUnreadable
+from headrace.lake import interruptible
 from headrace.sources.rows import Part, explained, pour
 
 if TYPE_CHECKING:
@@ -44,13 +47,16 @@ def _batches(source: str, called: str, function: Callable[[Window], Any], span: 
     import pyarrow as pa
 
     try:
-        returned = function(span)
-        if isinstance(returned, pa.RecordBatchReader):
-            yield returned.schema.empty_table()
-        for batch in [returned] if isinstance(returned, pa.Table | pa.RecordBatch) else returned:
-            if not isinstance(batch, pa.Table | pa.RecordBatch):
-                raise TypeError(f"expected Arrow tables or record batches, got {type(batch).__name__}")
-            yield batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
-    except Exception as error:  # somebody else's function may raise anything
+        with interruptible():
+            returned = function(span)
+            if isinstance(returned, pa.RecordBatchReader):
+                yield returned.schema.empty_table()
+            for batch in [returned] if isinstance(returned, pa.Table | pa.RecordBatch) else returned:
+                if not isinstance(batch, pa.Table | pa.RecordBatch):
+                    raise TypeError(f"expected Arrow tables or record batches, got {type(batch).__name__}")
+                yield batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+    except Exception as error:  # noqa: BLE001 - somebody else's function may raise anything
         reason = f"{type(error).__name__}: {error}"
-        raise SourceUnreadable(source, [f"`{called}`"], reason, transient=True) from error
+        failed = SourceUnreadable(source, [f"`{called}`"], reason, transient=True)
+        failed.add_note(scrubbed("".join(traceback.format_exception(error))))  # where in it; for the log
+        raise failed from None

@@ -6,7 +6,7 @@ import csv
 import re
 import zlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class Files:
     its rows one by one; the other views are there to be joined to it.
     """
 
-    files: Mapping[str, str | Path] | Callable[[], Mapping[str, str | Path]]
+    files: Mapping[str, str | Path] | Callable[[], Mapping[str, str | Path]] = field(repr=False)
     select: str = ""
 
     def read(self, con: duckdb.DuckDBPyConnection, name: str, time: str, span: Window) -> list[Part]:
@@ -137,10 +137,12 @@ def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fi
         store.invalidate_cache()  # a process that lives long must see new files
         infos = {path: store.info(path)} if store.isfile(path) else store.glob(path, detail=True)
         sizes = {path: info["size"] for path, info in sorted(infos.items()) if info["type"] == "file"}
-        heads = {path: store.head(path, 2**16) for path in sizes if re.search(r"\.csv(\.gz)?$", path)}
-    except Exception as error:  # whatever the library of that store raises
+        # A signed link's query is no part of the name.
+        names = {path: path if "file" in store.protocol else path.partition("?")[0] for path in sizes}
+        heads = {p: store.head(p, 2**16) for p, name in names.items() if re.search(r"\.csv(\.gz)?$", name)}
+    except Exception as error:  # noqa: BLE001 - of that store's library, and with secrets
         reason = f"{type(error).__name__}: {error}"
-        raise SourceUnreadable(source, [place], reason, transient=True) from error
+        raise SourceUnreadable(source, [place], reason, transient=True) from None
     if not sizes:
         raise SourceUnreadable(source, [place], "no such file")
     local = "file" in store.protocol
@@ -151,10 +153,10 @@ def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fi
         uri = path if local else store.unstrip_protocol(path)
         if path in heads:
             files.append(_csv(con, source, uri, heads[path]))
-        elif path.endswith(".parquet"):
+        elif names[path].endswith(".parquet"):
             files.append(_File(uri, PARQUET, described(con, PARQUET.replace("{files}", text(uri)))))
-        elif not re.search(r"\.jsonl?(\.gz)?$", path):
-            raise SourceUnreadable(source, [uri], f"no reader for `{Path(path).suffix}` files")
+        elif not re.search(r"\.jsonl?(\.gz)?$", names[path]):
+            raise SourceUnreadable(source, [uri], f"no reader for `{Path(names[path]).suffix}` files")
         elif size:
             columns = described(con, JSON.format(files=text(uri), how="sample_size = -1"))
             # As a plain TIMESTAMP, DuckDB's JSON reader drops the offset of a time.

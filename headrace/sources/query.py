@@ -10,6 +10,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.addresses import database, public
 from headrace.errors import MissingColumns, ServerUnreachable, SourceUnreadable
 from headrace.sources.rows import INSTANT, Part, explained, must_be_instant, pour
 
@@ -54,12 +55,11 @@ class Query:
         if unset := [v for v in re.findall(r"\$\{?(\w+)", self.url) if v not in os.environ]:
             raise SourceUnreadable(name, ["its database"], f"environment variable `{unset[0]}` is not set")
         try:
-            url = sa.make_url(os.path.expandvars(self.url))
+            url = database(os.path.expandvars(self.url))
             engine = sa.create_engine(url, poolclass=sa.NullPool)
-        except (sa.exc.ArgumentError, ImportError) as error:  # the URL may hold a password: not shown
-            tells = isinstance(error, ImportError | sa.exc.NoSuchModuleError)
-            raise SourceUnreadable(name, ["its database"], str(error) if tells else "no valid URL") from None
-        shown = url.set(query={}).render_as_string(hide_password=True)
+        except (ValueError, ImportError, sa.exc.NoSuchModuleError) as error:
+            raise SourceUnreadable(name, ["its database"], str(error)) from None
+        shown = public(os.path.expandvars(self.url))
         if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
             raise SourceUnreadable(name, [shown], "no such file")  # SQLite would make an empty one
         try:

@@ -167,9 +167,13 @@ def explained(source: str, places: Sequence[str]) -> Iterator[None]:
 
     try:
         yield
-    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.IOException) as error:
+    except duckdb.Error as error:
+        from_store = type(error) is duckdb.Error  # what the library of an object store raised
+        input_is_bad = isinstance(error, duckdb.ProgrammingError | duckdb.DataError | duckdb.IOException)
+        if not (from_store or input_is_bad):
+            raise
         told = str(error)
         named = re.search(r"^\s*file = (.+)$", told, re.MULTILINE)
         reason = re.split(r"\n\n|\n *(?:Possible|Candidate|If this|Try)", told)[0]
-        failed = isinstance(error, duckdb.IOException)
+        failed = from_store or isinstance(error, duckdb.IOException)
         raise SourceUnreadable(source, [named[1]] if named else places, reason, failed) from None
