@@ -254,9 +254,6 @@ TWINS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """GX has these in SQL only: they are held against the pandas expectations that say the same."""
 
 DIFFERENT = {
-    ("expect_column_pair_values_a_to_be_greater_than_b", "nulls"): "a value compared with a missing one is "
-    "false in pandas and unknown in SQL, and what is unknown breaks no rule; set `ignore_row_if`",
-    ("expect_column_pair_values_to_be_in_set", "nulls"): "likewise",
     ("expect_column_sum_to_be_between", "empty"): "the sum of no values is 0 in pandas and null in SQL, and "
     "null is not between",
 }
@@ -268,17 +265,21 @@ JUDGED = [(kind, table, holds) for kind in PROVEN for table in TABLES for holds 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
     """Each table as a Parquet file, and as the pandas batch that GX's own engine reads."""
-    source = gx.get_context(mode="ephemeral").data_sources.add_pandas("pandas")
-    whole = source.add_dataframe_asset("table").add_batch_definition_whole_dataframe("all")
     folder, con, made = tmp_path_factory.mktemp("tables"), duckdb.connect(), {}
     for name, query in TABLES.items():
         con.sql(query).write_parquet(str(folder / f"{name}.parquet"))
-        frame = con.sql(query).df()
-        nullable = [column for column, kind in frame.dtypes.items() if str(kind).startswith("Int")]
-        # pandas' comparisons raise on its own nullable integers.
-        frame = frame.astype(dict.fromkeys(nullable, "float64"))
-        made[name] = (folder / f"{name}.parquet", whole.get_batch({"dataframe": frame}))
+        made[name] = (folder / f"{name}.parquet", on_pandas(con.sql(query)))
     return made
+
+
+def on_pandas(rows: duckdb.DuckDBPyRelation) -> Any:
+    """Return the batch that GX's own pandas engine reads."""
+    source = gx.get_context(mode="ephemeral").data_sources.add_pandas("pandas")
+    whole = source.add_dataframe_asset("table").add_batch_definition_whole_dataframe("all")
+    frame = rows.df()
+    nullable = [column for column, kind in frame.dtypes.items() if str(kind).startswith("Int")]
+    # pandas' comparisons raise on its own nullable integers.
+    return whole.get_batch({"dataframe": frame.astype(dict.fromkeys(nullable, "float64"))})
 
 
 def rows_broken(file: Path) -> dict[int, list[str]]:
@@ -377,6 +378,72 @@ def test_a_row_condition_chooses_the_rows_a_rule_is_about(
         assert outcome.unexpected > 0
         positions = sorted(theirs.result["unexpected_index_list"])
         assert list(rows_broken(tmp_path / "broken.parquet")) == positions
+
+
+THREE_VALUED = """
+    SELECT a, b, c, row_number() OVER (ORDER BY a, b, c) AS n
+    FROM (VALUES (1), (2), (NULL)) a(a), (VALUES (1), (2), (NULL)) b(b), (VALUES (1), (4), (NULL)) c(c)
+    ORDER BY n
+"""
+PAIR, SEVERAL = {"column_A": "a", "column_B": "b"}, {"column_list": ["a", "b", "c"]}
+PAIRS = [
+    ("expect_column_pair_values_a_to_be_greater_than_b", PAIR),
+    ("expect_column_pair_values_a_to_be_greater_than_b", PAIR | {"or_equal": True}),
+    ("expect_column_pair_values_to_be_equal", PAIR),
+    ("expect_column_pair_values_to_be_in_set", PAIR | {"value_pairs_set": [(1, 2), (2, 2)]}),
+    ("expect_column_pair_values_to_be_in_set", PAIR | {"value_pairs_set": [(1, 2), (None, 2)]}),
+]
+ROWS = [
+    ("expect_compound_columns_to_be_unique", {"column_list": ["a", "b"]}),
+    ("expect_multicolumn_sum_to_equal", SEVERAL | {"sum_total": 7}),
+    ("expect_multicolumn_values_to_be_equal", SEVERAL),
+    ("expect_select_column_values_to_be_unique_within_record", SEVERAL),
+]
+IGNORED = {
+    "both_values_are_missing": PAIRS,
+    "either_value_is_missing": PAIRS,
+    "neither": PAIRS,
+    "all_values_are_missing": ROWS,
+    "any_value_is_missing": ROWS,
+    "never": ROWS,
+}
+B = gx.expectations.row_conditions.Column("b")
+CONDITIONS = [B == 1, B != 1, B > 1, B.is_in([1]), B.is_not_in([1]), B.is_null(), B.is_not_null()]
+CONDITIONS += [(B != 1) & (B > 0), (B != 1) | (B == 1)]
+THREE_VALUED_RULES = [
+    *[(kind, said | {"ignore_row_if": rows}) for rows, rules in IGNORED.items() for kind, said in rules],
+    ("expect_column_values_to_be_in_set", {"column": "a", "value_set": [1, None]}),
+    ("expect_column_values_to_not_be_in_set", {"column": "a", "value_set": [1, None]}),
+    *[
+        ("expect_column_values_to_be_in_set", {"column": "a", "value_set": [1], "row_condition": condition})
+        for condition in CONDITIONS
+    ],
+]
+
+
+def test_every_rule_that_may_ignore_rows_is_proven_for_each_way_to() -> None:
+    proven = {kind for rules in IGNORED.values() for kind, _ in rules}
+
+    assert proven == {k for k in PROVEN if "ignore_row_if" in CORE[k].__fields__}
+
+
+@pytest.mark.parametrize(("kind", "said"), THREE_VALUED_RULES)
+def test_a_rule_finds_in_rows_with_nulls_what_gx_finds_on_pandas(
+    kind: str, said: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = duckdb.sql(THREE_VALUED)
+    rows.write_parquet(str(tmp_path / "rows.parquet"))
+
+    found = validate(
+        [tmp_path / "rows.parquet"],
+        gx.ExpectationSuite("one", [CORE[kind](**said)]),
+        tmp_path / "broken.parquet",
+    )
+
+    theirs = on_pandas(rows).validate(CORE[kind](**said), result_format="COMPLETE").result
+    assert found.outcomes[0].unexpected == theirs["unexpected_count"]
+    assert found.result["results"][0]["result"]["missing_count"] == theirs.get("missing_count")
+    assert list(rows_broken(tmp_path / "broken.parquet")) == sorted(theirs["unexpected_index_list"])
 
 
 def test_broken_rows_say_all_critical_rules_they_break_in_the_suites_order(tmp_path: Path) -> None:

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import great_expectations as gx
-from great_expectations.core.metric_function_types import SummarizationMetricNameSuffixes
+from great_expectations.core.metric_function_types import (
+    MetricPartialFunctionTypeSuffixes,
+    SummarizationMetricNameSuffixes,
+)
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.datasource.fluent.sql_datasource import SQLDatasource
 from great_expectations.execution_engine.sqlalchemy_execution_engine import SqlAlchemyExecutionEngine
-from sqlalchemy import text
+from great_expectations.expectations.row_conditions import Operator
+from sqlalchemy import func, text, true
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.sources.rows import quoted
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from great_expectations.core.batch_definition import BatchDefinition
+    from great_expectations.expectations.row_conditions import ComparisonCondition
     from great_expectations.validator.metric_configuration import MetricConfiguration
     from sqlalchemy import Connection
 
@@ -98,14 +103,29 @@ class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
         metrics: dict[Any, Any] | None = None,
         runtime_configuration: dict[str, Any] | None = None,
     ) -> dict[Any, Any]:
-        """Resolve what is not known yet; while counting, look for no example of a broken row."""
+        """Resolve what is not known yet; while counting, look for no example of a broken row.
+
+        A row for which a rule is neither true nor false, because a value is
+        missing, breaks it, as it does with GX on pandas: GX's SQL would pass it,
+        for it looks for rows for which the rule is false.
+        """
         wanted = list(metrics_to_resolve)
         examples = f".{SummarizationMetricNameSuffixes.UNEXPECTED_VALUES.value}"
         skipped = [m for m in wanted if self.counting and m.metric_name.endswith(examples)]
         new = [m for m in wanted if m.id not in self.known and m not in skipped]
         if new:
             self.known |= super().resolve_metrics(new, metrics, runtime_configuration)
+        for metric in new:
+            if metric.metric_name.endswith(f".{MetricPartialFunctionTypeSuffixes.CONDITION.value}"):
+                broken, *about = self.known[metric.id]
+                self.known[metric.id] = (func.coalesce(broken, true()), *about)
         return {m.id: [] if m in skipped else self.known[m.id] for m in wanted}
+
+    def _comparison_condition_to_filter_clause(self, condition: ComparisonCondition) -> Any:
+        """Choose rows without a value too where a ``row_condition`` asks for other values than some."""
+        chosen = super()._comparison_condition_to_filter_clause(condition)
+        other = condition.operator in (Operator.NOT_EQUAL, Operator.NOT_IN)
+        return func.coalesce(chosen, true()) if other else chosen
 
 
 def _number_or_null(column: str, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""DuckDB's SQL for what GX computes in pandas only, or of duplicates by joining every row.
+"""DuckDB's SQL for what GX computes in pandas only, otherwise than in pandas, or by joining every row.
 
 Importing this module registers these metrics with GX, for the DuckDB engine alone.
 Names, and what counts as unexpected, are those of GX's own metrics.
@@ -7,6 +7,7 @@ Names, and what counts as unexpected, are those of GX's own metrics.
 from __future__ import annotations
 
 import operator
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -27,6 +28,15 @@ from great_expectations.expectations.metrics.map_metric_provider.column_function
 )
 from great_expectations.expectations.metrics.map_metric_provider.column_map_metric_provider import (
     ColumnMapMetricProvider,
+)
+from great_expectations.expectations.metrics.map_metric_provider.column_pair_condition_partial import (
+    column_pair_condition_partial,
+)
+from great_expectations.expectations.metrics.map_metric_provider.column_pair_map_metric_provider import (
+    ColumnPairMapMetricProvider,
+)
+from great_expectations.expectations.metrics.map_metric_provider.multicolumn_condition_partial import (
+    multicolumn_condition_partial,
 )
 from great_expectations.expectations.metrics.map_metric_provider.multicolumn_function_partial import (
     multicolumn_function_partial,
@@ -64,6 +74,17 @@ class MatchesStrftimeFormat(ColumnMapMetricProvider):
     @column_condition_partial(engine=DuckDBExecutionEngine)
     def _duckdb(cls, column: Any, strftime_format: str, **kwargs: Any) -> Any:
         return sa.func.try_strptime(column, strftime_format).is_not(None)
+
+
+class NotInSet(ColumnMapMetricProvider):
+    """Values other than some; a null among these is equal to no value."""
+
+    condition_metric_name = "column_values.not_in_set"
+    condition_value_keys = ("value_set",)
+
+    @column_condition_partial(engine=DuckDBExecutionEngine)
+    def _duckdb(cls, column: Any, value_set: Sequence[Any] | None, **kwargs: Any) -> Any:
+        return column.not_in([value for value in value_set or () if value is not None])
 
 
 class Increasing(ColumnMapMetricProvider):
@@ -110,6 +131,28 @@ class Decreasing(ColumnMapMetricProvider):
     ) -> Any:
         wrong = operator.ge if metric_value_kwargs["strictly"] else operator.gt
         return _after_their_last(wrong, execution_engine, metric_domain_kwargs)
+
+
+class AGreaterThanB(ColumnPairMapMetricProvider):
+    """Pairs of values, the first the greater; a missing value is neither greater than another nor equal."""
+
+    condition_metric_name = "column_pair_values.a_greater_than_b"
+    condition_value_keys = ("or_equal",)
+
+    @column_pair_condition_partial(engine=DuckDBExecutionEngine)
+    def _duckdb(cls, column_A: Any, column_B: Any, **kwargs: Any) -> Any:
+        return column_A >= column_B if kwargs["or_equal"] else column_A > column_B
+
+
+class UniqueWithinRecord(MulticolumnMapMetricProvider):
+    """Rows in which no value occurs twice, not even a missing one."""
+
+    condition_metric_name = "select_column_values.unique.within_record"
+
+    @multicolumn_condition_partial(engine=DuckDBExecutionEngine)
+    def _duckdb(cls, column_list: Sequence[Any], **kwargs: Any) -> Any:
+        pairs = combinations(column_list, 2)
+        return sa.and_(sa.true(), *(a.is_distinct_from(b) for a, b in pairs))
 
 
 class CountPerValue(ColumnMapMetricProvider):
