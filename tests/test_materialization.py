@@ -158,7 +158,13 @@ every_store = pytest.mark.parametrize("places", KINDS, indirect=True)
 
 
 def store_at(
-    home: Path, place: Place, engine: str = OURS, offline: str = "", registry: Any = "", project: str = "test"
+    home: Path,
+    place: Place,
+    engine: str = OURS,
+    offline: str = "",
+    registry: Any = "",
+    project: str = "test",
+    **options: Any,
 ) -> FeatureStore:
     name = crc32(f"{place.online} {engine} {project}".encode())  # the same in every process
     registry = registry or {
@@ -170,7 +176,7 @@ def store_at(
         config=RepoConfig(
             project=project, provider="local", registry=registry, online_store=place.online,
             offline_store={"type": offline} if offline else ours, batch_engine={"type": engine},
-            entity_key_serialization_version=3,
+            entity_key_serialization_version=3, **options,
         )
     )  # fmt: skip
 
@@ -607,22 +613,43 @@ def test_other_sources_come_through_feasts_own_offline_store(home, places):
 
 
 def doubled(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(share=rows["share"] * 2)
+    return rows.assign(twice=rows["share"] * 2)
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)
-def test_a_view_with_a_transformation_is_left_to_feasts_local_engine(home, places):
-    plain = opened(home, places[1])
-    plain.materialize(START, END)
-    fields = [Field(name=name, dtype=TYPES[name]) for name in ("airport", "carrier", "share")]
-    transformed = partial(BatchFeatureView, mode="pandas", udf=doubled, udf_string="doubled", schema=fields)
-    view = view_of(str(home / "flights.parquet"), ParquetFormat, transformed)
-    store = opened(home, places[0], view, offline="dask")
+@pytest.mark.parametrize("latest_only", [False, True])
+@pytest.mark.parametrize("mode", ["pandas", "python"])
+@pytest.mark.parametrize("entities", [[airport, carrier], []])
+@pytest.mark.parametrize("source", ["delta", "parquet", "feast"])
+def test_a_view_with_a_python_function_is_given_every_column_of_its_source(
+    home, places, source, entities, mode, latest_only
+):
+    """For such views Feast asks the offline store for no named column, which means all there are."""
+    fields = [Field(name=key.join_key, dtype=TYPES[key.join_key]) for key in entities]
+    fields.append(Field(name="twice", dtype=types.Float64))
+    transformed = partial(BatchFeatureView, mode=mode, udf=doubled, udf_string="doubled")
+    where = ("flights", DeltaFormat) if source == "delta" else (str(home / "flights.parquet"), ParquetFormat)
+    view = view_of(*where, transformed, entities=entities, schema=fields)
+    store = store_at(
+        home, places[0], offline="dask" if source == "feast" else "",
+        materialization={"pull_latest_features": latest_only},
+    )  # fmt: skip
+    store.apply([airport, carrier, view])
     bring(store, START, END)
-    found, once = (
-        shop.get_online_features(["flights:share"], ASKED).to_dict()["share"] for shop in (store, plain)
-    )
-    assert found == [share and share * 2 for share in once]
+    asked = ASKED if entities else [{"nobody": 0}]
+    found = store.get_online_features(["flights:twice"], asked).to_dict()["twice"]
+    keys = "airport, known_as" if entities else "0"
+    latest = duckdb_connection().sql(f"""
+        SELECT {keys}, list(share * 2) FROM (FROM '{home}/flights.parquet'
+        QUALIFY rank() OVER (PARTITION BY {keys} ORDER BY event_timestamp DESC) = 1) GROUP BY ALL
+    """)
+    newest = {tuple(key): values for *key, values in latest.fetchall()}
+    wrong = [
+        key
+        for key, value in zip(asked, found, strict=True)
+        if value not in newest.get(tuple(key.values()), [None])
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)

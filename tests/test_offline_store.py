@@ -370,7 +370,7 @@ def test_latest_and_all_rows_are_feasts_with_ties_told_apart(lab):
     everything = offline.pull_all_from_table_or_query(
         store.config, source, ["a"], [], "happened", None, *naive
     )
-    assert everything.to_df().columns.tolist() == ["a", "happened"]
+    assert everything.to_df().columns.tolist() == ["a", "b", "created", "f", "happened"]
     assert len(everything.to_df()) == 5
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.errors import FeastEntityDFMissingColumnsError
-from feast.feature_view import DUMMY_ENTITY_ID
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import FeastConfigBaseModel
@@ -127,13 +127,13 @@ class DeltaOfflineStore(OfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> DuckDBJob:
-        """Return each key's latest row from ``start_date`` to ``end_date``, both included."""
+        """Return each key's latest row from ``start_date`` to ``end_date``, both included.
+
+        No ``feature_name_columns`` stand for all columns of the source, as Feast means it.
+        """
         times = [timestamp_field, *filter(None, [created_timestamp_column])]
-        best = ", ".join(f"{sources.identifier(c)} DESC NULLS LAST" for c in [*times, *feature_name_columns])
-        keys = sources.quoted(join_key_columns) or "NULL"
-        latest = f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {best}) = 1"
-        columns = [*join_key_columns, *feature_name_columns, *times]
-        return DuckDBJob(config, _pull(config, data_source, columns, times[0], start_date, end_date, latest))
+        columns = join_key_columns, feature_name_columns, times
+        return DuckDBJob(config, _pull(config, data_source, *columns, start_date, end_date, latest=True))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -146,10 +146,13 @@ class DeltaOfflineStore(OfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> DuckDBJob:
-        """Return all rows from ``start_date`` to ``end_date``, both included; None is unbounded."""
+        """Return all rows from ``start_date`` to ``end_date``, both included; None is unbounded.
+
+        No ``feature_name_columns`` stand for all columns of the source, as Feast means it.
+        """
         times = [timestamp_field, *filter(None, [created_timestamp_column])]
-        columns = [*join_key_columns, *feature_name_columns, *times]
-        return DuckDBJob(config, _pull(config, data_source, columns, times[0], start_date, end_date))
+        columns = join_key_columns, feature_name_columns, times
+        return DuckDBJob(config, _pull(config, data_source, *columns, start_date, end_date))
 
     @staticmethod
     def offline_write_batch(
@@ -291,20 +294,32 @@ def _is_number(kind: pa.DataType) -> bool:
 def _pull(
     config: RepoConfig,
     source: DataSource,
-    columns: list[str],
-    time: str,
+    keys: list[str],
+    features: list[str],
+    times: list[str],
     start: datetime | None,
     end: datetime | None,
-    latest: str = "",
+    *,
+    latest: bool = False,
 ) -> Callable[[], pa.Table]:
     def compute() -> pa.Table:
         con = _connection(config)
         found = sources.rows(con, config, source, start, end)
-        _have(found, columns, source.name, sources.table(config, source).name)
+        _have(found, [*keys, *features, *times], source.name, sources.table(config, source).name)
         found.create_view("found")
-        at = f"{sources.identifier(time)}::TIMESTAMPTZ"
+        wanted = features or [name for name in found.columns if name not in {*keys, *times}]
+        at = f"{sources.identifier(times[0])}::TIMESTAMPTZ"
         bounds = [f"{at} {sign} {sources.instant(day)}" for sign, day in ((">=", start), ("<=", end)) if day]
-        where = f"WHERE {' AND '.join(bounds)}" if bounds else ""
-        return con.sql(f"SELECT {sources.quoted(columns)} FROM found {where} {latest}").to_arrow_table()
+        query = f"SELECT {sources.quoted([*keys, *wanted, *times])}"
+        if not keys:  # by which Feast's own engine knows the only entity there is
+            query += f", '{DUMMY_ENTITY_VAL}' AS {DUMMY_ENTITY_ID}"
+        query += f" FROM found WHERE {' AND '.join(bounds) or 'true'}"
+        if latest:
+            best = ", ".join(f"{sources.identifier(column)} DESC NULLS LAST" for column in [*times, *wanted])
+            over = f"PARTITION BY {sources.quoted(keys)}" if keys else ""
+            query += f" QUALIFY row_number() OVER ({over} ORDER BY {best}) = 1"
+        elif not keys:  # and of its rows the last one stays
+            query += f" ORDER BY {', '.join(f'{sources.identifier(time)} NULLS FIRST' for time in times)}"
+        return con.sql(query).to_arrow_table()
 
     return compute
