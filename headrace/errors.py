@@ -26,7 +26,10 @@ HeadraceError
 ├── BadFeatureRows
 ├── ColumnTaken
 ├── NotInSource
+├── NotATime
+├── NotOffered
 ├── KeysDiffer
+├── NoFeastType
 ├── NoInstant
 ├── ColumnsRetyped
 ├── NotBuilt
@@ -384,6 +387,26 @@ class NotInSource(HeadraceError):
         )
 
 
+class NotATime(HeadraceError):
+    """A source's column of times is of no type of date or time."""
+
+    def __init__(self, table: str, column: str, kind: str) -> None:
+        self.table, self.column, self.kind = table, column, kind
+        super().__init__(
+            f"`{column}` of `{table}` is {kind}, not a TIMESTAMP, so nobody knows when its rows are of. "
+            f"Nothing was read. Let the table hold `{column}::TIMESTAMPTZ`, or let the source in `features/` "
+            "name another column."
+        )
+
+
+class NotOffered(HeadraceError, NotImplementedError):
+    """Feast has it, and headrace's store has not."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        self.what, self.instead = what, instead
+        super().__init__(f"{what}: `DeltaOfflineStore` does not offer that. {instead}.")
+
+
 class KeysDiffer(HeadraceError):
     """A join key is text on one side of a point-in-time join and a number on the other."""
 
@@ -392,6 +415,18 @@ class KeysDiffer(HeadraceError):
         super().__init__(
             f"The key `{key}` of `{view}` is {held}, but `{column}` of the rows to join features to is "
             f'{given}: "01" and "1" would be one key. Nothing was joined. Cast `{column}` to {held}.'
+        )
+
+
+class NoFeastType(HeadraceError):
+    """A view's field is to be inferred from a column of a type of which Feast can infer none."""
+
+    def __init__(self, table: str, column: str, kind: str) -> None:
+        self.table, self.column, self.kind = table, column, kind
+        super().__init__(
+            f"`{column}` of `{table}` is {kind}, of which Feast can infer no type that is served as it is. "
+            "Nothing was registered. Declare fields and keys of the view in its `schema`, such as "
+            f'`Field(name="{column}", dtype=Float64)`, or let the table hold another type.'
         )
 
 
@@ -426,11 +461,16 @@ class ColumnsRetyped(HeadraceError):
 class NotBuilt(HeadraceError):
     """A table is asked for before the step that fills it has run."""
 
-    def __init__(self, table: str, step: str) -> None:
+    def __init__(self, table: str, step: str | None = None) -> None:
         self.table, self.step = table, step
         super().__init__(
-            f"Table `{table}` does not exist yet. Run the `{step}` flow for this pipeline first. "
-            "If it has run, no declaration in `pipelines/` makes a table of this name."
+            f"Table `{table}` does not exist yet. "
+            + (
+                f"Run the `{step}` flow for this pipeline first. If it has run, no declaration in "
+                "`pipelines/` makes a table of this name."
+                if step
+                else "No flow makes it: write it first, or correct the path of the source that names it."
+            )
         )
 
 

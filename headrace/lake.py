@@ -44,6 +44,8 @@ By itself Delta forgets a version after thirty days, and a file that only it has
 """
 PROPERTIES = LASTING | {"delta.checkpointInterval": "10"}
 """Delta sums a log up every hundred commits; whoever opens the table reads those since then one by one."""
+MADE_BY = {"raw": "ingest", "features": "materialize", "training": "train", "predictions": "score"}
+"""Which flow makes the tables of each folder."""
 MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 """The origin of the window grid, so that weeks start on Mondays."""
 
@@ -165,8 +167,7 @@ class Table:
         """
         table = self._opened(version)
         if table is None:
-            step = {"raw": "ingest", "features": "materialize", "training": "train"}
-            raise NotBuilt(self.name, step.get(self.name.split("/")[0], "score"))
+            raise NotBuilt(self.name, MADE_BY.get(self.name.split("/")[0]))
         return table
 
     def _opened(self, version: int | None = None) -> DeltaTable | None:

@@ -10,7 +10,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -43,6 +44,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
+from headrace.errors import NoFeastType, NotATime, NotInSource
 from headrace.feature_store import embedded, encoding, engine, latest, parity, writers
 from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
@@ -51,6 +53,7 @@ KINDS = ("sqlite", "redis", "postgres")
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOURS = 24
 END = START + timedelta(hours=HOURS)
+STAMP = pa.timestamp("us", "UTC")
 FEAST, OURS = "local", "headrace.feature_store.engine.DaskComputeEngine"
 
 ROWS = f"""
@@ -501,6 +504,26 @@ def test_killed_while_it_replaces_what_was_rebuilt_a_run_ends_it(tmp_path, place
         assert wrong(store, 4) == ()
 
 
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("column", "error", "said"),
+    [
+        ("number", NotInSource, "`late` reads `number` of `late`, which has only"),
+        ("created", NotATime, "`created` of `late` is VARCHAR, not a TIMESTAMP"),
+        ("event_timestamp", NotATime, "`event_timestamp` of `late` is VARCHAR, not a TIMESTAMP"),
+    ],
+)
+def test_rows_that_cannot_be_brought_are_refused_by_name(tmp_path, places, column, error, said):
+    store, stamps = served(tmp_path, places[0]), pa.array([START], STAMP)
+    table = pa.table({"airport": [1], "number": [1], "event_timestamp": stamps, "created": stamps})
+    spoilt = table.drop_columns([column])
+    if error is NotATime:
+        spoilt = spoilt.append_column(column, [["yesterday"]])
+    Lake(str(tmp_path)).table("late").replace(spoilt)
+    with pytest.raises(error, match=said):
+        features.materialize(store, "late", END)
+
+
 @every_store
 def test_what_others_brought_of_a_later_time_outlives_a_rebuild(tmp_path, places):
     """And keys of another project that ends alike, or of another view, are none of its business."""
@@ -556,6 +579,94 @@ def test_a_view_without_entities_is_brought_too(home, places):
     rows = pa.parquet.read_table(home / "flights.parquet").to_pylist()
     newest = max(row["event_timestamp"] for row in rows)
     assert found in {row["number"] for row in rows if row["event_timestamp"] == newest}
+
+
+def held(kind: pa.DataType, *values: Any) -> pa.Array:
+    return pa.array([*values, None], kind)
+
+
+A_DAY = date(1969, 7, 20)
+INFERRED = {
+    "small": (types.Int32, held(pa.int8(), -128)),
+    "short": (types.Int32, held(pa.int16(), -(2**15))),
+    "int": (types.Int32, held(pa.int32(), -(2**31))),
+    "long": (types.Int64, held(pa.int64(), 2**63 - 1)),
+    "float": (types.Float32, held(pa.float32(), 0.1)),
+    "double": (types.Float64, held(pa.float64(), 1e300)),
+    "flag": (types.Bool, held(pa.bool_(), False)),
+    "text": (types.String, held(pa.string(), "é")),
+    "raw": (types.Bytes, held(pa.binary(), b"\xff")),
+    "day": (types.UnixTimestamp, held(pa.date32(), A_DAY)),
+    "instant": (types.UnixTimestamp, held(STAMP, START)),
+    "clock": (types.UnixTimestamp, held(pa.timestamp("us"), START.replace(tzinfo=None))),
+    "map": (types.Map, held(pa.map_(pa.string(), pa.string()), [("a", "b")])),
+    "shorts": (types.Array(types.Int32), held(pa.list_(pa.int16()), [1, 2])),
+    "ints": (types.Array(types.Int32), held(pa.list_(pa.int32()), [1, 2])),
+    "longs": (types.Array(types.Int64), held(pa.list_(pa.int64()), [2**53 + 1])),
+    "floats": (types.Array(types.Float32), held(pa.list_(pa.float32()), [0.1])),
+    "doubles": (types.Array(types.Float64), held(pa.list_(pa.float64()), [])),
+    "flags": (types.Array(types.Bool), held(pa.list_(pa.bool_()), [True, False])),
+    "texts": (types.Array(types.String), held(pa.list_(pa.string()), ["", "é"])),
+    "raws": (types.Array(types.Bytes), held(pa.list_(pa.binary()), [b"\xff"])),
+    "instants": (types.Array(types.UnixTimestamp), held(pa.list_(STAMP), [START])),
+    "days": (types.Array(types.UnixTimestamp), held(pa.list_(pa.date32()), [A_DAY])),
+    "maps": (types.Array(types.Map), held(pa.list_(pa.map_(pa.string(), pa.string())), [[("a", "b")]])),
+}  # fmt: skip
+DECLARED = {
+    "price": (types.Decimal, held(pa.decimal128(38, 2), Decimal("1e35"))),
+    "prices": (types.Array(types.Decimal), held(pa.list_(pa.decimal128(5, 2)), [Decimal("0.10")])),
+    "pair": (types.Struct({"x": types.Int64, "y": types.String}),
+             held(pa.struct({"x": pa.int64(), "y": pa.string()}), {"x": 2**62, "y": None}, {"x": None})),
+    "rows": (types.Array(types.Array(types.Int64)), held(pa.list_(pa.list_(pa.int64())), [[1], [2, 3]])),
+    "json": (types.Json, held(pa.string(), '{"b":  1}')),
+    "uuid": (types.Uuid, held(pa.string(), "6f1c1f0e-7b43-4f0a-9a5c-0d6f0a1b2c3d")),
+}  # fmt: skip
+REFUSED = [
+    pa.decimal128(10, 2), pa.list_(pa.decimal128(10, 2)), pa.struct({"x": pa.int64()}),
+    pa.list_(pa.struct({"x": pa.int64()})), pa.list_(pa.list_(pa.int64())), pa.map_(pa.string(), pa.int64()),
+    pa.map_(pa.int64(), pa.string()),
+]  # fmt: skip
+
+
+def typed(home: Path, place: Place, column: pa.Array, dtype: Any = None, **columns: pa.Array) -> FeatureStore:
+    """Open a store of a view of ``airport`` and ``v``, a row for each value of ``column``, and a service."""
+    keys = pa.array(range(len(column)), pa.int64())
+    stamps = dict.fromkeys(["event_timestamp", "created"], pa.array([START] * len(column), STAMP))
+    Lake(str(home)).table("typed").replace(pa.table({"airport": keys, "v": column} | stamps | columns))
+    source = FileSource(
+        name="typed", path="typed", file_format=DeltaFormat(), timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )  # fmt: skip
+    schema = [Field(name="v", dtype=dtype)] if dtype else None
+    untyped = Entity(name="airport_entity", join_keys=["airport"]) if dtype else airport
+    view = FeatureView(name="typed", entities=[untyped], schema=schema, source=source, ttl=timedelta(0))
+    store = store_at(home, place)
+    store.apply([untyped, view, FeatureService(name="typed", features=[view])])
+    return store
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", [*INFERRED, *DECLARED])
+def test_what_a_delta_table_can_hold_is_served_as_the_join_gives_it(tmp_path, places, name):
+    kind, column = (INFERRED | DECLARED)[name]
+    store = typed(tmp_path, places[0], column, DECLARED.get(name, [None])[0])
+    assert [field.dtype for field in store.get_feature_view("typed").features] == [kind]
+    features.materialize(store, "typed", END)
+    asked = pa.table({"airport": range(len(column)), "event_timestamp": [END] * len(column)})
+    joined = features.historical(store, "typed", asked)
+    assert joined["v"].to_pylist() == column.cast(joined["v"].type).to_pylist()
+    assert features.online(store, "typed", asked) == joined
+    assert parity.compare(store, "typed", asked).mismatches == ()
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", REFUSED, ids=str)
+def test_a_type_that_feast_cannot_infer_is_refused_by_name_where_it_is_used(tmp_path, places, kind):
+    odd = pa.nulls(1, kind)
+    with pytest.raises(NoFeastType, match=r"`v` of `typed` is .*Declare fields and keys"):
+        typed(tmp_path, places[0], odd)
+    store = typed(tmp_path, places[0], held(pa.int64()), types.Int64, odd=odd)
+    assert [column.dtype for column in store.get_feature_view("typed").entity_columns] == [types.Int64]
 
 
 HARD = ["é", "a\\b", "\\x41", "Ω≈ç", "ключ", "鍵", "🔑", "", " ", "'", '"', "%s", "a\nb", "z" * 300]

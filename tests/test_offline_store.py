@@ -45,8 +45,10 @@ from headrace.errors import (
     ColumnTaken,
     KeysDiffer,
     NoInstant,
+    NotATime,
     NotBuilt,
     NotInSource,
+    NotOffered,
     UnknownPins,
     VersionGone,
 )
@@ -258,8 +260,75 @@ def test_what_cannot_be_joined_is_refused_by_name(lab):
     source = lab[0].get_feature_view("two_0_True").batch_source
     with pytest.raises(NotInSource, match="`two_0_True` reads `g`"):
         pull(lab[0].config, source, ["a"], ["g"], "happened").to_arrow()
-    with pytest.raises(ValueError, match="given rows"):
-        lab[0].get_historical_features(None, ["two_0_True:f"], start_date=START)
+
+
+@pytest.mark.parametrize("known_only", [False, True])
+@pytest.mark.parametrize("first", [1, None])
+def test_a_range_of_dates_stands_for_every_row_in_it(lab, first, known_only):
+    """As Feast's SQL stores have it, with an hour of a ttl before the end if no start is given."""
+    store, table = lab
+    rows = [
+        ("x", "y", 1, 1, 1),
+        ("x", "y", 2, 9, 2),
+        ("x", "z", 4, 4, 4),
+        (None, "y", 2, 2, 9),
+        ("x", "y", 5, 5, 5),
+    ]
+    table.replace(rows_of(*rows, ("x", "y", 1, 1, 1)))
+    begin = None if first is None else at(first).replace(tzinfo=None)
+    found = store.get_historical_features(
+        None, ["one_1_True:f", "two_3_True:f"], True, start_date=begin, end_date=at(4),
+        filter_by_created_timestamp=known_only,
+    )  # fmt: skip
+    assert found.to_arrow().column_names == ["event_timestamp", "a", "b", "one_1_True__f", "two_3_True__f"]
+    late = 1 if known_only else 2
+    assert [tuple(row.values()) for row in found.to_arrow().to_pylist()] == [
+        (at(1), "x", "y", 1, 1), (at(1), "x", None, 1, None), (at(2), "x", "y", late, late),
+        (at(2), "x", None, late, None), (at(4), "x", "z", 4, 4), (at(4), "x", None, 4, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["happened", "created"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64()], ids=str)
+def test_a_time_that_is_none_is_refused_by_name_wherever_rows_are_read(lab, column, kind):
+    store, table = lab
+    rows = rows_of(("x", "y", 1, 1, 5))
+    place = rows.schema.get_field_index(column)
+    table.replace(rows.set_column(place, column, pa.array(["7"]).cast(kind)))
+    offline, view = store._get_provider().offline_store, store.get_feature_view("two_0_True")
+    pulled = (store.config, view.batch_source, ["a", "b"], ["f"], "happened", "created", at(0), at(9))
+    for read in (
+        lambda: store.get_historical_features(asked_for(("x", "y", 2)), ["two_0_True:f"]).to_arrow(),
+        lambda: offline.pull_latest_from_table_or_query(*pulled).to_arrow(),
+        lambda: offline.pull_all_from_table_or_query(*pulled).to_arrow(),
+    ):
+        with pytest.raises(
+            NotATime, match=rf"`{column}` of `features/r` is (VARCHAR|BIGINT), not a TIMESTAMP"
+        ):
+            read()
+
+
+def test_what_feast_has_and_we_have_not_says_what_to_do_instead(lab):
+    from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
+    from feast.infra.offline_stores.dask import DaskOfflineStore
+
+    store, offline = lab[0], lab[0]._get_provider().offline_store
+    computed = [name for name in vars(DaskOfflineStore) if "monitoring" in name]
+    assert len(computed) == 6
+    for name in computed:
+        with pytest.raises(NotOffered, match="The `monitor` flow watches"):
+            getattr(offline, name)(store.config)
+    elsewhere = PostgreSQLSource(name="elsewhere", query="SELECT 1", timestamp_field="t")
+    with pytest.raises(NotOffered, match=r"`elsewhere` is a PostgreSQLSource.*FileSource"):
+        sources.table(store.config, elsewhere)
+    with pytest.raises(NotOffered, match=r"Logging to a NoneType.*FileLoggingDestination"):
+        offline.write_logged_features(store.config, None, None, LoggingConfig(None), None)
+
+
+def test_types_of_a_table_that_does_not_exist_cannot_be_inferred(tmp_path):
+    declared = view("r", path="elsewhere/r", fields=())
+    with pytest.raises(NotBuilt, match=r"Table `elsewhere/r` does not exist yet. No flow makes it: write it"):
+        open_store(tmp_path, [A, B, declared])
 
 
 def test_features_that_differ_by_case_alone_are_not_mixed_up(tmp_path):
@@ -583,21 +652,33 @@ def test_a_saved_dataset_is_read_back_as_it_was_joined(shop, form):
     assert len(shop.create_saved_dataset(fewer, form, storage, allow_overwrite=True).to_df()) == 7
 
 
-def test_rows_written_through_feast_are_joined(lab):
-    store, table = lab
-    table.replace(rows_of(("x", "y", 1, 1, 5)))
+@pytest.mark.parametrize("form", ["delta", "file", "folder", "partitioned"])
+def test_rows_written_through_feast_are_joined(tmp_path, form):
+    first, place = rows_of(("x", "y", 1, 1, 5)), tmp_path / "features/r"
+    place.parent.mkdir()
+    if form == "delta":
+        Lake(str(tmp_path)).table("features/r").replace(first)
+    elif form == "file":
+        pq.write_table(first, place)
+    else:
+        pq.write_to_dataset(first, place, partition_cols=["b"] if form == "partitioned" else None)
+    store = open_store(
+        tmp_path, [A, B, view("r", form=DeltaFormat() if form == "delta" else ParquetFormat())]
+    )
     more = rows_of(("x", "y", 2, 2, 6)).to_pandas()[["f", "a", "b", "created", "happened"]]
-    store.write_to_offline_store("two_0_True", more)
-    found = store.get_historical_features(asked_for(("x", "y", 1), ("x", "y", 2)), ["two_0_True:f"])
-    assert found.to_arrow()["f"].to_pylist() == [5, 6]
+    store.write_to_offline_store("r", more)
+    asked = asked_for(("x", "y", 1), ("x", "y", 2))
+    assert store.get_historical_features(asked, ["r:f"]).to_arrow()["f"].to_pylist() == [5, 6]
     with pytest.raises(ValueError, match="missing_expected_columns"):
-        store.write_to_offline_store("two_0_True", more.drop(columns="f"))
+        store.write_to_offline_store("r", more.drop(columns="f"))
     for lossy in (1.9, 2.0**70):
         with pytest.raises(ValueError, match=r"`f` of `features/r` is int64: .* Nothing was written"):
-            store.write_to_offline_store("two_0_True", more.assign(f=[lossy]))
+            store.write_to_offline_store("r", more.assign(f=[lossy]))
     finer = more.assign(f=[7.0], happened=more.happened + pd.Timedelta(nanoseconds=5))
-    store.write_to_offline_store("two_0_True", finer)
-    assert sorted(table.relation(duckdb_connection()).project("f").fetchall()) == [(5,), (6,), (7,)]
+    store.write_to_offline_store("r", finer)
+    rows = sources.rows(duckdb_connection(), store.config, store.get_feature_view("r").batch_source)
+    assert sorted(rows.project("f").fetchall()) == [(5,), (6,), (7,)]
+    assert form != "file" or [path.name for path in place.parent.iterdir()] == ["r"]
 
 
 @pytest.mark.parametrize("partitioned", [None, ["__log_date"]])

@@ -65,12 +65,12 @@ def values(column: pa.Array, kind: ValueType) -> pa.Array:
     """
     if column.null_count == len(column) and kind is not ValueType.UNIX_TIMESTAMP:
         return pa.array([b""] * len(column), pa.binary())
+    column = _with_instants(column, kind)
     if kind in ITEMS and _is_list_of(column, ITEMS[kind]):
         payload = _items(column, ITEMS[kind])
         return pc.fill_null(_delimited(_tag(kind.value, BYTES), payload), b"")
     if not _is_known(column.type, kind):
-        messages = [message.SerializeToString() for message in _as_feast_does(column, kind)]
-        return pa.array(messages, pa.binary())
+        return pa.array([message.SerializeToString() for message in messages(column, kind)], pa.binary())
     known = column.cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)  # kept are whole seconds
     if kind in (ValueType.STRING, ValueType.BYTES):
         return pc.fill_null(_delimited(_tag(kind.value, BYTES), known.cast(pa.binary())), b"")
@@ -89,9 +89,7 @@ def texts(column: pa.Array, kind: ValueType) -> pa.Array:
     ):
         return pa.nulls(len(column), pa.string())
     if not _is_known(column.type, kind):
-        return pa.array(
-            [extract_text_and_num(v, False)[0] for v in _as_feast_does(column, kind)], pa.string()
-        )
+        return pa.array([extract_text_and_num(v, False)[0] for v in messages(column, kind)], pa.string())
     known = column.cast(ARROW[kind])
     if kind is ValueType.BOOL:
         return pc.if_else(known, "True", "False")
@@ -101,6 +99,14 @@ def texts(column: pa.Array, kind: ValueType) -> pa.Array:
     return known.cast(pa.string())
 
 
+def messages(column: pa.Array | pa.ChunkedArray, kind: ValueType) -> list[Value]:
+    """Return each of ``column`` as Feast's own conversion makes a ``Value`` of it: slowly, of any type.
+
+    It is given Python's values: numpy has integers beside nulls as floats, and maps as lists.
+    """
+    return python_values_to_proto_values(column.to_pylist(maps_as_pydicts="strict"), kind)
+
+
 def entity_keys(keys: Sequence[Key], rows: int) -> pa.Array:
     """Return the bytes by which online stores find each row: Feast's entity keys, serialization version 3.
 
@@ -108,7 +114,7 @@ def entity_keys(keys: Sequence[Key], rows: int) -> pa.Array:
         keys: Name, type and values, none of them null, of each join key.
         rows: How many rows there are, also without any keys.
     """
-    keys = sorted(keys, key=lambda key: key[0])
+    keys = sorted(((name, kind, _with_instants(c, kind)) for name, kind, c in keys), key=lambda key: key[0])
     if not all(kind in KEYED and _is_known(column.type, kind) for _, kind, column in keys):
         return _entity_keys_as_feast_does(keys)
     names = (name.encode() for name, _, _ in keys)
@@ -153,13 +159,18 @@ def _is_list_of(column: pa.Array, kind: ValueType) -> bool:
     return listed and _is_known(column.type.value_type, kind) and not column.flatten().null_count
 
 
-def _as_feast_does(column: pa.Array, kind: ValueType) -> list[Value]:
-    return python_values_to_proto_values(column.to_numpy(zero_copy_only=False), kind)
+def _with_instants(column: pa.Array, kind: ValueType) -> pa.Array:
+    """Return dates as the instants at which they begin, in UTC; other values as they are."""
+    if kind is ValueType.UNIX_TIMESTAMP and pa.types.is_date(column.type):
+        return column.cast(ARROW[kind])
+    if kind is ValueType.UNIX_TIMESTAMP_LIST and pa.types.is_date(column.type.value_type):
+        return column.cast(pa.list_(ARROW[ValueType.UNIX_TIMESTAMP]))
+    return column
 
 
 def _entity_keys_as_feast_does(keys: Sequence[Key]) -> pa.Array:
     names = [name for name, _, _ in keys]
-    columns = [_as_feast_does(column, kind) for _, kind, column in keys]
+    columns = [messages(column, kind) for _, kind, column in keys]
     found = [
         serialize_entity_key(EntityKey(join_keys=names, entity_values=row))
         for row in zip(*columns, strict=True)

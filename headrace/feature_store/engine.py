@@ -25,7 +25,7 @@ from headrace.feature_store.brought import owed as owed_of
 from headrace.feature_store.embedded import settings_beside
 from headrace.feature_store.latest import MEMORY, Column, Latest
 from headrace.feature_store.offline import DeltaOfflineStore
-from headrace.feature_store.sources import Snapshot, is_delta, snapshot
+from headrace.feature_store.sources import Snapshot, is_delta, require, snapshot
 from headrace.feature_store.writers import BATCH, Sqlite, Writer, writer
 from headrace.lake import duckdb_connection
 
@@ -85,13 +85,15 @@ class DaskComputeEngine(ComputeEngine):
 
         Raises:
             NotBuilt: The view's table does not exist.
+            NotInSource: It lacks a column of the view.
+            NotATime: Its column of the event time, or of the time of creation, is of another type.
         """
-        view = task.feature_view
+        view, source = task.feature_view, task.feature_view.batch_source
         place = writer(self.repo_config, self.online_store, view) if _is_plain(task) else None
-        if not place:
+        if not (place and source):
             return self._local._materialize_one(registry, task, **kwargs)
         if view.online:
-            latest, owed = self._latest(task), owed_of(view)
+            latest, owed = self._latest(task, source), owed_of(view)
             again = bool(owed and task.start_time <= owed[0] and owed[1] <= task.end_time)
             self._bring(latest, place, task.end_time if again else None)
             if again:
@@ -99,9 +101,8 @@ class DaskComputeEngine(ComputeEngine):
         job = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(job, MaterializationJobStatus.SUCCEEDED)
 
-    def _latest(self, task: MaterializationTask) -> Latest:
-        view, source = task.feature_view, task.feature_view.batch_source
-        assert source, f"view {view.name} has no source to read"
+    def _latest(self, task: MaterializationTask, source: DataSource) -> Latest:
+        view = task.feature_view
         keys, features = (
             tuple(
                 Column(field.name, field.dtype.to_value_type())
@@ -111,7 +112,12 @@ class DaskComputeEngine(ComputeEngine):
             for fields in (view.entity_columns, view.features)
         )
         time, created = source.timestamp_field, source.created_timestamp_column or None
-        rows = self._snapshot(source) or self._rows(task, keys, features)
+        rows = self._snapshot(source) or self._rows(task, source, keys, features)
+        if isinstance(rows, Snapshot):
+            with closing(duckdb_connection()) as con:
+                wanted = [column.name for column in (*keys, *features)]
+                times = [*filter(None, [time, created])]
+                require(rows.relation(con), wanted, times, view.name, rows.table.name)
         return Latest(rows, keys, features, time, created, task.start_time, task.end_time)
 
     def _snapshot(self, source: DataSource) -> Snapshot | None:
@@ -120,11 +126,13 @@ class DaskComputeEngine(ComputeEngine):
         return snapshot(self.repo_config, source) if ours and is_delta(source) else None
 
     def _rows(
-        self, task: MaterializationTask, keys: tuple[Column, ...], features: tuple[Column, ...]
+        self,
+        task: MaterializationTask,
+        source: DataSource,
+        keys: tuple[Column, ...],
+        features: tuple[Column, ...],
     ) -> pa.Table:
         """Return the latest rows as the offline store finds them, by the view's names of columns."""
-        source = task.feature_view.batch_source
-        assert source, "whoever asks has seen to it"
         names = source.field_mapping or {}
         column = {name: column for column, name in names.items()}
         time, created = source.timestamp_field, source.created_timestamp_column

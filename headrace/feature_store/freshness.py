@@ -80,8 +80,7 @@ def _newest(
     """Return event time and key of the newest row known ``at`` that instant; None if there is none."""
     from headrace.feature_store import sources
 
-    source = view.batch_source
-    assert source is not None, f"view {view.name} has no source"
+    source = sources.batch_source(view)
     try:
         sources.view_rows(con, store.config, source, until=at).create_view("rows", replace=True)
     except NotBuilt:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import pandas as pd
 import pyarrow as pa
@@ -20,11 +19,11 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import FeastConfigBaseModel
-from feast.utils import _get_requested_feature_views_to_features_dict
+from feast.utils import _get_requested_feature_views_to_features_dict, compute_non_entity_date_range
 from pydantic import Field
 
-from headrace.errors import ColumnTaken, KeysDiffer, NotInSource
-from headrace.feature_store import asof, sources
+from headrace.errors import ColumnTaken, KeysDiffer, NotOffered
+from headrace.feature_store import asof, inference, sources
 from headrace.feature_store.job import DuckDBJob
 from headrace.lake import duckdb_connection
 
@@ -59,9 +58,14 @@ class DeltaOfflineStore(OfflineStore):
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
-        """Return the columns of the source's table, and the names of their Arrow types."""
-        schema = sources.rows(_connection(config), config, data_source).limit(0).to_arrow_table().schema
-        return [(field.name, str(field.type)) for field in schema]
+        """Return the columns of the source's table, and what Feast infers the types of fields from.
+
+        Raises:
+            NotBuilt: The table does not exist.
+            NoFeastType: Feast asks for a type that it has no name for.
+        """
+        rows = sources.rows(_connection(config), config, data_source).limit(0).to_arrow_table()
+        return inference.columns(sources.table(config, data_source).name, rows.schema)
 
     @staticmethod
     def get_historical_features(
@@ -73,7 +77,8 @@ class DeltaOfflineStore(OfflineStore):
         project: str,
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
-        **kwargs: Any,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
     ) -> DuckDBJob:
         """Set beside each row of ``entity_df`` the features valid at its ``event_timestamp``.
 
@@ -83,19 +88,27 @@ class DeltaOfflineStore(OfflineStore):
         Args:
             entity_df: Rows to join to, or a DuckDB query that returns them; naive times are UTC.
                 Without ``event_timestamp``, its only column of a timestamp type is taken.
+                None stands for each key and event time of which one of the views has a row
+                from ``start_date`` to ``end_date``; a key that a view has not is null there.
+            start_date: Both ends are included; naive is UTC. None is the longest ttl, or
+                else 30 days, before ``end_date``.
+            end_date: None is the present.
 
         Raises:
             NotBuilt: A view's table does not exist.
             NotInSource: It lacks a column of the view.
+            NotATime: Its column of the event time, or of the time of creation, is of another type.
             KeysDiffer: A join key is text on one side and a number on the other.
             ColumnTaken: ``entity_df`` has a column of a feature's name.
             FeastEntityDFMissingColumnsError: It lacks a join key.
         """
-        if entity_df is None:
-            raise ValueError("Features are retrieved for given rows: pass entity_df, not a range of dates.")
-        spine, time = _spine(config, entity_df)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         wanted, _ = _get_requested_feature_views_to_features_dict(feature_refs, feature_views, on_demand)
+        if entity_df is None:
+            between = compute_non_entity_date_range(list(wanted), start_date, end_date)
+            spine, time = _every_row(config, list(wanted), *between), "event_timestamp"
+        else:
+            spine, time = _spine(config, entity_df)
         names = []
         for view, features in wanted.items():
             called = view.projection.name_alias or view.name
@@ -161,31 +174,16 @@ class DeltaOfflineStore(OfflineStore):
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Append ``table`` to the view's Delta table; columns may have the source's names or the view's.
+        """Append ``table`` to the view's source; columns may have the source's names or the view's.
 
         Raises:
-            NotBuilt: The table does not exist.
-            ValueError: The columns are others than the table's, or a value does not fit its column.
+            NotBuilt: The Delta table does not exist.
+            ValueError: The columns are others than the source's, or a value does not fit its column.
         """
-        from deltalake import write_deltalake
-
-        source = feature_view.batch_source
-        assert source is not None and sources.is_delta(source), "only Delta tables can be appended to"
-        place = sources.table(config, source)
-        delta = place.lasting()
-        schema = pa.schema(delta.schema().to_arrow())
+        source = sources.batch_source(feature_view)
         theirs = {new: old for old, new in source.field_mapping.items()}
-        given = table.rename_columns([theirs.get(name, name) for name in table.column_names])
-        if set(given.column_names) != set(schema.names):
-            raise ValueError(f"`{place.name}` has the columns {schema.names}, not {table.column_names}.")
-        columns = []
-        for field in schema:
-            try:  # of times, what is finer than a microsecond is cut off
-                columns.append(given[field.name].cast(field.type, safe=not pa.types.is_timestamp(field.type)))
-            except pa.ArrowInvalid as error:
-                what = f"`{field.name}` of `{place.name}` is {field.type}"
-                raise ValueError(f"{what}: {error}. Nothing was written.") from error
-        write_deltalake(delta, pa.table(columns, schema=schema), mode="append")
+        rows = table.rename_columns([theirs.get(name, name) for name in table.column_names])
+        sources.append(config, source, rows)
         if progress:
             progress(table.num_rows)
 
@@ -199,21 +197,26 @@ class DeltaOfflineStore(OfflineStore):
     ) -> None:
         """Add a Parquet file of logs to the folder that ``logging_config`` names, partitioned as it says."""
         from feast.infra.offline_stores.file_source import FileLoggingDestination
-        from pyarrow import dataset, fs
+        from pyarrow import dataset
 
         destination = logging_config.destination
-        assert isinstance(destination, FileLoggingDestination), "logs go to a FileLoggingDestination"
-        system, place = fs.FileSystem.from_uri(sources.table(config, destination.to_data_source()).uri)
-        dataset.write_dataset(
-            dataset.dataset(data) if isinstance(data, Path) else data,
-            place,
-            filesystem=system,
-            format="parquet",
-            basename_template=f"{uuid4().hex}-{{i}}.parquet",
-            partitioning=destination.partition_by,
-            partitioning_flavor="hive" if destination.partition_by else None,
-            existing_data_behavior="overwrite_or_ignore",
+        if not isinstance(destination, FileLoggingDestination):
+            what = f"Logging to a {type(destination).__name__}"
+            raise NotOffered(what, "Name a `FileLoggingDestination(path=<folder>)`")
+        rows = dataset.dataset(data) if isinstance(data, Path) else data
+        folder = sources.table(config, destination.to_data_source()).uri
+        sources.add_file(rows, folder, destination.partition_by)
+
+    @staticmethod
+    def _monitoring(*_: Any, **__: Any) -> NoReturn:
+        raise NotOffered(
+            "Keeping metrics by Feast's own monitoring",
+            "The `monitor` flow watches the features that a pipeline predicts from, window by window",
         )
+
+    compute_monitoring_metrics = get_monitoring_max_timestamp = _monitoring
+    ensure_monitoring_tables = save_monitoring_metrics = query_monitoring_metrics = _monitoring
+    clear_monitoring_baseline = _monitoring
 
 
 def _connection(config: RepoConfig) -> duckdb.DuckDBPyConnection:
@@ -239,6 +242,24 @@ def _spine(config: RepoConfig, entity_df: pd.DataFrame | pa.Table | str) -> tupl
     return spine, time
 
 
+def _every_row(config: RepoConfig, views: list[FeatureView], start: datetime, end: datetime) -> pa.Table:
+    """Return the keys and event times of all rows of ``views`` between two instants, both included."""
+    con, selects = _connection(config), []
+    for i, view in enumerate(views):
+        source, keys = sources.batch_source(view), _keys(view)
+        found = sources.view_rows(con, config, source, start, end)
+        time, table = source.timestamp_field, sources.table(config, source).name
+        sources.require(found, [theirs for _, theirs in keys], [time], view.name, table)
+        found.create_view(f"rows{i}")
+        columns = [f"{sources.identifier(time)}::TIMESTAMPTZ AS event_timestamp"]
+        columns += [f"{sources.identifier(theirs)} AS {sources.identifier(ours)}" for ours, theirs in keys]
+        between = f"BETWEEN {sources.instant(start)} AND {sources.instant(end)}"
+        given = [f"{sources.identifier(theirs)} IS NOT NULL" for _, theirs in keys]
+        which = " AND ".join([f"{sources.identifier(time)}::TIMESTAMPTZ {between}", *given])
+        selects.append(f"SELECT {', '.join(columns)} FROM rows{i} WHERE {which}")
+    return con.sql(f"{' UNION BY NAME '.join(selects)} ORDER BY ALL").to_arrow_table()
+
+
 def _check(spine: pa.Table, features: list[str], keys: set[str]) -> None:
     if missing := keys - set(spine.column_names):
         raise FeastEntityDFMissingColumnsError(keys, missing)
@@ -262,24 +283,17 @@ def _answering(
     last: datetime | None,
     features: list[str],
 ) -> asof.Rows:
-    source, ttl = view.batch_source, view.ttl or timedelta(0)
-    assert source is not None, f"view {view.name} has no source to join from"
+    source, ttl = sources.batch_source(view), view.ttl or timedelta(0)
     found = sources.view_rows(con, config, source, asof.earliest(first, ttl), last)
     keys, time, created = _keys(view), source.timestamp_field, source.created_timestamp_column or None
-    wanted = [*(theirs for _, theirs in keys), *filter(None, [time, created]), *features]
-    _have(found, wanted, view.name, sources.table(config, source).name)
+    wanted, times = [*(theirs for _, theirs in keys), *features], [*filter(None, [time, created])]
+    sources.require(found, wanted, times, view.name, sources.table(config, source).name)
     types = found.limit(0).to_arrow_table().schema
     for ours, theirs in keys:
         given, held = spine.schema.field(ours).type, types.field(theirs).type
         if (_is_text(given) and _is_number(held)) or (_is_number(given) and _is_text(held)):
             raise KeysDiffer(view.name, theirs, str(held), ours, str(given))
     return asof.Rows(found, keys, time, created, ttl, tuple(features))
-
-
-def _have(rows: duckdb.DuckDBPyRelation, wanted: list[str], what: str, table: str) -> None:
-    """Refuse rows without a column; names differ by case, which DuckDB's own do not."""
-    if missing := [name for name in wanted if name not in rows.columns]:
-        raise NotInSource(what, table, missing, rows.columns)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -305,7 +319,7 @@ def _pull(
     def compute() -> pa.Table:
         con = _connection(config)
         found = sources.rows(con, config, source, start, end)
-        _have(found, [*keys, *features, *times], source.name, sources.table(config, source).name)
+        sources.require(found, [*keys, *features], times, source.name, sources.table(config, source).name)
         found.create_view("found")
         wanted = features or [name for name in found.columns if name not in {*keys, *times}]
         at = f"{sources.identifier(times[0])}::TIMESTAMPTZ"

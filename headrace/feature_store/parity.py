@@ -121,13 +121,13 @@ def compare(store: FeatureStore, service: str, spine: pa.Table) -> Parity:
 
 
 def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table) -> list[Mismatch]:
-    from feast.type_map import python_values_to_proto_values
+    from headrace.feature_store.encoding import messages
 
     keys = given_by(store, view)
     served = _serve(store, view, keys, joined)
     wrong: list[tuple[str, int, Value, _Served]] = []
     for field in view.features:
-        right = python_values_to_proto_values(joined[field.name].to_pylist(), field.dtype.to_value_type())
+        right = messages(joined[field.name], field.dtype.to_value_type())
         for row, (value, got) in enumerate(zip(right, served[field.name], strict=True)):
             if _bytes(value) != _bytes(got.value):
                 wrong.append((field.name, row, value, got))

@@ -16,40 +16,78 @@ from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
+from uuid import uuid4
 
 import pyarrow as pa
 from feast import FileSource
 from feast.data_format import DeltaFormat
 from feast.errors import SavedDatasetLocationAlreadyExists
 
+from headrace.errors import NotATime, NotInSource, NotOffered
 from headrace.feature_store.embedded import settings_beside
 from headrace.instants import plain
 from headrace.lake import Lake, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import duckdb
     from deltalake import DeltaTable
-    from feast import RepoConfig
+    from feast import FeatureView, RepoConfig
     from feast.data_source import DataSource
+    from pyarrow import dataset
 
 MILLISECOND = timedelta(milliseconds=1)
 
 
 def is_delta(source: DataSource) -> bool:
     """Say whether ``source`` is a Delta table; what is not is Parquet, as for Feast."""
-    assert isinstance(source, FileSource), "sources are FileSource(path=<table>, file_format=DeltaFormat())"
-    return isinstance(source.file_format, DeltaFormat)
+    return isinstance(_file(source).file_format, DeltaFormat)
 
 
 def table(config: RepoConfig, source: DataSource) -> Table:
     """Return where ``source`` lies: a table of the lake, or of elsewhere if its path is absolute."""
-    assert isinstance(source, FileSource), "sources are FileSource(path=<table>, file_format=DeltaFormat())"
-    if "://" in source.path or Path(source.path).is_absolute():
-        return Table(source.path, source.path)
-    lake = Lake(config.offline_store.lake or settings_beside(config.repo_path).lake)
-    return lake.table(source.path)
+    path = _file(source).path
+    if "://" in path or Path(path).is_absolute():
+        return Table(path, path)
+    return Lake(config.offline_store.lake or settings_beside(config.repo_path).lake).table(path)
+
+
+def _file(source: DataSource | None) -> FileSource:
+    if not isinstance(source, FileSource):
+        what = f"`{source.name}` is a {type(source).__name__}" if source else "A view has no source"
+        raise NotOffered(
+            what, "Rows are read from `FileSource(path=<table>, file_format=DeltaFormat())`, or Parquet"
+        )
+    return source
+
+
+def batch_source(view: FeatureView) -> FileSource:
+    """Return where the rows of ``view`` are.
+
+    Raises:
+        NotOffered: It has no source, or one that is neither a Delta table nor Parquet.
+    """
+    return _file(view.batch_source)
+
+
+def require(
+    found: duckdb.DuckDBPyRelation, wanted: Sequence[str], times: Sequence[str], what: str, table: str
+) -> None:
+    """Refuse rows without a column of ``wanted``, or of which one of ``times`` is none.
+
+    Names differ by case, which DuckDB's own do not.
+
+    Raises:
+        NotInSource: A column is missing.
+        NotATime: A column is of no type of date or time.
+    """
+    if missing := [name for name in (*wanted, *times) if name not in found.columns]:
+        raise NotInSource(what, table, missing, found.columns)
+    kinds = dict(zip(found.columns, map(str, found.types), strict=True))
+    for name in times:
+        if not _is_time(kinds[name]):
+            raise NotATime(table, name, kinds[name])
 
 
 def opened(config: RepoConfig, source: DataSource) -> DeltaTable:
@@ -93,6 +131,10 @@ class Snapshot:
         mapping = dict(self.mapping)
         found = _delta_rows(con, self.table, self.table.open(self.version), mapping, self.time, since, until)
         return _named(found, mapping)
+
+
+def _is_time(kind: object) -> bool:
+    return str(kind).startswith(("TIMESTAMP", "DATE"))
 
 
 def snapshot(config: RepoConfig, source: DataSource) -> Snapshot:
@@ -203,12 +245,13 @@ def _paths(
 ) -> list[str]:
     """Return the data files that can hold rows of that time, as Delta's log writes their paths."""
     actions = con.from_arrow(pa.table(delta.get_add_actions(flatten=True)))
+    timed = {name for name, kind in zip(actions.columns, actions.types, strict=True) if _is_time(kind)}
     conditions = ["true"]
-    if since and f"max.{time}" in actions.columns:
+    if since and (most := f"max.{time}") in timed:
         # Statistics are cut to the millisecond, the greatest one too.
-        conditions.append(f'coalesce("max.{time}" >= {instant(since - MILLISECOND)}, true)')
-    if until and f"min.{time}" in actions.columns:
-        conditions.append(f'coalesce("min.{time}" <= {instant(until)}, true)')
+        conditions.append(f"coalesce({identifier(most)} >= {instant(since - MILLISECOND)}, true)")
+    if until and (least := f"min.{time}") in timed:
+        conditions.append(f"coalesce({identifier(least)} <= {instant(until)}, true)")
     return [path for (path,) in actions.filter(" AND ".join(conditions)).project("path").fetchall()]
 
 
@@ -237,6 +280,62 @@ def write(config: RepoConfig, source: DataSource, found: pa.Table, *, overwrite:
             found, place, filesystem=system, existing_data_behavior="delete_matching",
             basename_template="part-{i}.parquet",
         )  # fmt: skip
+
+
+def append(config: RepoConfig, source: DataSource, rows: pa.Table) -> None:
+    """Add ``rows``, whose columns may come in any order, to what is there.
+
+    A Parquet file is written anew as a whole, so that of two who append at once one is lost;
+    a folder of Parquet, or a Delta table, gets another file.
+
+    Raises:
+        NotBuilt: The Delta table does not exist.
+        ValueError: The columns are others than those there, or a value does not fit its column.
+    """
+    from pyarrow import dataset, fs, parquet
+
+    place = table(config, source)
+    if is_delta(source):
+        from deltalake import write_deltalake
+
+        delta = place.lasting()
+        write_deltalake(delta, _fitted(rows, pa.schema(delta.schema().to_arrow()), place.name), mode="append")
+        return
+    system, path = fs.FileSystem.from_uri(place.uri)
+    there = dataset.dataset(path, filesystem=system, format="parquet", partitioning="hive")
+    rows = _fitted(rows, there.schema, place.name)
+    if system.get_file_info(path).is_file:
+        whole = f"{path}.{uuid4().hex}"
+        parquet.write_table(pa.concat_tables([there.to_table(), rows]), whole, filesystem=system)
+        system.move(whole, path)
+    else:
+        first = next(there.get_fragments())
+        add_file(rows, place.uri, list(dataset.get_partition_keys(first.partition_expression)))
+
+
+def add_file(rows: pa.Table | dataset.Dataset, uri: str, partition_by: list[str] | None) -> None:
+    """Write ``rows`` as further Parquet files of the folder at ``uri``, partitioned as Hive does."""
+    from pyarrow import dataset, fs
+
+    system, place = fs.FileSystem.from_uri(uri)
+    dataset.write_dataset(
+        rows, place, filesystem=system, format="parquet", basename_template=f"{uuid4().hex}-{{i}}.parquet",
+        partitioning=partition_by or None, partitioning_flavor="hive" if partition_by else None,
+        existing_data_behavior="overwrite_or_ignore",
+    )  # fmt: skip
+
+
+def _fitted(rows: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    if set(rows.column_names) != set(schema.names):
+        raise ValueError(f"`{name}` has the columns {schema.names}, not {rows.column_names}.")
+    columns = []
+    for field in schema:
+        try:  # of times, what is finer than a microsecond is cut off
+            columns.append(rows[field.name].cast(field.type, safe=not pa.types.is_timestamp(field.type)))
+        except pa.ArrowInvalid as error:
+            what = f"`{field.name}` of `{name}` is {field.type}"
+            raise ValueError(f"{what}: {error}. Nothing was written.") from error
+    return pa.table(columns, schema=schema)
 
 
 def instant(at: datetime | None) -> str:

@@ -7,7 +7,7 @@ import warnings
 from copy import copy
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
     from feast.base_feature_view import BaseFeatureView
     from feast.feature_view_projection import FeatureViewProjection
+    from feast.protos.feast.types.Value_pb2 import Value
     from feast.types import FeastType
 
     from headrace.settings import Settings
@@ -164,7 +165,7 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
         asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
         distinct = asked.group_by(asked.column_names).aggregate([])
         batches = [distinct.slice(start, BATCH) for start in range(0, distinct.num_rows, BATCH)]
-        found = [store.get_online_features(refs, batch.to_pydict()).to_dict() for batch in batches]
+        found = [_read(store, refs, batch) for batch in batches]
         for name in [ref.split(":")[1] for ref in refs]:
             values = pa.chunked_array([pa.array(part[name], types[name]) for part in found], types[name])
             distinct = distinct.append_column(name, values)
@@ -174,6 +175,22 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     names = ", ".join(map(identifier, types))
     features = con.sql(f"SELECT {names} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
     return _beside(given, features, wanted)
+
+
+def _read(store: FeatureStore, refs: list[str], keys: pa.Table) -> dict[str, list[Any]]:
+    """Return the features of ``keys`` as Arrow takes them: what Feast stores as text stays text."""
+    from feast.type_map import feast_value_type_to_python_type
+
+    def read(value: Value) -> Any:
+        kind = value.WhichOneof("val") or ""
+        if not kind.startswith(("json", "decimal", "uuid", "time_uuid")):
+            return feast_value_type_to_python_type(value)
+        text = getattr(value, kind)
+        return text if isinstance(text, str) else list(text.val)
+
+    answer = store.get_online_features(refs, keys.to_pydict()).proto
+    vectors = zip(answer.metadata.feature_names.val, answer.results, strict=True)
+    return {name: [read(value) for value in vector.values] for name, vector in vectors}
 
 
 def materialize(
