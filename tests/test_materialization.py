@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -163,7 +164,7 @@ every_store = pytest.mark.parametrize("places", KINDS, indirect=True)
 def store_at(
     home: Path,
     place: Place,
-    engine: str = OURS,
+    engine: str | dict[str, Any] = OURS,
     offline: str = "",
     registry: Any = "",
     project: str = "test",
@@ -178,7 +179,8 @@ def store_at(
     return FeatureStore(
         config=RepoConfig(
             project=project, provider="local", registry=registry, online_store=place.online,
-            offline_store={"type": offline} if offline else ours, batch_engine={"type": engine},
+            offline_store={"type": offline} if offline else ours,
+            batch_engine={"type": engine} if isinstance(engine, str) else engine,
             entity_key_serialization_version=3, **options,
         )
     )  # fmt: skip
@@ -403,9 +405,10 @@ def served(home: Path, place: Place, **options: Any) -> FeatureStore:
     return store
 
 
-def put(home: Path, rows: list[tuple[int, float, float, int]]) -> None:
+def put(home: Path, rows: Sequence[tuple[int, float, float | None, int]]) -> None:
     """Make rows of airport, hour, hour of creation and number all there is of the table."""
-    at = [[START + timedelta(hours=row[i]) for row in rows] for i in (1, 2)]
+    hours = [[row[i] for row in rows] for i in (1, 2)]
+    at = [[None if h is None else START + timedelta(hours=h) for h in column] for column in hours]
     stamps = [pa.array(times, pa.timestamp("us", "UTC")) for times in at]
     numbers = [pa.array([row[i] for row in rows], pa.int64()) for i in (0, 3)]
     names = ["airport", "event_timestamp", "created", "number"]
@@ -449,6 +452,27 @@ def test_online_is_what_the_join_finds_at_the_end_however_late_rows_came_and_wer
                 assert wrong(store, hour) == ()
 
     as_the_join_finds_it()
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("known_from", "numbers"),
+    [({}, [1, None, 4]), ({"known_from": "event"}, [2, 3, 4])],
+    ids=["created", "event"],
+)
+def test_rows_created_after_the_end_or_at_no_known_time_wait_unless_the_store_says_as_feast(
+    tmp_path, places, known_from, numbers
+):
+    rows = [(1, 1, 1, 1), (1, 2, 9, 2), (3, 2, 2, 4), (3, 1, 3, 5), (3, 7, 7, 6)]
+    engines, found = ({"type": OURS} | known_from, FEAST), []
+    for place, by in zip(places, engines, strict=True):
+        store = served(tmp_path, place, engine=by)
+        # Feast's own engine cannot write a row without a time of creation.
+        put(tmp_path, rows if by == FEAST else [*rows, (2, 1, None, 3)])
+        store.materialize(START, START + timedelta(hours=4))
+        asked = [{"airport": i} for i in EACH_AIRPORT]
+        found.append(store.get_online_features(["late:number"], asked).to_dict()["number"])
+    assert found == [numbers, [2, None, 4]]
 
 
 REBUILT = [(1, 0.5, 0.5, 10), (2, 2.5, 2.5, 20)]

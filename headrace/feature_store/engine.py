@@ -23,7 +23,7 @@ from feast.repo_config import FeastConfigBaseModel
 from headrace.cluster import cluster, crew
 from headrace.feature_store.brought import owed as owed_of
 from headrace.feature_store.embedded import settings_beside
-from headrace.feature_store.latest import MEMORY, Column, Latest
+from headrace.feature_store.latest import MEMORY, Column, KnownFrom, Latest
 from headrace.feature_store.offline import DeltaOfflineStore
 from headrace.feature_store.sources import Snapshot, is_delta, require, snapshot
 from headrace.feature_store.writers import BATCH, Sqlite, Writer, writer
@@ -44,22 +44,37 @@ PART = 500_000
 
 
 class DaskComputeEngineConfig(FeastConfigBaseModel):
-    """Configuration: where Dask is; without it, what ``HEADRACE_DASK_ADDRESS`` and ``_WORKERS`` say."""
+    """Configuration: where Dask is; without it, what ``HEADRACE_DASK_ADDRESS`` and ``_WORKERS`` say.
+
+    ``known_from`` says which rows ``materialize`` brings: those that happened and were created by
+    its end (``created``), or, as Feast's own engines have it, all that happened by then (``event``).
+    Pipelines predict from what they were trained on with ``created`` only.
+    """
 
     type: Literal["headrace.feature_store.engine.DaskComputeEngine"] = (
         "headrace.feature_store.engine.DaskComputeEngine"
     )
     address: str = ""
     workers: int = 0
+    known_from: KnownFrom = "created"
 
 
 class DaskComputeEngine(ComputeEngine):
     """Materialisation whose speed is the online store's and whose memory does not grow with the rows."""
 
-    def __init__(self, *, address: str = "", workers: int = 0, type: str = "", **stores: Any) -> None:
+    def __init__(
+        self,
+        *,
+        address: str = "",
+        workers: int = 0,
+        known_from: KnownFrom = "created",
+        type: str = "",
+        **stores: Any,
+    ) -> None:
         super().__init__(**stores)
         settings = settings_beside(self.repo_config.repo_path)
         self._address, self._workers = address or settings.dask_address, workers or settings.dask_workers
+        self._known_from: KnownFrom = known_from
         self._local = LocalComputeEngine(**stores)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -77,11 +92,12 @@ class DaskComputeEngine(ComputeEngine):
     ) -> MaterializationJob:
         """Bring online, of each key, the latest row that became known in ``[start_time, end_time]``.
 
+        With ``known_from: event``, and of sources that are not Delta tables or of another offline
+        store, it is the latest row of that event time, whenever it was created, as Feast has it.
+
         It may be killed anywhere and run again: the store keeps what is newest.
         Where that much of the view is to be brought again, what is there gives way,
-        and keys that are left without a row are removed. Of sources that are not
-        Delta tables, or of another offline store, it is each key's latest row of that
-        event time, as Feast has it.
+        and keys that are left without a row are removed.
 
         Raises:
             NotBuilt: The view's table does not exist.
@@ -118,7 +134,7 @@ class DaskComputeEngine(ComputeEngine):
                 wanted = [column.name for column in (*keys, *features)]
                 times = [*filter(None, [time, created])]
                 require(rows.relation(con), wanted, times, view.name, rows.table.name)
-        return Latest(rows, keys, features, time, created, task.start_time, task.end_time)
+        return Latest(rows, keys, features, time, created, task.start_time, task.end_time, self._known_from)
 
     def _snapshot(self, source: DataSource) -> Snapshot | None:
         """Return the source's Delta table at a version; None if it is none, or not read through headrace."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from feast.value_type import ValueType
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from headrace.feature_store.sources import Snapshot
+
+KnownFrom = Literal["created", "event"]
+"""From which of its times a row is known: the later of both, or that of its event."""
 
 CELLS = 10_000
 """Feature values in a chunk: what is held in memory, and lost if killed."""
@@ -58,9 +61,10 @@ class Latest:
     """Of every key the latest row of those that became known in ``[start, end]``, as the join finds it.
 
     A row is known once it happened and was created; one that does not say when
-    it was created never is. Of equally late rows it is the one created last, and
-    of these the one whose features, in the order given, are the greatest. A row
-    without all of its keys can never be asked for and is left out.
+    it was created never is. Or, by ``known_from``, a row is known once it happened.
+    Of equally late rows it is the one created last, and of these the one whose
+    features, in the order given, are the greatest. A row without all of its keys
+    can never be asked for and is left out.
 
     Args:
         rows: Where they are: a table at a version, so that all parts see the same
@@ -69,6 +73,7 @@ class Latest:
         created: Column of the time of creation, if there is one. At a tick after
             ``end`` is in time: who wants what is known at an instant and happened
             before it can only say to Feast that it ends a tick earlier.
+        known_from: Whether a row is known from its creation, or as soon as it happened.
         part: Which of ``parts`` about equal parts of the keys this is.
     """
 
@@ -79,6 +84,7 @@ class Latest:
     created: str | None
     start: datetime
     end: datetime
+    known_from: KnownFrom = "created"
     part: int = 0
     parts: int = 1
 
@@ -108,6 +114,11 @@ class Latest:
                 given = named[:split] or [_nobody(batch.num_rows)]
                 yield Chunk(entity_keys(given, batch.num_rows), tuple(named[split:]), time, created)
 
+    @property
+    def _since_created(self) -> str | None:
+        """The column of the time of creation, if that decides."""
+        return self.created if self.known_from == "created" else None
+
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import pyarrow as pa
 
@@ -117,7 +128,8 @@ class Latest:
         if isinstance(self.rows, pa.Table):
             con.register("given", self.rows)
         else:
-            self.rows.relation(con, None if self.created else self.start, self.end).create_view("given")
+            since = None if self._since_created else self.start
+            self.rows.relation(con, since, self.end).create_view("given")
         return con
 
     def _best(self, con: duckdb.DuckDBPyConnection) -> str:
@@ -155,9 +167,9 @@ class Latest:
             return f"FROM given WHERE {' AND '.join(which) or 'true'}"
         time, start = identifier(self.time), instant(self.start)
         which.append(f"{time} <= {instant(self.end)}")
-        if not self.created:
+        if not self._since_created:
             return f"FROM given WHERE {' AND '.join([*which, f'{time} >= {start}'])}"
-        created = identifier(self.created)
+        created = identifier(self._since_created)
         which.append(f"{created} <= {instant(self.end + TICK)}")
         either = (f"{created} >= {start}", f"{created} < {start} AND {time} >= {start}")
         return " UNION ALL ".join(f"FROM given WHERE {' AND '.join([*which, since])}" for since in either)
