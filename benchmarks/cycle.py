@@ -34,7 +34,7 @@ from headrace import services
 from headrace.lake import Lake
 from headrace.ledger import Ledger
 from headrace.settings import Settings
-from tests.e2e import pumps
+from tests.e2e import projects
 
 START, WINDOW, ROWS = datetime(2026, 1, 5, tzinfo=UTC), timedelta(seconds=30), 600
 TRAINED = 5
@@ -82,7 +82,7 @@ class _Home:
         """Lay down the project; ``number`` is the first window to be measured."""
         self.folder, self.number = folder, number
         folder.mkdir()
-        pumps.lay(folder)
+        projects.lay("pumps", folder)
         with socket.create_server((services.HOST, 0)) as probe:
             port = probe.getsockname()[1]
         here = {

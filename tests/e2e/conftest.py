@@ -17,7 +17,7 @@ from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Entry, Ledger
 from headrace.settings import Settings
 from tests.conftest import free_port
-from tests.e2e import pumps
+from tests.e2e import projects
 
 
 class Project:
@@ -57,7 +57,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    pumps.lay(tmp_path)
+    projects.lay("pumps", tmp_path)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     for name, value in {
         "HEADRACE_HOME": str(tmp_path / "home"),

@@ -45,11 +45,11 @@ class River:
         return done
 
 
-def _module(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _module(settings: Settings, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         env=services.environment(settings),
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=800,
@@ -57,9 +57,9 @@ def _module(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
-def flows(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m flows`` in a home."""
-    return _module(settings, "flows", *arguments)
+def flows(settings: Settings, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m flows`` in a home, for the project in ``cwd``."""
+    return _module(settings, "flows", *arguments, cwd=cwd)
 
 
 def eventually(claim: Callable[[], Any], seconds: float = 90) -> Any:
