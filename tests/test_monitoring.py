@@ -149,10 +149,55 @@ def test_a_column_that_vanished_drifts_and_empty_or_constant_ones_do_not(winter,
 
     found = drift(known, current, COLUMNS, DriftRule(), tmp_path / "drift.html")
 
-    assert [(column.column, column.score) for column in found.columns if column.drifted] == [
-        ("dewp", pytest.approx(1.0, abs=0.01))
-    ]
+    assert [(column.column, column.missing) for column in found.columns if column.drifted] == [("dewp", 1.0)]
     assert not found.drifted
+
+
+MANY = {
+    "numeric nulls": ("temp", "IF(event_timestamp::VARCHAR > '2013-02-01', NULL, temp)"),
+    "nulls of categories": ("origin", "IF(hash(event_timestamp) % 10 < 3, NULL, origin)"),
+    "not-a-numbers": ("temp", "IF(hash(event_timestamp) % 10 < 3, 'nan', temp)"),
+    "infinities": ("temp", "IF(hash(event_timestamp) % 10 < 2, '-inf', temp)"),
+    "far readings": ("temp", "IF(hash(event_timestamp) % 10 < 2, -9999, temp)"),
+}
+
+
+@pytest.mark.parametrize(("column", "sql"), MANY.values(), ids=MANY)
+def test_the_share_of_rows_without_a_value_counts_beside_the_shape(winter, tmp_path, column, sql):
+    spoilt = changed(winter, **{column: sql})
+
+    found = drift(winter, spoilt, COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    assert [c.column for c in found.columns if c.drifted] == [column]
+    assert re.search(rf"{column} .*without a value in \d\d% of rows \(0% before\)", found.reason)
+    assert found.table()[0]["column"] == column
+
+
+def test_a_share_of_nulls_that_windows_of_the_reference_have_had_is_none(winter, tmp_path):
+    some = changed(winter, temp="IF(event_timestamp::DATE BETWEEN '2013-01-14' AND '2013-01-20', NULL, temp)")
+    week = changed(winter, temp="IF(hash(event_timestamp) % 10 < 8, NULL, temp)")
+
+    found = drift(some, week, COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    assert not any(c.drifted for c in found.columns)
+
+
+@pytest.mark.parametrize("reading", ["1048", "'inf'", "-1e30"])
+def test_one_absurd_reading_is_told_and_decides_nothing(winter, tmp_path, reading):
+    one = f"IF(origin = 'EWR' AND event_timestamp = '2013-02-14 08:00:00Z', {reading}, wind_speed)"
+    spoilt = changed(winter, wind_speed=one)
+    calm = drift(winter, winter, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    shifted = changed(winter, wind_speed="wind_speed + 30")
+
+    in_window = drift(winter, spoilt, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    in_reference = drift(spoilt, shifted, COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    named = "`wind_speed` has 1 (infinite|far from all others, such as)"
+    assert "left out" not in calm.reason
+    assert re.search(f"Readings of the window that are left out: {named}", in_window.reason)
+    assert re.search(f"Readings of the reference that are left out: {named}", in_reference.reason)
+    assert not any(column.drifted for column in in_window.columns)
+    assert [column.column for column in in_reference.columns if column.drifted] == ["wind_speed"]
 
 
 @pytest.mark.parametrize("rows", [0, 199])

@@ -35,18 +35,42 @@ class ColumnDrift:
     """How far one column lies from the reference.
 
     ``score`` is the Wasserstein distance in standard deviations of the
-    reference, or for categories the Jensen-Shannon distance (0 to 0.83); for a
-    column empty on one side it is the change in its share of nulls.
+    reference, or for categories the Jensen-Shannon distance (0 to 0.83), of the values there
+    are; 0 where one side has none. ``missing`` is the share of rows without a usable value,
+    ``missing_before`` that of the reference, and ``missing_threshold`` how far they may differ.
+    ``odd`` says which readings of the window are not usable.
     """
 
     column: str
     score: float
     threshold: float
+    missing: float
+    missing_before: float
+    missing_threshold: float
+    odd: str = ""
 
     @property
     def drifted(self) -> bool:
-        """Whether the score reaches the threshold."""
-        return self.score >= self.threshold
+        """Whether the values, or the share of rows without one, reach their threshold."""
+        return self.excess >= 1
+
+    @property
+    def excess(self) -> float:
+        """How many times its threshold the farther of the two is."""
+        return max(self.score / self.threshold, self.missing_change / self.missing_threshold)
+
+    @property
+    def missing_change(self) -> float:
+        """By how much the share of rows without a usable value has changed."""
+        return abs(self.missing - self.missing_before)
+
+    def __str__(self) -> str:
+        said = []
+        if self.score >= self.threshold:
+            said.append(f"{self.score:.2f} (at most {self.threshold:.2f} before)")
+        if self.missing_change >= self.missing_threshold:
+            said.append(f"without a value in {self.missing:.0%} of rows ({self.missing_before:.0%} before)")
+        return f"{self.column} {' and '.join(said)}"
 
 
 @dataclass(frozen=True)
@@ -61,13 +85,15 @@ class Drift:
 
     def table(self) -> list[dict[str, str | float]]:
         """Return one row per column, the one farthest beyond its threshold first."""
-        ranked = sorted(self.columns, key=lambda c: c.score / c.threshold, reverse=True)
+        ranked = sorted(self.columns, key=lambda c: c.excess, reverse=True)
         return [
             {
                 "column": c.column,
                 "drift": "yes" if c.drifted else "",
                 "score": round(c.score, 3),
                 "threshold": round(c.threshold, 3),
+                "without a value": f"{c.missing:.1%} ({c.missing_before:.1%} before)",
+                "odd readings": c.odd,
             }
             for c in ranked
         ]
@@ -99,7 +125,7 @@ def drift(
         no report is written.
     """
     whole, windows = sketch_windows(reference, columns, every)
-    now = sketch(current, columns)
+    now = sketch(current, columns, limits=whole.limits)
     if min(whole.rows, now.rows) < rule.min_rows:
         reason = (
             f"Not enough rows to judge: {now.rows:,} against {whole.rows:,} of the reference; "
@@ -108,24 +134,31 @@ def drift(
         return Drift(False, 0.0, (), reason, "")
 
     names = (*columns.names, PREDICTION)
-    nulls, nulls_now = whole.frame.isna().mean(), now.frame.isna().mean()
-    filled = [name for name in names if max(nulls[name], nulls_now[name]) < 1]
+    missing, missing_now = whole.frame.isna().mean(), now.frame.isna().mean()
+    filled = [name for name in names if max(missing[name], missing_now[name]) < 1]
     kinds = {name: CATEGORICAL if name in columns.categorical else NUMERIC for name in filled}
     # A window of its grid that the reference holds only partly strays for that reason alone.
     full = [part for part in windows if part.rows * 2 >= median(w.rows for w in windows)]
     thresholds = _thresholds(whole, full, kinds, rule)
     scores = _evidently(whole, now, kinds, thresholds, share=rule.share, report=report) if filled else {}
+    missing_thresholds = _missing_thresholds(whole, full, rule)
     compared = tuple(
         ColumnDrift(
             name,
-            scores.get(name, float(abs(nulls_now[name] - nulls[name]))),
+            scores.get(name, 0.0),
             thresholds.get(name, rule.least_score),
+            float(missing_now[name]),
+            float(missing[name]),
+            missing_thresholds[name],
+            str(now.odd.get(name, "")),
         )
         for name in names
     )
     share = sum(column.drifted for column in compared) / len(compared)
     drifted = share >= rule.share
-    return Drift(drifted, share, compared, _reason(compared, drifted, rule), str(report) if filled else "")
+    odd = _left_out(now, "the window") + _left_out(whole, "the reference")
+    reason = _reason(compared, drifted, rule) + odd
+    return Drift(drifted, share, compared, reason, str(report) if filled else "")
 
 
 def _thresholds(
@@ -148,6 +181,16 @@ def _thresholds(
             score = get_stattest(all_rows, rows, kind, method)(all_rows, rows, kind, 0.0).drift_score
             # The window is part of the whole, which pulls the whole towards it by its share.
             found[name] = max(found[name], float(score) / (1 - window.rows / whole.rows))
+    return found
+
+
+def _missing_thresholds(whole: Sketch, windows: Sequence[Sketch], rule: DriftRule) -> dict[str, float]:
+    """Return the farthest that the share of rows without a value strays in any window, per column."""
+    missing = whole.frame.isna().mean()
+    found = dict.fromkeys(map(str, missing.index), rule.least_score)
+    for window in windows if len(windows) > 1 else ():
+        strays = (window.frame.isna().mean() - missing).abs() / (1 - window.rows / whole.rows)
+        found = {name: max(least, float(strays[name])) for name, least in found.items()}
     return found
 
 
@@ -191,11 +234,16 @@ def _evidently(
 
 
 def _reason(columns: Sequence[ColumnDrift], drifted: bool, rule: DriftRule) -> str:
-    far = sorted((c for c in columns if c.drifted), key=lambda c: c.score / c.threshold, reverse=True)
-    named = ", ".join(f"{c.column} {c.score:.2f} (at most {c.threshold:.2f} before)" for c in far[:5])
+    far = sorted((c for c in columns if c.drifted), key=lambda c: c.excess, reverse=True)
+    named = ", ".join(map(str, far[:5]))
     more = f" and {len(far) - 5} more" if len(far) > 5 else ""
     return (
         f"{len(far)} of {len(columns)} columns lie farther from the reference than any of its own windows; "
         f"{'that reaches' if drifted else 'it takes'} {rule.share:.0%} of them to call for retraining."
         + (f" Farthest: {named}{more}." if far else "")
     )
+
+
+def _left_out(drawn: Sketch, where: str) -> str:
+    said = "; ".join(f"`{name}` has {odd}" for name, odd in drawn.odd.items())
+    return f" Readings of {where} that are left out: {said}." if said else ""

@@ -16,6 +16,7 @@ import numpy as np
 from headrace.lake import MONDAY, duckdb_connection
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import timedelta
 
     import duckdb
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 PREDICTION = "probability"
 SIZE = 4_000
 """Rows of a sketch: enough for scores within 0.01 of those of all rows."""
+FAR = 10
+"""How many times their own spread readings may lie beyond all but a thousandth of the others."""
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Readings of a numeric column that are left out: some infinite, some ``far`` from all others."""
+
+    infinite: int
+    far: int
+    farthest: float
+
+    def __str__(self) -> str:
+        told = [f"{self.far:,} far from all others, such as {self.farthest:g}"] if self.far else []
+        return " and ".join([*told, f"{self.infinite:,} infinite"] if self.infinite else told)
 
 
 @dataclass(frozen=True)
@@ -35,16 +51,29 @@ class Sketch:
 
     Values of one row of ``frame`` have nothing to do with each other; nulls
     have their share of each column. What is rarer than one row in as many as
-    ``frame`` has, such as one absurd reading, may be missing.
+    ``frame`` has may be missing.
+
+    One reading that cannot be would outweigh all others. So in numeric columns what is
+    not within ``limits`` counts as null; ``odd`` has the columns in which there was such.
     """
 
     rows: int
     frame: pd.DataFrame
+    limits: Mapping[str, tuple[float, float]]
+    odd: Mapping[str, Odd]
 
 
-def sketch(rows: duckdb.DuckDBPyRelation | pa.Table, columns: Columns, size: int = SIZE) -> Sketch:
-    """Sketch the inputs and the ``probability`` of ``rows``; the same rows give the same sketch."""
-    return _sketch(_read(rows, columns, "0"), columns, size)
+def sketch(
+    rows: duckdb.DuckDBPyRelation | pa.Table,
+    columns: Columns,
+    size: int = SIZE,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+) -> Sketch:
+    """Sketch the inputs and the ``probability`` of ``rows``; the same rows give the same sketch.
+
+    ``limits`` are those of the sketch that it is to be compared with; their own if left out.
+    """
+    return _sketch(_read(rows, columns, "0"), columns, size, limits)
 
 
 def sketch_windows(
@@ -62,7 +91,8 @@ def sketch_windows(
         table.slice(start, end - start)
         for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True)
     )
-    return _sketch(table, columns, size), [_sketch(part, columns, size) for part in parts]
+    whole = _sketch(table, columns, size)
+    return whole, [_sketch(part, columns, size, whole.limits) for part in parts]
 
 
 def _read(rows: duckdb.DuckDBPyRelation | pa.Table, columns: Columns, slot: str) -> pa.Table:
@@ -76,25 +106,44 @@ def _read(rows: duckdb.DuckDBPyRelation | pa.Table, columns: Columns, slot: str)
     return (read if slot == "0" else read.order("slot")).to_arrow_table()
 
 
-def _sketch(table: pa.Table, columns: Columns, size: int) -> Sketch:
+def _sketch(
+    table: pa.Table, columns: Columns, size: int, limits: Mapping[str, tuple[float, float]] | None = None
+) -> Sketch:
     import pandas as pd
 
     frame: dict[str, np.ndarray] = {}
     for name in columns.categorical:
         frame[name] = _categories(table[name], size)
+    within, odd = dict(limits or {}), {}
     for name in (*columns.numeric, PREDICTION):
-        frame[name] = _quantiles(table[name].to_numpy(), size)
+        known = np.sort(table[name].drop_null().to_numpy())
+        known = known[: known.size - int(np.isnan(known).sum())]  # they go last, and are nulls, too
+        finite = known[np.isfinite(known)]
+        low, high = within.setdefault(name, _limits(finite))
+        likely = finite[np.searchsorted(finite, low) : np.searchsorted(finite, high, "right")]
+        frame[name] = _quantiles(likely, size, table.num_rows)
+        if likely.size < known.size:
+            farthest = max(finite[[0, -1]], key=abs) if finite.size else np.nan
+            odd[name] = Odd(known.size - finite.size, finite.size - likely.size, float(farthest))
     # In order, Evidently's plots of a column's mean along its rows would show a trend that is none.
-    return Sketch(table.num_rows, pd.DataFrame(frame).sample(frac=1, random_state=0, ignore_index=True))
+    drawn = pd.DataFrame(frame).sample(frac=1, random_state=0, ignore_index=True)
+    return Sketch(table.num_rows, drawn, within, odd)
 
 
-def _quantiles(values: np.ndarray, size: int) -> np.ndarray:
-    ordered = np.sort(values)  # not-a-numbers, which is what nulls have become, go last
-    known = values.size - int(np.isnan(ordered).sum())
-    count = round(size * known / max(values.size, 1))
+def _limits(ordered: np.ndarray) -> tuple[float, float]:
+    """Return between what a column's readings are likely to be; without a spread, anything is."""
+    left = min(1 + ordered.size // 1000, (ordered.size - 1) // 2)
+    low, high = (float(end) for end in ordered[[left, -1 - left]]) if ordered.size else (0.0, 0.0)
+    spread = (high - low) * FAR or np.inf
+    return low - spread, high + spread
+
+
+def _quantiles(ordered: np.ndarray, size: int, rows: int) -> np.ndarray:
+    """Return ``size`` values that stand for ``rows`` rows, of which all but the ``ordered`` are null."""
+    count = round(size * ordered.size / max(rows, 1))
     picked = np.full(size, np.nan)
     # The middles of `count` equal slices: the ends would weigh extremes too much.
-    picked[:count] = ordered[((np.arange(count) + 0.5) / max(count, 1) * known).astype(int)]
+    picked[:count] = ordered[((np.arange(count) + 0.5) / max(count, 1) * ordered.size).astype(int)]
     return picked
 
 
