@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from headrace import registry, tracking
 from headrace.evaluation import evaluate
-from headrace.lake import Window, duckdb_connection
+from headrace.lake import Lake, Window, duckdb_connection
 from headrace.monitoring.drift import CATEGORICAL, NUMERIC, drift
 from headrace.monitoring.performance import performance, skill
 from headrace.monitoring.rule import DriftRule
 from headrace.monitoring.sketch import sketch, sketch_windows
-from headrace.pipeline import Columns
+from headrace.monitoring.watch import judge
+from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.training.encoding import Encoder
+from headrace.training.model import Model
 from pipelines import _nycflights13 as nyc
 from tests.conftest import utc
 
@@ -259,3 +264,69 @@ def test_performance_of_one_class_is_not_judged():
 
     assert not found.worse
     assert math.isnan(skill(found.scores))
+
+
+TOY = Pipeline(
+    *("toy", "", "", utc(2013, 1, 7), (), (), "", ("id",)),
+    spine="",
+    label="SELECT range AS id, (range % 2)::INTEGER AS label, TIMESTAMPTZ '2013-01-01' AS available_at "
+    "FROM range(10_000)",
+    columns=Columns((), ("x",)),
+    candidates=(Candidate("small", "xgboost"),),
+)
+
+
+def toy_rows(window: Window, first: int, count: int, around: float) -> pa.Table:
+    ids = np.arange(first, first + count)
+    return pa.table(
+        {
+            "id": ids,
+            "event_timestamp": pa.array([window.start] * count, pa.timestamp("us", "UTC")),
+            "x": np.random.default_rng(first).normal(around, 1, count) + ids % 2,
+        }
+    )
+
+
+def toy_release(lake: Lake, home: Path, around: float) -> int:
+    """Release a model that learnt from readings around some value; return its version."""
+    import xgboost
+
+    rows = toy_rows(WINTER, 0, 600, around).append_column("label", [np.arange(600) % 2])
+    held_out = pa.array(np.arange(600) >= 400)
+    version = lake.table("training/toy").replace(rows.append_column("holdout", held_out))
+    encoder = Encoder.fit(rows, TOY.columns)
+    data = xgboost.DMatrix(encoder.encode(rows), np.arange(600) % 2)
+    booster = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 3)
+    model = Model("xgboost", encoder, booster)
+    logged = tracking.log_candidate(
+        *(TOY, TOY.candidates[0], model, evaluate(np.arange(600) % 2, model.predict(rows)).metrics()),
+        training=lake.table("training/toy").snapshot(version),
+        lake=lake,
+        home=home,
+        cause=f"around {around}",
+        as_of=utc(2013, 3, 25),
+    )
+    return registry.register("toy", logged)
+
+
+def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_path):
+    tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
+    lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    old, new = (toy_release(lake, tmp_path, around) for around in (0.0, 50.0))
+    made = []
+    for version, first, count, around in ((old, 1000, 300, 0.0), (new, 2000, 500, 50.0)):
+        rows = toy_rows(week, first, count, around)
+        scores = tracking.load_model(registry.version("toy", version).model_uri).predict(rows)
+        columns = {"probability": scores, "model_version": np.full(count, version)}
+        made.append(pa.table({**{name: rows[name] for name in rows.column_names}, **columns}))
+    lake.table("predictions/toy").overwrite(pa.concat_tables(made), week, "event_timestamp")
+
+    late, first = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports")
+
+    assert [(f.release.version, f.rows) for f in (late, first)] == [(new, 500), (old, 300)]
+    assert not late.drift.drifted
+    assert not first.drift.drifted
+    assert [f.performance.scores.rows for f in (late, first)] == [500, 300]
+    assert not (late.performance.worse or first.performance.worse)
+    assert len({f.drift.report for f in (late, first)}) == 2
+    assert judge(TOY, lake, Window(week.end, week.end + WEEK), utc(2013, 4, 15), tmp_path / "reports") == []

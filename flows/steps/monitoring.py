@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from math import isnan, nan
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -23,7 +24,9 @@ from headrace.ledger import CLAIMED, DONE, Ledger
 from headrace.pipeline import Pipeline
 from headrace.serving import log
 from headrace.settings import Settings
-from headrace.training import dataset
+
+if TYPE_CHECKING:
+    from headrace.monitoring.watch import Finding
 
 
 @step("find windows to judge")
@@ -67,63 +70,78 @@ def unanswered_drift(spec: Pipeline) -> dict[str, Any] | None:
 @step("judge {window}")
 def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
     """Measure drift and performance of a window; keep the report in MLflow."""
-    from headrace.evaluation import Scores
-    from headrace.monitoring.drift import drift
-    from headrace.monitoring.performance import performance
+    from headrace.monitoring.watch import judge
 
     prepare_mlflow()
-    settings = Settings()
-    lake, cause = Lake(settings.lake), f"drift/{stamp(window.end)}"
-    predictions = log.read(spec, lake, window)
-    if not predictions.num_rows:
+    settings, cause = Settings(), f"drift/{stamp(window.end)}"
+    findings = judge(spec, Lake(settings.lake), window, at, settings.home / "reports")
+    if not findings:
         reason = "There was nothing to predict in it."
         return {"window": str(window), "drifted": False, "cause": cause, "reason": reason}
-    # the one that made these predictions; by now another may serve
-    serving = registry.version(spec.name, predictions["model_version"][0].as_py())
-    seen = dataset.read(spec, serving.training, lake)
-    reference = seen.append_column("probability", [tracking.load_model(serving.model_uri).predict(seen)])
-    name = f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}"
-    report = settings.home / "reports" / f"{name}.html"
-    found = drift(reference, predictions, spec.columns, spec.drift, report, every=spec.window)
-    known = log.outcomes(spec, lake, window, at)
-    promised = Scores.of(serving.metrics)
-    fared = performance(known["label"].to_numpy(), known["probability"].to_numpy(), promised, spec.drift)
-    measured: dict[str, float | None] = {
-        "drift_share": found.share,
-        "skill": fared.skill,
-        "champion_version": serving.version,
-    }
-    scored = ""
-    if fared.scores:
-        measured |= {"auc": fared.scores.auc, "log_loss": fared.scores.log_loss}
-        scored = f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}."
+    ages: dict[str, float] = {}
     for view in freshness.measure(open_store(), spec.feature_service, at):
-        measured[f"feature_age_h.{view.view}"] = None if view.age is None else view.age / timedelta(hours=1)
-    metrics = {k: float(v) for k, v in measured.items() if v is not None and not isnan(v)}
-    page = settings.mlflow_page
-    if found.report:
-        page += tracking.log_watch(spec.name, name, metrics, report, home=settings.home, as_of=window.end)
+        if view.age is not None:
+            ages[f"feature_age_h.{view.view}"] = view.age / timedelta(hours=1)
+    drifted = any(finding.drift.drifted for finding in findings)
+    measured = [_measured(finding) | ages for finding in findings]
+    pages = [
+        _page(spec, window, finding, metrics) for finding, metrics in zip(findings, measured, strict=True)
+    ]
     create_markdown_artifact(
         key=slug("monitor", spec.name),
-        markdown=f"## {'Drift' if found.drifted else 'No drift'} in {window}\n\n{found.reason}\n\n"
-        f"{fared.reason} {scored}\n\n"
-        f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
-        f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}. "
-        f"[Evidently report]({page}) (served by `make up`).",
+        markdown=f"## {'Drift' if drifted else 'No drift'} in {window}\n\n" + "\n\n".join(pages),
     )
-    create_table_artifact(
-        key=slug("drift", spec.name), table=found.table(), description=f"## Drift in {window}"
-    )
+    rows = [{"version": f.release.version, **row} for f in findings for row in f.drift.table()]
+    create_table_artifact(key=slug("drift", spec.name), table=rows, description=f"## Drift in {window}")
     return {
         "window": str(window),
-        "drifted": found.drifted,
+        "drifted": drifted,
         "cause": cause,
-        "reason": found.reason,
-        "performance": fared.reason,
-        "champion": serving.version,
-        "report": found.report,
-        **metrics,
+        "reason": _told(findings, lambda finding: finding.drift.reason),
+        "performance": _told(findings, lambda finding: finding.performance.reason),
+        "champion": findings[0].release.version,
+        "report": findings[0].drift.report,
+        **measured[0],
     }
+
+
+def _measured(finding: Finding) -> dict[str, float]:
+    """Return what MLflow keeps of a finding."""
+    fared = finding.performance
+    measured: dict[str, float | None] = {
+        "drift_share": finding.drift.share,
+        "skill": fared.skill,
+        "champion_version": finding.release.version,
+    }
+    if fared.scores:
+        measured |= {"auc": fared.scores.auc, "log_loss": fared.scores.log_loss}
+    return {name: float(value) for name, value in measured.items() if value is not None and not isnan(value)}
+
+
+def _page(spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str, float]) -> str:
+    """Keep a finding's report in MLflow; return what the artifact says of it."""
+    settings, serving, fared = Settings(), finding.release, finding.performance
+    page, scored = settings.mlflow_page, ""
+    if finding.drift.report:
+        report = Path(finding.drift.report)
+        page += tracking.log_watch(
+            spec.name, report.stem, metrics, report, home=settings.home, as_of=window.end
+        )
+    if fared.scores:
+        scored = f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}."
+    return (
+        f"{finding.drift.reason}\n\n{fared.reason} {scored}\n\n"
+        f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
+        f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}, "
+        f"with {finding.rows:,} predictions. [Evidently report]({page}) (served by `make up`)."
+    )
+
+
+def _told(findings: Sequence[Finding], say: Callable[[Finding], str]) -> str:
+    """Return what is said of a window; of each version, if several made predictions in it."""
+    if len(findings) == 1:
+        return say(findings[0])
+    return " ".join(f"Version {f.release.version} on {f.rows:,} rows: {say(f)}" for f in findings)
 
 
 @step("announce drift")
