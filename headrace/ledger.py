@@ -28,11 +28,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Table as SqlTable
 
 CLAIMED, GIVEN_UP, DONE = "claimed", "given up", "done"
+EVERY = ""
+"""The pipeline of what is so for all of them, such as the windows of a source that they share."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the ledger; ``at`` is the wall-clock instant it was written (UTC)."""
+    """One line of the ledger.
+
+    ``at`` is when it was written (UTC), by the clock on the wall: by it leases end, and people
+    look for what happened. The ``as_of`` that a run believes in may lie years away; where one
+    matters, ``detail`` has it.
+    """
 
     pipeline: str
     kind: str
@@ -102,6 +109,8 @@ class Ledger:
         self, pipeline: str, kind: str, key: str, *, holder: str, now: datetime, **detail: Any
     ) -> Entry:
         """Record that a piece of work is done, and its result; the first record stands.
+
+        ``now`` is wall-clock time (UTC).
 
         Returns:
             The entry that stands: this one, or an earlier one.

@@ -22,7 +22,7 @@ from headrace.sources.rows import text
 from headrace.validation import load_suite, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     import duckdb
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from headrace.lake import Lake
     from headrace.ledger import Entry as Decision
     from headrace.ledger import Ledger
+    from headrace.pipeline import Pipeline
     from headrace.validation import Validation
 
 ENTRIES = "quarantine/entries"
@@ -309,20 +310,18 @@ def drop(entry: Entry, lake: Lake, ledger: Ledger, *, reason: str, holder: str, 
         decide("dropped", rows=entry.held.rows, reason=reason)
 
 
-def decisions(ledger: Ledger, pipeline: str) -> dict[str, Decision]:
-    """Return, by the ids of entries, what was decided on them."""
-    made = ledger.entries(pipeline, KIND)
+def decisions(ledger: Ledger, held: Iterable[Entry]) -> dict[str, Decision]:
+    """Return, by the ids of entries, what was decided on them, whichever pipelines hold them."""
+    pipelines = {entry.pipeline for entry in held}
+    made = (found for pipeline in pipelines for found in ledger.entries(pipeline, KIND))
     return {found.key: found for found in made if found.state == DONE}
 
 
-def waiting(lake: Lake, ledger: Ledger, pipeline: str) -> list[Entry]:
-    """Return the pipeline's entries that nobody decided on yet."""
-    decided = decisions(ledger, pipeline)
-    return [
-        entry
-        for entry in entries(lake)
-        if entry.pipeline == pipeline and entry.id not in decided and not superseded(entry, lake)
-    ]
+def waiting(lake: Lake, ledger: Ledger, spec: Pipeline) -> list[Entry]:
+    """Return the entries, of a pipeline or of a source that it shares, that nobody decided on yet."""
+    held = [e for e in entries(lake) if e.pipeline == spec.name or e.table in spec.raw.values()]
+    decided = decisions(ledger, held)
+    return [entry for entry in held if entry.id not in decided and not superseded(entry, lake)]
 
 
 def superseded(entry: Entry, lake: Lake) -> bool:

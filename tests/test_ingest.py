@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from headrace.errors import (
 )
 from headrace.ingest import Settled, landing, releasing, staging
 from headrace.lake import Lake, Window, duckdb_connection, interruptible, windows
-from headrace.ledger import Ledger
+from headrace.ledger import EVERY, Ledger
 from headrace.pipeline import Source, load
 from headrace.settings import Settings
 from headrace.sources import Files
@@ -193,7 +193,7 @@ def test_a_late_batch_that_is_held_as_a_whole_waits_and_is_released_once(
     assert settled.entry
     assert (settled.entry.whole, settled.entry.late, settled.landed) == (True, True, 0)
     assert run(late, SECOND.end, lake, METER) == []
-    (entry,) = quarantine.waiting(lake, ledger(lake), "meter")
+    (entry,) = quarantine.waiting(lake, ledger(lake), METER)
     mended = f"meter,read_at,value\nm2,{FIRST.start.isoformat()},60.5\n"
     assert release(entry, late, lake, tmp_path, mended) == 1
 
@@ -237,7 +237,7 @@ def test_late_rows_that_two_runs_bring_at_once_land_once(
     (second,) = ours
     assert (first.landed, second.landed) == (7, 7)  # what lies under the key they share
     assert len(landed(lake)) == 10
-    assert [e.held.rows for e in quarantine.waiting(lake, ledger(lake), "meter")] == [1]
+    assert [e.held.rows for e in quarantine.waiting(lake, ledger(lake), METER)] == [1]
     assert run(late, SECOND.end, lake, METER) == []
 
 
@@ -258,6 +258,45 @@ def test_other_windows_than_those_that_landed_are_refused(lake: Lake, meter: Met
         run(meter(readings(FIRST, 3), window=timedelta(days=1)), FIRST.end, lake, METER)
     with pytest.raises(ValueError, match="whole seconds"):
         run(meter([], name="other", window=timedelta(seconds=0.5)), FIRST.end, lake, METER)
+
+
+OTHER = dataclasses.replace(METER, name="other")
+"""A second pipeline that shares the source."""
+
+
+def test_a_source_of_two_pipelines_has_the_windows_by_which_it_landed(lake: Lake, meter: Meter) -> None:
+    before = datetime.now(UTC)
+    run(meter(readings(FIRST, 3)), FIRST.end, lake, METER)
+    with pytest.raises(WindowsChanged):
+        run(meter(readings(FIRST, 3), window=timedelta(days=1)), FIRST.end, lake, OTHER)
+    assert run(meter(readings(FIRST, 3)), FIRST.end, lake, OTHER) == []
+    (noted,) = ledger(lake).entries(EVERY, "windows", "raw/meter")
+    assert before <= noted.at <= datetime.now(UTC)  # by the clock, whatever the run believed in
+
+
+def test_windows_that_were_noted_for_one_pipeline_hold_for_all(lake: Lake, meter: Meter) -> None:
+    noted = {"holder": "the first ingest", "now": FIRST.end, "window": str(timedelta(days=1))}
+    ledger(lake).finish("meter", "windows", "raw/meter", **noted)
+    run(meter(readings(FIRST, 3), window=timedelta(days=1)), FIRST.end, lake, METER)
+    with pytest.raises(WindowsChanged):
+        run(meter(readings(FIRST, 3)), FIRST.end, lake, OTHER)
+
+
+def test_what_one_pipeline_decides_on_a_source_holds_for_another_that_shares_it(
+    lake: Lake, meter: Meter
+) -> None:
+    spoilt = [*readings(FIRST, 3), (None, FIRST.start.isoformat(), 5.5)]
+    entry, shared = held_row(lake, source := meter(spoilt)), dataclasses.replace(OTHER, sources=(source,))
+    assert entry.whole
+    assert quarantine.waiting(lake, ledger(lake), shared) == [entry]
+    assert ingest.complete(shared, FIRST.end, lake, ledger(lake)) == {"meter": FIRST.start}
+
+    quarantine.drop(entry, lake, ledger(lake), reason="", holder="a person", now=SECOND.end)
+
+    assert quarantine.waiting(lake, ledger(lake), shared) == []
+    assert ingest.complete(shared, FIRST.end, lake, ledger(lake)) == {"meter": FIRST.end}
+    late = meter([*spoilt, ("late", FIRST.start.isoformat(), 6.5)])
+    assert [settled.batch.lot.rows for settled in run(late, FIRST.end, lake, shared)] == [1]
 
 
 def held_row(lake: Lake, source: Source, at: datetime = FIRST.end) -> quarantine.Entry:
@@ -292,7 +331,7 @@ def test_rows_without_a_time_are_released_once_they_have_one(
 ) -> None:
     source = meter([("m7", None, 5.5)])
     entry = held_row(lake, source)
-    assert [e.id for e in quarantine.waiting(lake, ledger(lake), "meter")] == ["meter/undated/1"]
+    assert [e.id for e in quarantine.waiting(lake, ledger(lake), METER)] == ["meter/undated/1"]
 
     mended = f"meter,read_at,value\nm7,{FIRST.start.isoformat()},5.5\n"
     assert release(entry, source, lake, tmp_path, mended) == 1
@@ -318,7 +357,7 @@ def test_what_its_source_brought_anew_cannot_be_dropped(lake: Lake, meter: Meter
     new = held_row(lake, meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 6.5)]))
     with pytest.raises(Superseded):
         quarantine.drop(old, lake, ledger(lake), reason="", holder="a person", now=SECOND.end)
-    assert quarantine.waiting(lake, ledger(lake), "meter") == [new]
+    assert quarantine.waiting(lake, ledger(lake), METER) == [new]
 
 
 def test_a_window_brought_anew_during_its_release_lands_once(
@@ -404,7 +443,7 @@ def test_a_window_held_as_a_whole_lands_whole_and_on_time_once_its_source_is_men
     first, second = quarantine.entries(lake)
     assert quarantine.superseded(first, lake)
     assert quarantine.superseded(second, lake)
-    assert quarantine.waiting(lake, ledger(lake), "meter") == []
+    assert quarantine.waiting(lake, ledger(lake), METER) == []
     assert run(mended, SECOND.end, lake, METER) == []
 
 
@@ -456,7 +495,7 @@ def test_every_row_of_a_growing_source_lands_or_is_held_exactly_once(
         if at in (None, "infinity") or FIRST.start <= datetime.fromisoformat(at) < SECOND.end
     ]
     found = landed(lake) if lake.table("raw/meter").exists() else []
-    for entry in quarantine.waiting(lake, ledger(lake), "meter"):
+    for entry in quarantine.waiting(lake, ledger(lake), METER):
         found += lake.connect({"h": entry.held}).sql("SELECT meter, value FROM h").fetchall()
     assert sorted(map(str, found)) == sorted(map(str, due))
 
@@ -523,7 +562,7 @@ def test_every_type_of_the_sources_lands_once_in_a_type_that_the_lake_has(lake: 
     source = Source("meter", Files({"r": file}), time="read_at", suite="readings.odd", keys=("meter", 'q"q'))
     assert [s.landed for s in run(source, FIRST.end, lake, METER)] == [0]
     assert run(source, FIRST.end, lake, METER) == []
-    (entry,) = quarantine.waiting(lake, ledger(lake), "meter")
+    (entry,) = quarantine.waiting(lake, ledger(lake), METER)
     source = dataclasses.replace(source, suite="readings.lenient")
     assert release(entry, source, lake, tmp_path) == 1
 
@@ -613,7 +652,7 @@ import deltalake
 import headrace.validation.run  # once for all children: Great Expectations takes seconds to import
 from headrace import ingest, lake, quarantine
 from headrace.ingest import landing, staging
-from headrace.ledger import Ledger
+from headrace.ledger import EVERY, Ledger
 from headrace.pipeline import load
 import validations.flights
 

@@ -160,7 +160,7 @@ def test_a_release_killed_before_it_could_say_so_is_known_by_the_rows_that_lande
     assert again.returncode == 1
     assert f"`{id}` was released on" in again.stderr
     assert command("list").stdout.strip() == "Nothing waits in quarantine."
-    assert quarantine.decisions(Ledger(settings.ledger), "flights")[id].detail["rows"] == 504
+    assert quarantine.decisions(Ledger(settings.ledger), quarantine.entries(lake))[id].detail["rows"] == 504
     assert lake.table("raw/weather").count() == 411 + 504
     assert land(lake) == []
 
@@ -183,7 +183,7 @@ def test_of_many_releases_and_drops_at_once_one_is_carried_out(
     assert sorted(done) == [0, 1, 1, 1]
     released = 0 in (done[0], done[2])
     assert lake.table("raw/weather").count() == 411 + (24 if released else 0)
-    made = quarantine.decisions(Ledger(settings.ledger), "flights")["weather/2013-01-07/1"]
+    made = quarantine.decisions(Ledger(settings.ledger), quarantine.entries(lake))["weather/2013-01-07/1"]
     assert made.detail["decision"] == ("released" if released else "dropped")
 
 

@@ -158,7 +158,7 @@ def tell(spec: Pipeline, settled: Sequence[Settled]) -> None:
             say("%s: %s of %s rows are in quarantine", s.batch, f"{s.entry.held.rows:,}", f"{s.entry.of:,}")
         if s.aside:
             say("%s: kept aside, because nobody declared it: %s", s.batch, ", ".join(s.aside))
-    waits = quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec.name)
+    waits = quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec)
     if whole := [entry.id for entry in waits if entry.whole]:
         say("Held as a whole, and waiting for a decision: %s", ", ".join(whole))
 

@@ -154,7 +154,7 @@ def _state() -> tuple[Lake, Ledger]:
 def _decision(entry: Entry, lake: Lake, ledger: Ledger) -> str:
     from headrace.quarantine import decisions, superseded
 
-    if made := decisions(ledger, entry.pipeline).get(entry.id):
+    if made := decisions(ledger, [entry]).get(entry.id):
         told = [f"{made.detail['decision']} {made.at:%Y-%m-%d %H:%M} UTC by {made.holder}"]
         return ": ".join([*told, *filter(None, [made.detail.get("reason")])])
     return "superseded: its source brought the window anew" if superseded(entry, lake) else WAITS

@@ -46,8 +46,8 @@ def _complete(spec: Pipeline, source: Source, as_of: datetime, lake: Lake, ledge
     landed = lake.table(source.table).held(str(window) for window in due)
     missing = [window for window in due if str(window) not in landed]
     if missing:
-        decided = quarantine.decisions(ledger, spec.name)
         held = quarantine.entries(lake, source.table)
+        decided = quarantine.decisions(ledger, held)
         settled = {entry.window for entry in held if entry.id in decided or not entry.whole}
         missing = [window for window in missing if window not in settled]
     return missing[0].start if missing else as_of

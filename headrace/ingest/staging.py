@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -12,13 +13,13 @@ from headrace import quarantine
 from headrace.errors import MissingColumns, SourceUnreadable, WindowsChanged
 from headrace.ingest.batch import ASIDE, UNDATED, Batch
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
+from headrace.ledger import EVERY
 from headrace.quarantine import Lot
 from headrace.sources.rows import INSTANT, carried, described, explained, family, quoted, text, widest
 from headrace.validation import load_suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from datetime import datetime
 
     import duckdb
 
@@ -85,7 +86,7 @@ def stage(
         MissingColumns: It lacks a column that its declaration names.
         WindowsChanged: What landed was cut into other windows.
     """
-    _same_windows(spec, source, ledger, as_of)
+    _same_windows(spec, source, ledger)
     raw = lake.table(source.table)
     due = windows(spec.start, as_of, source.window)
     look, past = _past(spec, source, due, as_of, lake, ledger)
@@ -136,10 +137,13 @@ def stage(
     return Staged(tuple(batches), empty)
 
 
-def _same_windows(spec: Pipeline, source: Source, ledger: Ledger, as_of: datetime) -> None:
+def _same_windows(spec: Pipeline, source: Source, ledger: Ledger) -> None:
+    """Refuse other windows than those by which the source's first rows landed, for whichever pipeline."""
     now = str(source.window)
+    own = ledger.entries(spec.name, "windows", source.table)  # written by earlier releases
+    landed = own[0].detail["window"] if own else now
     first = ledger.finish(
-        spec.name, "windows", source.table, holder="the first ingest", now=as_of, window=now
+        EVERY, "windows", source.table, holder="the first ingest", now=datetime.now(UTC), window=landed
     ).detail
     if first["window"] != now:
         raise WindowsChanged(source.name, first["window"], now)
@@ -196,9 +200,9 @@ def _past(
     """Return the windows to look at, and what they and the undated rows brought before."""
     raw = lake.table(source.table)
     entries: dict[Window, list[quarantine.Entry]] = {window: [] for window in [*due, UNDATED]}
-    for entry in quarantine.entries(lake, source.table):
+    for entry in (known := quarantine.entries(lake, source.table)):
         entries.setdefault(entry.window, []).append(entry)
-    decided = quarantine.decisions(ledger, spec.name)
+    decided = quarantine.decisions(ledger, known)
     undecided = {
         window: [e for e in found if e.whole and not e.late and e.id not in decided]
         for window, found in entries.items()
