@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -141,7 +141,9 @@ def home(tmp_path_factory):
 @pytest.fixture
 def places(request, home, tmp_path):
     """Two empty stores of the parameter's kind: for ours, and for Feast's own."""
-    if request.param == "sqlite":
+    if request.param == "home":
+        online = [at_home(tmp_path).online]
+    elif request.param == "sqlite":
         online = [{"type": "sqlite", "path": str(tmp_path / f"{i}.db")} for i in range(2)]
     elif request.param == "redis":
         address = request.getfixturevalue("redis")
@@ -153,7 +155,7 @@ def places(request, home, tmp_path):
         online = [at | {"db_schema": f"place_{i}"} for i in range(2)]
     found = [Place(request.param, config) for config in online]
     yield found
-    if request.param != "sqlite":
+    if request.param in ("redis", "postgres"):
         for place in found:
             place.clear()
 
@@ -563,6 +565,92 @@ def test_what_others_brought_of_a_later_time_outlives_a_rebuild(tmp_path, places
     for shop, numbers in ((store, [1, 2, None]), (other, [1, 2, 3])):
         asked = [{"airport": i} for i in EACH_AIRPORT]
         assert shop.get_online_features(["late:number"], asked).to_dict()["number"] == numbers
+
+
+def at_home(home: Path, **options: Any) -> Place:
+    """A store of our own kind, at a place where Feast's might be."""
+    kind = "headrace.feature_store.embedded.HomeSqliteOnlineStore"
+    return Place("sqlite", {"type": kind, "path": str(home / "home.db")} | options)
+
+
+@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("together", [True, False])
+def test_a_push_that_comes_late_never_replaces_a_newer_row(tmp_path, order, together):
+    """Feast's own SQLite store keeps what was pushed last (feast-dev/feast#5163, #6656)."""
+    store = served(tmp_path, at_home(tmp_path))
+    frame = pd.DataFrame(
+        {"airport": 1, "number": range(3), "created": END,
+         "event_timestamp": [START + timedelta(hours=h) for h in range(3)]}
+    ).iloc[list(order)]  # fmt: skip
+    for rows in [frame] if together else [frame[i : i + 1] for i in range(3)] * 2:
+        store.write_to_online_store("late", rows)
+    assert store.get_online_features(["late:number"], [{"airport": 1}]).to_dict()["number"] == [2]
+    corrected = frame[frame.number == 2].assign(number=7)
+    store.write_to_online_store("late", corrected.assign(created=END - timedelta(hours=1)))
+    assert store.get_online_features(["late:number"], [{"airport": 1}]).to_dict()["number"] == [2]
+    store.write_to_online_store("late", corrected)
+    assert store.get_online_features(["late:number"], [{"airport": 1}]).to_dict()["number"] == [7]
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+def test_what_is_pushed_is_held_in_the_very_bytes_of_feasts_own_store(home, places, tmp_path):
+    rows = pd.read_parquet(home / "flights.parquet").rename(columns={"known_as": "carrier"})
+    newest = rows.sort_values("event_timestamp").groupby(["airport", "carrier"]).tail(1)
+    ours = at_home(tmp_path)
+    for place in (ours, places[0]):
+        opened(home, place).write_to_online_store("flights", newest)
+    assert ours.cells() == places[0].cells() != []
+
+
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "expires", "served_now"),
+    [
+        (timedelta(hours=1), True, [1, None, None]),
+        (timedelta(hours=1), False, [1, 2, None]),
+        (timedelta(0), True, [1, 2, None]),
+        (timedelta.max, True, [1, 2, None]),
+    ],
+)
+def test_what_is_older_than_its_ttl_is_not_served_to_anybody(tmp_path, ttl, expires, served_now):
+    """Feast's own SQLite store serves it for ever (feast-dev/feast#6821, #1802)."""
+    view = FeatureView(name="late", entities=[airport], ttl=ttl, schema=late.schema, source=late.batch_source)
+    store = store_at(tmp_path, at_home(tmp_path, expires=expires))
+    store.apply([airport, view])
+    ages = [timedelta(minutes=59), timedelta(minutes=61)]
+    frame = pd.DataFrame(
+        {"airport": [1, 2], "number": [1, 2], "created": NOW, "event_timestamp": [NOW - age for age in ages]}
+    )
+    store.write_to_online_store("late", frame)
+    asked = [{"airport": i} for i in EACH_AIRPORT]
+    assert store.get_online_features(["late:number"], asked).to_dict()["number"] == served_now
+
+
+@pytest.mark.parametrize("places", [*KINDS, "home"], indirect=True)
+def test_a_prediction_reads_nothing_older_than_the_ttl_as_it_was_trained(tmp_path, places):
+    """At the instant of each prediction, whenever it is made."""
+    view = FeatureView(
+        name="late", entities=[airport], ttl=timedelta(hours=2), schema=late.schema, source=late.batch_source
+    )
+    store = store_at(tmp_path, places[0])
+    store.apply([airport, view, FeatureService(name="late", features=[view])])
+    put(tmp_path, [(1, 1, 1, 1), (2, 2, 2, 2)])
+    features.materialize(store, "late", START + timedelta(hours=3))
+    hours = [3, 3 + 1 / 3600, 4, 4 + 1 / 3600]
+    asked = [
+        {"airport": i, "event_timestamp": START + timedelta(hours=hour)}
+        for i in EACH_AIRPORT
+        for hour in hours
+    ]
+    spine = pa.Table.from_pylist(asked)
+    found = features.online(store, "late", spine)
+    assert found["number"].to_pylist() == [1, None, None, None, 2, 2, 2, None, *[None] * 4]
+    assert found == features.historical(store, "late", spine)
+    assert parity.compare(store, "late", spine).mismatches == ()
+    whatever = features.online(store, "late", spine.select(["airport"]))
+    assert whatever["number"].to_pylist() == [1] * 4 + [2] * 4 + [None] * 4
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)

@@ -133,10 +133,10 @@ def test_a_store_that_was_not_filled_again_serves_older_rows(toy: Toy) -> None:
     assert toy.wrong() == {("f", Cause.STALE): 2, ("g", Cause.STALE): 3}
 
 
-def test_a_row_that_is_older_than_its_ttl_is_stale_too(toy: Toy) -> None:
+def test_a_row_that_is_older_than_its_ttl_is_neither_joined_nor_served(toy: Toy) -> None:
     toy.bring_online()
     assert toy.wrong(THEN + TTL) == {}
-    assert toy.wrong(THEN + TTL + timedelta(seconds=1)) == {("f", Cause.STALE): 2, ("g", Cause.STALE): 3}
+    assert toy.wrong(THEN + TTL + timedelta(seconds=1)) == {}
 
 
 def test_a_store_that_has_gone_on_serves_what_was_not_known_then(toy: Toy) -> None:

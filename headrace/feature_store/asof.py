@@ -114,7 +114,7 @@ def _answers(
     time = f"{identifier(view.time)}::TIMESTAMPTZ"
     created = f"{identifier(view.created)}::TIMESTAMPTZ" if view.created else None
     since = f"greatest({time}, {created})" if known_only and created else time
-    upto = f"{time} + to_microseconds({_microseconds(view.ttl)})" if view.ttl else "TIMESTAMPTZ 'infinity'"
+    upto = f"{time} + to_microseconds({microseconds(view.ttl)})" if view.ttl else "TIMESTAMPTZ 'infinity'"
     where = [f"{time} <= {instant(last)}"]
     if begin := earliest(first, view.ttl):
         where.append(f"{time} >= {instant(begin)}")
@@ -147,6 +147,7 @@ def _answers(
     return f"SELECT * FROM ({rows})" + (f" QUALIFY {' AND '.join(kept)}" if kept else "")
 
 
-def _microseconds(ttl: timedelta) -> int:
+def microseconds(ttl: timedelta) -> int:
+    """Return ``ttl`` in microseconds, at most all time there is."""
     ttl = min(ttl, ALL_TIME)
     return (ttl.days * 86_400 + ttl.seconds) * 1_000_000 + ttl.microseconds

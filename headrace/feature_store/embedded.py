@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
+from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.infra.registry.file import FileRegistryStore
 from pydantic import Field
@@ -23,9 +24,15 @@ from headrace.feature_store import brought
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from feast import RepoConfig
+    from collections.abc import Callable
+
+    from feast import FeatureView, RepoConfig
     from feast.protos.feast.core.Registry_pb2 import Registry
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
     from feast.repo_config import RegistryConfig
+
+    Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
 
 def settings_beside(repo: Path | None) -> Settings:
@@ -75,18 +82,59 @@ def _join(meta: Any) -> None:
 
 
 class HomeSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
-    """As Feast's own, with another type and place."""
+    """As Feast's own, with another type and place; and rows may expire."""
 
     # Feast asks for a type of the store's own class name
     type: Literal["headrace.feature_store.embedded.HomeSqliteOnlineStore"] = Field(  # type: ignore[assignment]
         "headrace.feature_store.embedded.HomeSqliteOnlineStore"
     )
     path: str = "feast/online.db"
+    expires: bool = Field(True, description="Answer with nothing once a row is older than its view's ttl")
 
 
 class HomeSqliteOnlineStore(SqliteOnlineStore):
-    """Feast's SQLite online store; only where its file lies differs."""
+    """Feast's SQLite online store, in the home, serving what the join would give at the present.
+
+    A row that comes late never replaces a newer one, and with ``expires`` one that
+    is older than its view's ttl is not served.
+    """
 
     @staticmethod
     def _get_db_path(config: RepoConfig) -> str:
         return str(below_home(config.online_store.path, config.repo_path))
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[Row],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write what is pushed, or transformed by Feast's own engine, as :mod:`writers` do."""
+        from headrace.feature_store.writers import Sqlite, writer
+
+        place = writer(config, self, table)
+        if not isinstance(place, Sqlite):  # vectors, and what else is not of the plain layout
+            super().online_write_batch(config, table, data, progress)
+            return
+        version = config.entity_key_serialization_version
+        place.put((serialize_entity_key(key, version), row, at, created) for key, row, at, created in data)
+        if progress:
+            progress(len(data))
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Return event time (UTC) and features of each key; None and None where there is no row to serve."""
+        from headrace.feature_store.asof import earliest
+
+        found = super().online_read(config, table, entity_keys, requested_features)
+        ttl = getattr(table, "ttl", None)
+        oldest = earliest(datetime.now(UTC), ttl) if ttl and config.online_store.expires else None
+        if not oldest:
+            return found
+        return [row if row[0] and row[0] >= oldest else (None, None) for row in found]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import NotBuilt
 from headrace.feature_store import brought
-from headrace.feature_store.store import NOBODY, inputs, stored_views
+from headrace.feature_store.store import NOBODY, inputs, lookup, stored_views
 from headrace.instants import plain
 from headrace.lake import duckdb_connection
 
@@ -97,9 +97,7 @@ def _newest(
 
 def _held(store: FeatureStore, view: FeatureView, key: dict[str, Any]) -> datetime | None:
     """Return the event time of what the online store has under ``key``; None if it has nothing."""
-    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
-
     asked = {name: [value] for name, value in key.items()} or NOBODY
-    (*_, found) = store.get_online_features([f"{view.name}:{view.features[0].name}"], asked).proto.results
-    missing = found.statuses[0] == FieldStatus.NOT_FOUND
-    return None if missing else found.event_timestamps[0].ToDatetime(UTC)
+    feature = view.features[0].name
+    (found,) = lookup(store, [f"{view.name}:{feature}"], asked)[feature]
+    return None if found.at is None else datetime.fromtimestamp(found.at / 1_000_000, UTC)

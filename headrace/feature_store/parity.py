@@ -10,10 +10,10 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import NothingToCompare, ParityBroken
-from headrace.feature_store.store import BATCH, NOBODY, given_by, historical, stored_as
+from headrace.feature_store.store import BATCH, NOBODY, Served, given_by, historical, lookup, stored_as, ttl
 from headrace.lake import duckdb_connection, running
 
 if TYPE_CHECKING:
@@ -59,13 +59,6 @@ class Parity:
     rows: int
     values: int
     mismatches: tuple[Mismatch, ...]
-
-
-class _Served(NamedTuple):
-    """A value in the online store, and the event time of its row in seconds since 1970; None without one."""
-
-    value: Value
-    at: int | None
 
 
 def spine(spec: Pipeline, lake: Lake, window: Window, rows: int | None = None) -> pa.Table:
@@ -125,7 +118,7 @@ def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table)
 
     keys = given_by(store, view)
     served = _serve(store, view, keys, joined)
-    wrong: list[tuple[str, int, Value, _Served]] = []
+    wrong: list[tuple[str, int, Value, Served]] = []
     for field in view.features:
         right = messages(joined[field.name], field.dtype.to_value_type())
         for row, (value, got) in enumerate(zip(right, served[field.name], strict=True)):
@@ -134,7 +127,7 @@ def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table)
     if not wrong:
         return []
     times = _joined_times(store, view.name, keys, joined, sorted({row for _, row, *_ in wrong}))
-    groups: dict[tuple[str, Cause], list[tuple[int, Value, _Served]]] = defaultdict(list)
+    groups: dict[tuple[str, Cause], list[tuple[int, Value, Served]]] = defaultdict(list)
     for feature, row, value, got in wrong:
         groups[feature, _cause(value, got, times, row)].append((row, value, got))
     return [
@@ -145,27 +138,34 @@ def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table)
 
 def _serve(
     store: FeatureStore, view: FeatureViewProjection, keys: Mapping[str, str], joined: pa.Table
-) -> dict[str, list[_Served]]:
-    """Return, per feature and in the order of the rows, what the online store has, each key read once."""
-    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+) -> dict[str, list[Served]]:
+    """Return, per feature and in the order of the rows, what is served at each: each key is read once."""
+    import pyarrow as pa
     from feast.protos.feast.types.Value_pb2 import Value
 
     refs = [f"{stored_as(view)}:{field.name}" for field in view.features]
     columns = [joined[column].to_pylist() for column in keys.values()]
     rows = list(zip(*columns, strict=True)) if keys else [()] * joined.num_rows
     distinct = [key for key in dict.fromkeys(rows) if None not in key]
-    held: dict[tuple[str, tuple[object, ...]], _Served] = {}
+    held: dict[tuple[str, tuple[object, ...]], Served] = {}
     for start in range(0, len(distinct), BATCH):
         batch = distinct[start : start + BATCH]
         asked = dict(zip(keys, map(list, zip(*batch, strict=True)), strict=True)) or NOBODY
-        answer = store.get_online_features(refs, asked).proto
-        for name, vector in zip(answer.metadata.feature_names.val, answer.results, strict=True):
-            for key, value, at, status in zip(
-                batch, vector.values, vector.event_timestamps, vector.statuses, strict=True
-            ):
-                held[name, key] = _Served(value, None if status == FieldStatus.NOT_FOUND else at.seconds)
-    nothing = _Served(Value(), None)
-    return {field.name: [held.get((field.name, key), nothing) for key in rows] for field in view.features}
+        for name, found in lookup(store, refs, asked).items():
+            held |= {(name, key): served for key, served in zip(batch, found, strict=True)}
+    nothing, lives = Served(Value(), None), ttl(store, view)
+    stamps = joined["event_timestamp"].cast(pa.timestamp("us", "UTC"), safe=False)
+    instants = stamps.cast(pa.int64()).to_pylist()
+
+    def served(name: str, key: tuple[object, ...], at: int | None) -> Served:
+        found = held.get((name, key), nothing)
+        expired = lives and at is not None and found.at is not None and at > found.at + lives
+        return nothing if expired else found
+
+    return {
+        field.name: [served(field.name, key, at) for key, at in zip(rows, instants, strict=True)]
+        for field in view.features
+    }
 
 
 def _joined_times(
@@ -202,19 +202,19 @@ def _joined_times(
     return dict(found.fetchall())
 
 
-def _cause(right: Value, got: _Served, joined: dict[int, int] | None, row: int) -> Cause:
+def _cause(right: Value, got: Served, joined: dict[int, int] | None, row: int) -> Cause:
     """Say why ``got`` is served where ``right`` should be, from the event times of the rows they are of."""
     kinds = _kind(right), _kind(got.value)
     if None not in kinds and kinds[0] != kinds[1]:
         return Cause.TYPE
     if got.at is None or joined is None:
         return Cause.VALUE if kinds[1] else Cause.MISSING
-    if got.at != joined[row]:
-        return Cause.STALE if got.at < joined[row] else Cause.NEWER
+    if (at := got.at // 1_000_000) != joined[row]:
+        return Cause.STALE if at < joined[row] else Cause.NEWER
     return Cause.VALUE if kinds[1] else Cause.MISSING
 
 
-def _example(joined: pa.Table, keys: Iterable[str], row: int, right: Value, got: _Served) -> str:
+def _example(joined: pa.Table, keys: Iterable[str], row: int, right: Value, got: Served) -> str:
     asked = ", ".join(f"{key} {joined[key][row].as_py()}" for key in keys)
     at = joined["event_timestamp"][row].as_py()
     return f"for {asked} at {at:%Y-%m-%dT%H:%MZ}, {_told(got.value)} instead of {_told(right)}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import warnings
 from copy import copy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.errors import MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
 from headrace.imports import lean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -145,8 +145,10 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     """Return ``spine`` with the features of ``service`` as the online store holds them.
 
     As :func:`historical`, same columns and types: once the features' windows
-    were materialised, the values are the same too. Each key is looked up once,
-    however many rows share it; a key with a null in it has no features.
+    were materialised, the values are the same too. What is older than its view's
+    ttl at a row's ``event_timestamp`` (UTC) is null there; without that column,
+    whatever is there is served. Each key is looked up once, however many rows
+    share it; a key with a null in it has no features.
     """
     import pyarrow as pa
 
@@ -155,42 +157,99 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
 
     wanted = store.get_feature_service(service)
     given, types = _given(store, spine, wanted), _outputs(wanted)
-    views: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[FeatureViewProjection]] = {}
     for view in wanted.feature_view_projections:
-        refs = views.setdefault(tuple(given_by(store, view).items()), [])
-        refs += [f"{stored_as(view)}:{field.name}" for field in view.features]
-    con, joins = duckdb_connection(), []
+        groups.setdefault(tuple(given_by(store, view).items()), []).append(view)
+    con, joins, columns = duckdb_connection(), [], {}
     con.register("spine", given.append_column("__row", pa.array(range(given.num_rows), pa.int64())))
-    for number, (keys, refs) in enumerate(views.items()):
+    at = "spine.event_timestamp" if "event_timestamp" in given.column_names else "NULL::TIMESTAMPTZ"
+    for number, (keys, views) in enumerate(groups.items()):
         asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
         distinct = asked.group_by(asked.column_names).aggregate([])
-        batches = [distinct.slice(start, BATCH) for start in range(0, distinct.num_rows, BATCH)]
-        found = [_read(store, refs, batch) for batch in batches]
-        for name in [ref.split(":")[1] for ref in refs]:
-            values = pa.chunked_array([pa.array(part[name], types[name]) for part in found], types[name])
-            distinct = distinct.append_column(name, values)
-        con.register(f"v{number}", distinct)
+        con.register(f"v{number}", _looked_up(store, views, distinct, types))
         equal = [f"spine.{identifier(column)} = v{number}.{identifier(name)}" for name, column in keys]
         joins.append(f"LEFT JOIN v{number} ON {' AND '.join(equal) or 'true'}")
-    names = ", ".join(map(identifier, types))
-    features = con.sql(f"SELECT {names} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
-    return _beside(given, features, wanted)
+        for view in views:
+            expired = f"{at} > v{number}.{identifier(_until(view))}"
+            for name in (identifier(field.name) for field in view.features):
+                columns[name] = f"if({expired}, NULL, v{number}.{name}) AS {name}"
+    features = ", ".join(columns[identifier(name)] for name in types)
+    found = con.sql(f"SELECT {features} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
+    return _beside(given, found, wanted)
 
 
-def _read(store: FeatureStore, refs: list[str], keys: pa.Table) -> dict[str, list[Any]]:
-    """Return the features of ``keys`` as Arrow takes them: what Feast stores as text stays text."""
+def _looked_up(
+    store: FeatureStore,
+    views: Sequence[FeatureViewProjection],
+    keys: pa.Table,
+    types: Mapping[str, pa.DataType],
+) -> pa.Table:
+    """Return ``keys`` with the features of ``views`` and, by view, until when (UTC) they may be served."""
+    import pyarrow as pa
+
+    refs = [f"{stored_as(view)}:{field.name}" for view in views for field in view.features]
+    batches = [keys.slice(start, BATCH) for start in range(0, keys.num_rows, BATCH)]
+    found = [lookup(store, refs, batch.to_pydict()) for batch in batches]
+    for view in views:
+        served: list[Served] = []
+        for field in view.features:
+            served = [one for part in found for one in part[field.name]]
+            values = pa.array([_python(one.value) for one in served], types[field.name])
+            keys = keys.append_column(field.name, values)
+        lives = ttl(store, view)
+        until = [None if one.at is None or not lives else one.at + lives for one in served]
+        stamps = pa.array(until, pa.int64()).cast(pa.timestamp("us", "UTC"))
+        keys = keys.append_column(_until(view), stamps)
+    return keys
+
+
+def _until(view: FeatureViewProjection) -> str:
+    return f"__until {view.name_to_use()}"
+
+
+class Served(NamedTuple):
+    """A value in the online store, and when its row was of, in microseconds since 1970; None without one."""
+
+    value: Value
+    at: int | None
+
+
+def lookup(store: FeatureStore, refs: list[str], keys: Mapping[str, list[Any]]) -> dict[str, list[Served]]:
+    """Return what the online store has of ``refs``, by the features' names, under ``keys``, however old."""
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+
+    online = store.config.online_store
+    if getattr(online, "expires", False):
+        store = copy(store)
+        store.config = store.config.model_copy()
+        store.config._online_store = online.model_copy(update={"expires": False})
+    answer = store.get_online_features(refs, dict(keys)).proto
+    return {
+        name: [
+            Served(value, None if status == FieldStatus.NOT_FOUND else at.ToMicroseconds())
+            for value, at, status in zip(found.values, found.event_timestamps, found.statuses, strict=True)
+        ]
+        for name, found in zip(answer.metadata.feature_names.val, answer.results, strict=True)
+    }
+
+
+def ttl(store: FeatureStore, view: FeatureViewProjection) -> int:
+    """Return for how long a row of the view may be served, in microseconds; 0 is for ever."""
+    from headrace.feature_store.asof import microseconds
+
+    found = store.registry.get_any_feature_view(view.name, store.project, allow_cache=True)
+    return microseconds(getattr(found, "ttl", None) or timedelta(0))
+
+
+def _python(value: Value) -> Any:
+    """Return ``value`` as Arrow takes it: what Feast stores as text stays text."""
     from feast.type_map import feast_value_type_to_python_type
 
-    def read(value: Value) -> Any:
-        kind = value.WhichOneof("val") or ""
-        if not kind.startswith(("json", "decimal", "uuid", "time_uuid")):
-            return feast_value_type_to_python_type(value)
-        text = getattr(value, kind)
-        return text if isinstance(text, str) else list(text.val)
-
-    answer = store.get_online_features(refs, keys.to_pydict()).proto
-    vectors = zip(answer.metadata.feature_names.val, answer.results, strict=True)
-    return {name: [read(value) for value in vector.values] for name, vector in vectors}
+    kind = value.WhichOneof("val") or ""
+    if not kind.startswith(("json", "decimal", "uuid", "time_uuid")):
+        return feast_value_type_to_python_type(value)
+    text = getattr(value, kind)
+    return text if isinstance(text, str) else list(text.val)
 
 
 def materialize(

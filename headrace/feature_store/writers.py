@@ -23,18 +23,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.infra.online_stores.helpers import _mmh3, compute_table_id, compute_versioned_name
+from feast.infra.online_stores.helpers import (
+    _mmh3,
+    compute_table_id,
+    compute_versioned_name,
+    extract_text_and_num,
+)
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id
 
 from headrace.feature_store.encoding import texts, timestamps, values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from feast import FeatureView, RepoConfig
     from feast.infra.online_stores.online_store import OnlineStore
     from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStoreConfig
     from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+    from feast.protos.feast.types.Value_pb2 import Value
 
     from headrace.feature_store.latest import Chunk
 
@@ -177,6 +183,21 @@ class Sqlite:
                 rows = zip(*(column.to_pylist() for column in columns), strict=True)
                 with con:
                     con.executemany(self._upsert([name for name, _, _ in chunk.features], upto), rows)
+
+    def put(self, rows: Iterable[tuple[bytes, Mapping[str, Value], datetime, datetime | None]]) -> None:
+        """Write, in one transaction, rows of keys, features, event time and time of creation (naive: UTC)."""
+        keys, features, *times = zip(*rows, strict=True)
+        at, created = (
+            _local_seconds(pa.array(column, pa.timestamp("us", "UTC"), from_pandas=True)) for column in times
+        )
+        order = pc.sort_indices(pa.array(times[0], pa.timestamp("us", "UTC")))  # of one second the last stays
+        with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con, con:
+            for i in order.to_pylist():
+                cells = [
+                    (v.SerializeToString(), extract_text_and_num(v, False)[0]) for v in features[i].values()
+                ]
+                row = [keys[i], at[i].as_py(), created[i].as_py(), *chain.from_iterable(cells)]
+                con.execute(self._upsert(list(features[i]), None), row)
 
     def held(self) -> Iterator[list[bytes]]:
         """Return the entity keys that are there, in batches."""
