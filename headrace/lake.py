@@ -444,9 +444,18 @@ def _transactions(uri: str) -> Mapping[str, int | None] | None:
     return found
 
 
+def quoted(*names: str) -> str:
+    """Return names, as of columns, as SQL identifiers with commas between them: any name may be one.
+
+    >>> quoted("order", 'an "odd" one')
+    '"order", "an ""odd"" one"'
+    """
+    return ", ".join('"{}"'.format(name.replace('"', '""')) for name in names)
+
+
 def fingerprint(rows: duckdb.DuckDBPyRelation) -> tuple[int, str]:
     """Return how many rows there are, and a digest of them that does not depend on their order."""
-    columns = ", ".join('"{}"'.format(column.replace('"', '""')) for column in sorted(rows.columns))
+    columns = quoted(*sorted(rows.columns))
     # A sum, not an XOR: two equal rows must not cancel out.
     digest = f"sum(md5_number_lower(row({columns})::VARCHAR)::HUGEINT) % (1::HUGEINT << 64)"
     count, total = rows.aggregate(f"count(*), coalesce({digest}, 0)").fetchone() or (0, 0)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from headrace.feature_store.sources import identifier, instant
+from headrace.feature_store.sources import instant
+from headrace.lake import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,8 +112,8 @@ def _answers(
     few: bool,
 ) -> str:
     """Select the view's rows that can answer, each with the instants between which it does."""
-    time = f"{identifier(view.time)}::TIMESTAMPTZ"
-    created = f"{identifier(view.created)}::TIMESTAMPTZ" if view.created else None
+    time = f"{quoted(view.time)}::TIMESTAMPTZ"
+    created = f"{quoted(view.created)}::TIMESTAMPTZ" if view.created else None
     since = f"greatest({time}, {created})" if known_only and created else time
     upto = f"{time} + to_microseconds({microseconds(view.ttl)})" if view.ttl else "TIMESTAMPTZ 'infinity'"
     where = [f"{time} <= {instant(last)}"]
@@ -120,13 +121,13 @@ def _answers(
         where.append(f"{time} >= {instant(begin)}")
     if known_only and created:
         where.append(f"{created} <= {instant(last)}")
-    columns = [f"{identifier(theirs)} AS k{n}" for n, (_, theirs) in enumerate(view.keys)]
-    columns += [f"{identifier(feature)} AS f{n}" for n, feature in enumerate(view.features)]
+    columns = [f"{quoted(theirs)} AS k{n}" for n, (_, theirs) in enumerate(view.keys)]
+    columns += [f"{quoted(feature)} AS f{n}" for n, feature in enumerate(view.features)]
     asked = ""
     if few and view.keys:
         wanted = ", ".join(f"{keys[ours]} AS w{n}" for n, (ours, _) in enumerate(view.keys))
         equal = " AND ".join(
-            f"rows{i}.{identifier(theirs)} = asked.w{n}" for n, (_, theirs) in enumerate(view.keys)
+            f"rows{i}.{quoted(theirs)} = asked.w{n}" for n, (_, theirs) in enumerate(view.keys)
         )
         asked = f"SEMI JOIN (SELECT DISTINCT {wanted} FROM spine) AS asked ON {equal}"
     rows = f"""

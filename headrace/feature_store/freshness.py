@@ -10,7 +10,7 @@ from headrace.errors import NotBuilt
 from headrace.feature_store import brought
 from headrace.feature_store.store import NOBODY, inputs, lookup, stored_views
 from headrace.instants import plain
-from headrace.lake import duckdb_connection
+from headrace.lake import duckdb_connection, quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -86,8 +86,8 @@ def _newest(
     except NotBuilt:
         return None, {}
     names = sorted(inputs(store, view.name))
-    time, *keys = map(sources.identifier, [source.timestamp_field, *names])
-    known = sources.identifier(source.created_timestamp_column or source.timestamp_field)
+    time, *keys = map(quoted, [source.timestamp_field, *names])
+    known = quoted(source.created_timestamp_column or source.timestamp_field)
     where = [f"greatest({time}, {known}) <= $at", *(f"{key} IS NOT NULL" for key in keys)]
     columns = ", ".join([f"{time}::TIMESTAMPTZ", *keys])
     query = f"SELECT {columns} FROM rows WHERE {' AND '.join(where)} ORDER BY {time} DESC LIMIT 1"

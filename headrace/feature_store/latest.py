@@ -10,8 +10,8 @@ from feast.value_type import ValueType
 
 from headrace.feature_store.brought import TICK
 from headrace.feature_store.encoding import entity_keys
-from headrace.feature_store.sources import identifier, instant
-from headrace.lake import duckdb_connection
+from headrace.feature_store.sources import instant
+from headrace.lake import duckdb_connection, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,9 +98,9 @@ class Latest:
         """Read the rows, about in the order of their entity keys, so that a store's trees grow at one end."""
         con = self._connect()
         wanted = [*self.keys, *self.features]
-        times = [identifier(self.time), identifier(self.created) if self.created else "NULL"]
+        times = [quoted(self.time), quoted(self.created) if self.created else "NULL"]
         instants = [f"{time}::TIMESTAMPTZ" for time in times]
-        columns = [*(identifier(column.name) for column in wanted), *instants]
+        columns = [*(quoted(column.name) for column in wanted), *instants]
         query = f"""
             SELECT {", ".join(f"{sql} AS c{i}" for i, sql in enumerate(columns))} FROM ({self._best(con)})
             ORDER BY {", ".join(_order(key) for key in sorted(self.keys, key=lambda k: k.name)) or "1"}
@@ -134,11 +134,11 @@ class Latest:
 
     def _best(self, con: duckdb.DuckDBPyConnection) -> str:
         """Select each key's best row; found by keys and times where it is too wide to be sorted in memory."""
-        times = [identifier(time) for time in (self.time, self.created) if time]
-        keys = [identifier(key.name) for key in self.keys]
+        times = [quoted(time) for time in (self.time, self.created) if time]
+        keys = [quoted(key.name) for key in self.keys]
         over = f"PARTITION BY {', '.join(keys)}" if keys else ""
         latest = ", ".join(f"{time} DESC NULLS LAST" for time in times)
-        greatest = ", ".join(f"{identifier(feature.name)} DESC NULLS LAST" for feature in self.features)
+        greatest = ", ".join(f"{quoted(feature.name)} DESC NULLS LAST" for feature in self.features)
         if len(self.features) <= FEW:
             order = ", ".join(filter(None, [latest, greatest]))
             return f"FROM ({self._known()}) QUALIFY row_number() OVER ({over} ORDER BY {order}) = 1"
@@ -159,17 +159,17 @@ class Latest:
         """Select this part's rows that became known in time, so that whole row groups can be skipped."""
         import pyarrow as pa
 
-        keys = [identifier(key.name) for key in self.keys]
+        keys = [quoted(key.name) for key in self.keys]
         which = [f"{key} IS NOT NULL" for key in keys]
         if self.parts > 1:
             which.append(f"hash({', '.join(keys)}) % {self.parts} = {self.part}")
         if isinstance(self.rows, pa.Table):
             return f"FROM given WHERE {' AND '.join(which) or 'true'}"
-        time, start = identifier(self.time), instant(self.start)
+        time, start = quoted(self.time), instant(self.start)
         which.append(f"{time} <= {instant(self.end)}")
         if not self._since_created:
             return f"FROM given WHERE {' AND '.join([*which, f'{time} >= {start}'])}"
-        created = identifier(self._since_created)
+        created = quoted(self._since_created)
         which.append(f"{created} <= {instant(self.end + TICK)}")
         either = (f"{created} >= {start}", f"{created} < {start} AND {time} >= {start}")
         return " UNION ALL ".join(f"FROM given WHERE {' AND '.join([*which, since])}" for since in either)
@@ -185,7 +185,7 @@ def _nobody(rows: int) -> tuple[str, ValueType, pa.Array]:
 
 def _order(key: Column) -> str:
     """Return SQL that sorts about as the key's bytes do: lengths come first, integers little end first."""
-    name = identifier(key.name)
+    name = quoted(key.name)
     if key.kind in (ValueType.STRING, ValueType.BYTES):
         # A cast to BLOB would read a text's backslashes as escapes, and take nothing beyond ASCII.
         return f"{'strlen' if key.kind is ValueType.STRING else 'octet_length'}({name}), {name}"

@@ -25,7 +25,7 @@ from pydantic import Field
 from headrace.errors import ColumnTaken, KeysDiffer, NotOffered
 from headrace.feature_store import asof, inference, sources
 from headrace.feature_store.job import DuckDBJob
-from headrace.lake import duckdb_connection
+from headrace.lake import duckdb_connection, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -236,7 +236,7 @@ def _spine(config: RepoConfig, entity_df: pd.DataFrame | pa.Table | str) -> tupl
     kinds = dict(spine.schema.empty_table().to_pandas().dtypes)
     time: str = infer_event_timestamp_from_entity_df(kinds)
     if not pa.types.is_timestamp(spine.schema.field(time).type):
-        con, column = duckdb_connection(), sources.identifier(time)
+        con, column = duckdb_connection(), quoted(time)
         parsed = con.from_arrow(spine.select([time])).project(f"{column}::TIMESTAMPTZ").to_arrow_table()[0]
         spine = spine.set_column(spine.schema.get_field_index(time), time, parsed)
     return spine, time
@@ -251,11 +251,11 @@ def _every_row(config: RepoConfig, views: list[FeatureView], start: datetime, en
         time, table = source.timestamp_field, sources.table(config, source).name
         sources.require(found, [theirs for _, theirs in keys], [time], view.name, table)
         found.create_view(f"rows{i}")
-        columns = [f"{sources.identifier(time)}::TIMESTAMPTZ AS event_timestamp"]
-        columns += [f"{sources.identifier(theirs)} AS {sources.identifier(ours)}" for ours, theirs in keys]
+        columns = [f"{quoted(time)}::TIMESTAMPTZ AS event_timestamp"]
+        columns += [f"{quoted(theirs)} AS {quoted(ours)}" for ours, theirs in keys]
         between = f"BETWEEN {sources.instant(start)} AND {sources.instant(end)}"
-        given = [f"{sources.identifier(theirs)} IS NOT NULL" for _, theirs in keys]
-        which = " AND ".join([f"{sources.identifier(time)}::TIMESTAMPTZ {between}", *given])
+        given = [f"{quoted(theirs)} IS NOT NULL" for _, theirs in keys]
+        which = " AND ".join([f"{quoted(time)}::TIMESTAMPTZ {between}", *given])
         selects.append(f"SELECT {', '.join(columns)} FROM rows{i} WHERE {which}")
     return con.sql(f"{' UNION BY NAME '.join(selects)} ORDER BY ALL").to_arrow_table()
 
@@ -322,18 +322,18 @@ def _pull(
         sources.require(found, [*keys, *features], times, source.name, sources.table(config, source).name)
         found.create_view("found")
         wanted = features or [name for name in found.columns if name not in {*keys, *times}]
-        at = f"{sources.identifier(times[0])}::TIMESTAMPTZ"
+        at = f"{quoted(times[0])}::TIMESTAMPTZ"
         bounds = [f"{at} {sign} {sources.instant(day)}" for sign, day in ((">=", start), ("<=", end)) if day]
-        query = f"SELECT {sources.quoted([*keys, *wanted, *times])}"
+        query = f"SELECT {quoted(*keys, *wanted, *times)}"
         if not keys:  # by which Feast's own engine knows the only entity there is
             query += f", '{DUMMY_ENTITY_VAL}' AS {DUMMY_ENTITY_ID}"
         query += f" FROM found WHERE {' AND '.join(bounds) or 'true'}"
         if latest:
-            best = ", ".join(f"{sources.identifier(column)} DESC NULLS LAST" for column in [*times, *wanted])
-            over = f"PARTITION BY {sources.quoted(keys)}" if keys else ""
+            best = ", ".join(f"{quoted(column)} DESC NULLS LAST" for column in [*times, *wanted])
+            over = f"PARTITION BY {quoted(*keys)}" if keys else ""
             query += f" QUALIFY row_number() OVER ({over} ORDER BY {best}) = 1"
         elif not keys:  # and of its rows the last one stays
-            query += f" ORDER BY {', '.join(f'{sources.identifier(time)} NULLS FIRST' for time in times)}"
+            query += f" ORDER BY {', '.join(f'{quoted(time)} NULLS FIRST' for time in times)}"
         return con.sql(query).to_arrow_table()
 
     return compute

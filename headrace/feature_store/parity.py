@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import NothingToCompare, ParityBroken
 from headrace.feature_store.store import BATCH, NOBODY, Served, given_by, historical, lookup, stored_as, ttl
-from headrace.lake import duckdb_connection, running
+from headrace.lake import duckdb_connection, quoted, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +63,7 @@ class Parity:
 
 def spine(spec: Pipeline, lake: Lake, window: Window, rows: int | None = None) -> pa.Table:
     """Return the predictions to make in ``window``: ``rows`` of them, always the same ones, or all."""
-    order = ", ".join(["event_timestamp", *spec.keys])
+    order = quoted("event_timestamp", *spec.keys)
     chosen = f"SELECT * FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')}"
     limit = "" if rows is None else f"LIMIT {rows}"
     con = lake.connect(spec.raw)
@@ -188,7 +188,6 @@ def _joined_times(
     sources.view_rows(con, store.config, source).create_view("rows")
     asked = joined.select(columns).append_column("n", pa.array(range(joined.num_rows)))
     con.register("asked", asked.take(rows))
-    quoted = sources.identifier
     equal = [f"asked.{quoted(column)} = rows.{quoted(key)}" for key, column in keys.items()]
     time = f"rows.{quoted(source.timestamp_field)}"
     known = f"rows.{quoted(source.created_timestamp_column or source.timestamp_field)}"

@@ -26,7 +26,7 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from headrace.errors import NotATime, NotInSource, NotOffered
 from headrace.feature_store.embedded import settings_beside
 from headrace.instants import plain
-from headrace.lake import Lake, Table
+from headrace.lake import Lake, Table, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -205,7 +205,7 @@ def _named(found: duckdb.DuckDBPyRelation, mapping: Mapping[str, str]) -> duckdb
     if not set(mapping) & set(found.columns):
         return found
     return found.project(
-        ", ".join(f"{identifier(name)} AS {identifier(mapping.get(name, name))}" for name in found.columns)
+        ", ".join(f"{quoted(name)} AS {quoted(mapping.get(name, name))}" for name in found.columns)
     )
 
 
@@ -249,9 +249,9 @@ def _paths(
     conditions = ["true"]
     if since and (most := f"max.{time}") in timed:
         # Statistics are cut to the millisecond, the greatest one too.
-        conditions.append(f"coalesce({identifier(most)} >= {instant(since - MILLISECOND)}, true)")
+        conditions.append(f"coalesce({quoted(most)} >= {instant(since - MILLISECOND)}, true)")
     if until and (least := f"min.{time}") in timed:
-        conditions.append(f"coalesce({identifier(least)} <= {instant(until)}, true)")
+        conditions.append(f"coalesce({quoted(least)} <= {instant(until)}, true)")
     return [path for (path,) in actions.filter(" AND ".join(conditions)).project("path").fetchall()]
 
 
@@ -343,13 +343,3 @@ def instant(at: datetime | None) -> str:
     if at is None:
         return "NULL::TIMESTAMPTZ"
     return f"TIMESTAMPTZ '{plain(at).isoformat()}'"
-
-
-def quoted(columns: list[str]) -> str:
-    """Return ``columns`` as an SQL list of identifiers."""
-    return ", ".join(identifier(column) for column in columns)
-
-
-def identifier(column: str) -> str:
-    """Return ``column`` as an SQL identifier."""
-    return '"' + column.replace('"', '""') + '"'

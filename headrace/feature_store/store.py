@@ -152,8 +152,7 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     """
     import pyarrow as pa
 
-    from headrace.feature_store.sources import identifier
-    from headrace.lake import duckdb_connection
+    from headrace.lake import duckdb_connection, quoted
 
     wanted = store.get_feature_service(service)
     given, types = _given(store, spine, wanted), _outputs(wanted)
@@ -167,13 +166,13 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
         asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
         distinct = asked.group_by(asked.column_names).aggregate([])
         con.register(f"v{number}", _looked_up(store, views, distinct, types))
-        equal = [f"spine.{identifier(column)} = v{number}.{identifier(name)}" for name, column in keys]
+        equal = [f"spine.{quoted(column)} = v{number}.{quoted(name)}" for name, column in keys]
         joins.append(f"LEFT JOIN v{number} ON {' AND '.join(equal) or 'true'}")
         for view in views:
-            expired = f"{at} > v{number}.{identifier(_until(view))}"
-            for name in (identifier(field.name) for field in view.features):
+            expired = f"{at} > v{number}.{quoted(_until(view))}"
+            for name in (quoted(field.name) for field in view.features):
                 columns[name] = f"if({expired}, NULL, v{number}.{name}) AS {name}"
-    features = ", ".join(columns[identifier(name)] for name in types)
+    features = ", ".join(columns[quoted(name)] for name in types)
     found = con.sql(f"SELECT {features} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
     return _beside(given, found, wanted)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
 from headrace.feature_store.query import among, meaning, parameters
-from headrace.lake import AVAILABLE, Lake, Window, edge, running
+from headrace.lake import AVAILABLE, Lake, Window, edge, quoted, running
 from headrace.quarantine import guard
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def build(
     seen = 0
     for view in read:
         cut = _visible(table, window).predicate(AVAILABLE)
-        con.execute(f'CREATE VIEW "{view}" AS SELECT * FROM "whole_{view}" WHERE {cut}')
+        con.execute(f"CREATE VIEW {quoted(view)} AS FROM {quoted(f'whole_{view}')} WHERE {cut}")
         seen += con.view(view).count("*").fetchall()[0][0]
     bounds = {"start": window.start, "end": window.end}
     with running(f"The query of `{table.table}`", str(table.sql)):
@@ -149,7 +149,7 @@ def _counts(con: duckdb.DuckDBPyConnection, view: str, spans: Sequence[Window]) 
     found = con.execute(
         # a bin ends with the last microsecond before the cut
         f"SELECT histogram(epoch_us({AVAILABLE}), list_transform(?::TIMESTAMPTZ[], cut -> epoch_us(cut) - 1))"
-        f' FROM "{view}"',
+        f" FROM {quoted(view)}",
         [cuts],
     )
     ((bins,),) = found.fetchall()  # and one for what comes after the last; None if there are no rows

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from headrace import quarantine
 from headrace.ingest.batch import ASIDE, Batch
-from headrace.lake import AVAILABLE, Lake, duckdb_connection
-from headrace.sources.rows import INSTANT, quoted, text
+from headrace.lake import AVAILABLE, Lake, duckdb_connection, quoted
+from headrace.sources.rows import INSTANT, text
 from headrace.validation import declared, load_suite
 
 if TYPE_CHECKING:

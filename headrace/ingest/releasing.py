@@ -8,9 +8,9 @@ from headrace import quarantine
 from headrace.errors import MissingColumns, NotReleasable, SourceUnreadable, StillRejected, Superseded
 from headrace.ingest.batch import UNDATED, Batch
 from headrace.ingest.landing import land, landed_already, shape_of
-from headrace.lake import Lake, duckdb_connection
+from headrace.lake import Lake, duckdb_connection, quoted
 from headrace.quarantine import Lot
-from headrace.sources.rows import INSTANT, explained, quoted, text
+from headrace.sources.rows import INSTANT, explained, text
 from headrace.validation import load_suite, row_rules, validate
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from uuid import uuid4
 from headrace import quarantine
 from headrace.errors import MissingColumns, SourceUnreadable, WindowsChanged
 from headrace.ingest.batch import ASIDE, UNDATED, Batch
-from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
+from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, quoted, windows
 from headrace.ledger import EVERY
 from headrace.quarantine import Lot
-from headrace.sources.rows import INSTANT, carried, described, explained, family, quoted, text, widest
+from headrace.sources.rows import INSTANT, carried, described, explained, family, text, widest
 from headrace.validation import load_suite
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.feature_store import tables
 from headrace.feature_store.query import among
-from headrace.lake import Lake, Window, windows
+from headrace.lake import Lake, Window, quoted, windows
 from headrace.quarantine import entries, guard
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     start, length = due[0].start, spec.window // timedelta(microseconds=1)
     nth = f"(epoch_us(event_timestamp) - epoch_us(TIMESTAMPTZ '{start.isoformat()}')) // {length}"
     if made:  # where as many rows of the same keys were predicted as there are, none is missing
-        keys = ", ".join(spec.keys)
+        keys = quoted(*spec.keys)
         digest = f"SELECT {nth} AS nth, count(*), sum(hash({keys})::HUGEINT) FROM ({{}}) GROUP BY nth"
         every = " UNION ALL ".join(f"SELECT event_timestamp, {keys} FROM {name}" for name in made)
         unlike = con.sql(f"{digest.format(spec.spine)} EXCEPT {digest.format(every)}").fetchall()
@@ -76,7 +76,7 @@ def score(
     """
     import pyarrow as pa
 
-    order = f"event_timestamp, {', '.join(spec.keys)}"
+    order = quoted("event_timestamp", *spec.keys)
     missing = _unpredicted(spec, *_opened(spec, lake), window)
     rows = online(missing.order(order).to_arrow_table())
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names]))
@@ -112,7 +112,7 @@ def _unpredicted(
     spec: Pipeline, con: duckdb.DuckDBPyConnection, made: Sequence[str], window: Window
 ) -> duckdb.DuckDBPyRelation:
     """Return the spine rows of ``window`` that have no prediction, not even one that is held."""
-    without = "".join(f" ANTI JOIN {name} USING ({', '.join(spec.keys)})" for name in made)
+    without = "".join(f" ANTI JOIN {name} USING ({quoted(*spec.keys)})" for name in made)
     return con.sql(f"SELECT * FROM ({spec.spine}){without} WHERE {window.predicate('event_timestamp')}")
 
 
@@ -121,7 +121,7 @@ def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:
     con = lake.connect({"predictions": table_of(spec)})
     return con.execute(
         f"FROM predictions WHERE {window.predicate('event_timestamp')} "
-        f"ORDER BY event_timestamp, {', '.join(spec.keys)}"
+        f"ORDER BY event_timestamp, {quoted(*spec.keys)}"
     ).to_arrow_table()
 
 
@@ -131,7 +131,7 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
     con.register("predictions", read(spec, lake, window))  # few: DuckDB must know it before it joins
     return con.execute(
         f"SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label "
-        f"USING ({', '.join(spec.keys)}) WHERE label.available_at < $as_of",
+        f"USING ({quoted(*spec.keys)}) WHERE label.available_at < $as_of",
         {"as_of": as_of},
     ).to_arrow_table()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import MissingColumns, SourceUnreadable
+from headrace.lake import quoted
 from headrace.sources.rows import (
     INSTANT,
     Part,
@@ -19,7 +20,6 @@ from headrace.sources.rows import (
     explained,
     family,
     must_be_instant,
-    quoted,
     text,
     widest,
     within,

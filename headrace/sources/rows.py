@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import MissingColumns, SourceUnreadable
+from headrace.lake import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -148,11 +149,6 @@ def described(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
     """Return the columns of a relation with their types."""
     rows = con.sql(f"FROM {relation}")
     return dict(zip(rows.columns, map(str, rows.types), strict=True))
-
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def text(value: object) -> str:

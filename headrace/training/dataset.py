@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import MissingInputs, NotEnoughData, StaleFeatures
 from headrace.feature_store import tables
 from headrace.feature_store.query import among
-from headrace.lake import DatasetRef, Lake, Window, edge, running, windows
+from headrace.lake import DatasetRef, Lake, Window, edge, quoted, running, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ def labelled_spine(
     con = lake.connect(
         {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
     )
-    keys = ", ".join(spec.keys)
+    keys = quoted(*spec.keys)
     with running(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
         return con.execute(
             f"""
@@ -113,7 +113,7 @@ def read(spec: Pipeline, ref: DatasetRef, lake: Lake, *, holdout: bool | None = 
     return con.execute(
         f"""
         SELECT * FROM training WHERE $side IS NULL OR holdout = $side
-        ORDER BY event_timestamp, {", ".join(spec.keys)}
+        ORDER BY event_timestamp, {quoted(*spec.keys)}
         """,
         {"side": holdout},
     ).to_arrow_table()

@@ -24,7 +24,7 @@ from great_expectations.expectations.row_conditions import Operator
 from sqlalchemy import func, text, true
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.sources.rows import quoted
+from headrace.lake import quoted
 from headrace.sources.rows import text as literal
 
 if TYPE_CHECKING:
