@@ -29,6 +29,8 @@ HeadraceError
 ├── NotATime
 ├── NotOffered
 ├── KeysDiffer
+├── NotAKey
+├── BadKey
 ├── NoFeastType
 ├── NoInstant
 ├── ColumnsRetyped
@@ -408,13 +410,38 @@ class NotOffered(HeadraceError, NotImplementedError):
 
 
 class KeysDiffer(HeadraceError):
-    """A join key is text on one side of a point-in-time join and a number on the other."""
+    """A join key is of other kinds on the two sides of a point-in-time join, such as text and a number."""
 
     def __init__(self, view: str, key: str, held: str, column: str, given: str) -> None:
         self.view, self.key, self.held, self.column, self.given = view, key, held, column, given
         super().__init__(
             f"The key `{key}` of `{view}` is {held}, but `{column}` of the rows to join features to is "
-            f'{given}: "01" and "1" would be one key. Nothing was joined. Cast `{column}` to {held}.'
+            f'{given}: taken for one kind, other keys would be equal, such as "01" and "1". Nothing was '
+            f"joined. Cast `{column}` to {held}."
+        )
+
+
+class NotAKey(HeadraceError):
+    """A view that goes online has a key of a type by which online stores find no rows."""
+
+    def __init__(self, view: str, key: str, kind: str) -> None:
+        self.view, self.key, self.kind = view, key, kind
+        super().__init__(
+            f"The key `{key}` of `{view}` is {kind}; Feast's online stores find rows by String, Bytes, "
+            "Int32, Int64 and UnixTimestamp. Nothing was registered. Declare one of these in `features/` and "
+            "let the table hold it, such as text, or declare the view with `online=False`."
+        )
+
+
+class BadKey(HeadraceError):
+    """A key's value cannot be kept online as the type that its view declares."""
+
+    def __init__(self, key: str, kind: str, reason: str) -> None:
+        self.key, self.kind, self.reason = key, kind, reason
+        super().__init__(
+            f"A value of the key `{key}` cannot be kept online as {kind}: {reason}. No other key stands for "
+            "it. Declare a type in `features/` that holds all values, such as Int64 or String, or cast them "
+            "in the table's SQL."
         )
 
 

@@ -45,8 +45,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.errors import NoFeastType, NotATime, NotInSource
-from headrace.feature_store import embedded, encoding, engine, latest, parity, writers
+from headrace.errors import BadKey, NoFeastType, NotAKey, NotATime, NotInSource
+from headrace.feature_store import embedded, encoding, engine, freshness, latest, parity, writers
 from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
 
@@ -791,6 +791,7 @@ KEYED = {
         types.UnixTimestamp,
         pa.array([datetime(1969, 12, 31, tzinfo=UTC), END], pa.timestamp("us", "UTC")),
     ),
+    "order": (types.UnixTimestamp, pa.array([date(1969, 12, 31), date(2024, 2, 29)])),
 }
 
 
@@ -816,11 +817,53 @@ def test_any_key_that_feast_takes_is_brought_and_found(tmp_path, places, names):
     schema.append(Field(name="value", dtype=types.Int64))
     view = FeatureView(name="hard", entities=entities, schema=schema, source=source, ttl=None)
     store = store_at(tmp_path, places[0])
-    store.apply([*entities, view])
-    bring(store, START, END, "hard")
-    asked = [{name: row[name] for name in names} for row in rows]
-    found = store.get_online_features(["hard:value"], asked).to_dict()["value"]
-    assert found == [row["value"] for row in rows]
+    store.apply([*entities, view, FeatureService(name="hard", features=[view])])
+    features.materialize(store, "hard", END)
+    asked = table.select([*names, "event_timestamp"])
+    for read in (features.historical, features.online):
+        assert read(store, "hard", asked)["value"].to_pylist() == [row["value"] for row in rows]
+    assert parity.compare(store, "hard", asked).mismatches == ()
+    (fresh,) = freshness.measure(store, "hard", END)
+    assert fresh.online == START
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", [types.Bool, types.Float64, types.Uuid, types.Decimal], ids=str)
+def test_a_key_that_online_stores_cannot_have_is_refused_when_it_is_declared(tmp_path, places, kind):
+    keys = Entity(name="k", join_keys=["k"], value_type=kind.to_value_type())
+    schema = [Field(name="k", dtype=kind), Field(name="number", dtype=types.Int64)]
+    declared = partial(FeatureView, name="late", entities=[keys], schema=schema, source=late.batch_source)
+    store = store_at(tmp_path, places[0])
+    with pytest.raises(NotAKey, match=rf"The key `k` of `late` is {kind}; .* Nothing was registered"):
+        store.apply([keys, declared()])
+    assert store_at(tmp_path, places[0]).list_feature_views() == []
+    store.apply([keys, declared(online=False)])
+
+
+@pytest.mark.parametrize("places", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [
+        (types.Int32, pa.array([1, 2**31])),
+        (types.Int64, pa.array([Decimal(2**63)], pa.decimal128(38, 0))),
+        (types.Bytes, pa.array(["text"])),
+        (types.UnixTimestamp, pa.array([START + timedelta(milliseconds=1)], STAMP)),
+    ],
+)
+def test_a_value_that_its_keys_type_cannot_hold_is_refused_by_name(tmp_path, places, kind, held):
+    keys = Entity(name="airport", value_type=kind.to_value_type())
+    schema = [Field(name="airport", dtype=kind), Field(name="number", dtype=types.Int64)]
+    view = FeatureView(name="late", entities=[keys], schema=schema, source=late.batch_source)
+    store = store_at(tmp_path, places[0])
+    store.apply([keys, view])
+    stamps = pa.array([START] * len(held), STAMP)
+    rows = {"airport": held, "number": range(len(held)), "event_timestamp": stamps, "created": stamps}
+    Lake(str(tmp_path)).table("late").replace(pa.table(rows))
+    with pytest.raises(
+        BadKey, match=f"A value of the key `airport` cannot be kept online as {kind.to_value_type().name}: "
+    ):
+        bring(store, START, END, "late")
+    assert places[0].cells() == []
 
 
 @pytest.mark.parametrize("places", ["sqlite"], indirect=True)

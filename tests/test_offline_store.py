@@ -7,7 +7,9 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import duckdb
 import numpy as np
@@ -357,9 +359,21 @@ NUMBERS = pa.array([1], pa.int64())
         (NUMBERS, pa.nulls(1), [None]),
         (pa.array(["1"]), pa.array(["1"]).dictionary_encode(), [5]),
         (pa.array(["1"]), pa.nulls(1), [None]),
+        (pa.array(["true"]), pa.array([True]), KeysDiffer),
+        (NUMBERS, pa.array([True]), KeysDiffer),
+        (pa.array([b"a"]), pa.array(["a"]), KeysDiffer),
+        (pa.array(["2013-01-01"]), pa.array([START], pa.timestamp("us", "UTC")), KeysDiffer),
+        (NUMBERS, pa.array([START], pa.timestamp("us", "UTC")), KeysDiffer),
+        (pa.array([True]), pa.array([True]), [5]),
+        (pa.array([b"\xff\x00"]), pa.array([b"\xff\x00"]), [5]),
+        (pa.array([date(2013, 1, 1)]), pa.array([START], pa.timestamp("us", "UTC")), [5]),
+        (pa.array([2**63 - 1]), pa.array([2**63 - 2]), [None]),
+        (pa.array([Decimal(2**64)], pa.decimal128(38, 0)), pa.array([Decimal(2**64)]), [5]),
+        (pa.array([str(UUID(int=7))]), pa.array([UUID(int=7).bytes], pa.uuid()), [5]),
+        (pa.array(["none"]), pa.array([UUID(int=7).bytes], pa.uuid()), [None]),
     ],
 )
-def test_a_key_that_is_text_is_not_compared_with_a_number(lab, held, given, wanted):
+def test_a_key_is_compared_with_one_of_its_own_kind_only(lab, held, given, wanted):
     rows = rows_of(("x", "y", 1, 1, 5)).set_column(0, "a", held)
     asked = asked_for(("x", "y", 2)).set_column(0, "a", given)
     if isinstance(wanted, list):

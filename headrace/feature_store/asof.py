@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from headrace.feature_store.sources import instant
+from headrace.feature_store.sources import instant, without_uuids
 from headrace.lake import quoted
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def join(
     """
     keys = {column: f"k{i}" for i, column in enumerate(dict(pair for v in views for pair in v.keys))}
     columns = [*(spine[column] for column in keys), spine[time], pa.array(np.arange(spine.num_rows))]
-    con.register("given", pa.table(columns, names=[*keys.values(), "asked_at", "number"]))
+    given = con.from_arrow(pa.table(columns, names=[*keys.values(), "asked_at", "number"]))
+    without_uuids(given).create_view("given")
     # A table of DuckDB's own: it can be spilled, and its size is known. An Arrow table counts as
     # one row, and a join of one row is planned as a nested loop: minutes instead of a second.
     con.execute("CREATE TEMP TABLE spine AS SELECT * REPLACE (asked_at::TIMESTAMPTZ AS asked_at) FROM given")

@@ -22,6 +22,8 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, python_values_to_proto_values
 from feast.value_type import ValueType
 
+from headrace.errors import BadKey
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -113,15 +115,19 @@ def entity_keys(keys: Sequence[Key], rows: int) -> pa.Array:
     Args:
         keys: Name, type and values, none of them null, of each join key.
         rows: How many rows there are, also without any keys.
+
+    Raises:
+        BadKey: A value is none of its type, or an instant within a second, which would be cut.
     """
     keys = sorted(((name, kind, _with_instants(c, kind)) for name, kind, c in keys), key=lambda key: key[0])
     if not all(kind in KEYED and _is_known(column.type, kind) for _, kind, column in keys):
         return _entity_keys_as_feast_does(keys)
+    columns = [(_key_of(name, kind, column), kind) for name, kind, column in keys]
     names = (name.encode() for name, _, _ in keys)
     head = struct.pack("<I", len(keys)) + b"".join(
         struct.pack("<II", ValueType.STRING.value, len(name)) + name for name in names
     )
-    parts = chain.from_iterable(_key_parts(column.cast(ARROW[kind]), kind) for _, kind, column in keys)
+    parts = chain.from_iterable(_key_parts(column, kind) for column, kind in columns)
     first = pa.array([head], pa.binary()).take(pa.array(np.zeros(rows, np.int32)))
     return pc.binary_join_element_wise(first, *parts, b"")
 
@@ -133,6 +139,16 @@ def timestamps(times: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(
         _optional_varint(1, seconds), _optional_varint(2, rest * 1_000), pa.scalar(b"", pa.binary())
     )
+
+
+def _key_of(name: str, kind: ValueType, column: pa.Array) -> pa.Array:
+    try:
+        found = column.cast(ARROW[kind])
+    except pa.ArrowInvalid as error:
+        raise BadKey(name, kind.name, str(error)) from None
+    if kind is ValueType.UNIX_TIMESTAMP and not found.equals(pc.floor_temporal(found, unit="second")):
+        raise BadKey(name, kind.name, "its times are kept to the second, and some have more")
+    return found
 
 
 KEYED = (ValueType.STRING, ValueType.BYTES, ValueType.UNIX_TIMESTAMP, *INTEGERS)
@@ -170,7 +186,12 @@ def _with_instants(column: pa.Array, kind: ValueType) -> pa.Array:
 
 def _entity_keys_as_feast_does(keys: Sequence[Key]) -> pa.Array:
     names = [name for name, _, _ in keys]
-    columns = [messages(column, kind) for _, kind, column in keys]
+    columns = []
+    for name, kind, column in keys:
+        try:
+            columns.append(messages(column, kind))
+        except (AssertionError, TypeError, ValueError) as error:  # as Feast says it
+            raise BadKey(name, kind.name, str(error)) from None
     found = [
         serialize_entity_key(EntityKey(join_keys=names, entity_values=row))
         for row in zip(*columns, strict=True)

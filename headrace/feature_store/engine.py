@@ -21,8 +21,10 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.repo_config import FeastConfigBaseModel
 
 from headrace.cluster import cluster, crew
+from headrace.errors import NotAKey
 from headrace.feature_store.brought import owed as owed_of
 from headrace.feature_store.embedded import settings_beside
+from headrace.feature_store.encoding import KEYED
 from headrace.feature_store.latest import MEMORY, Column, KnownFrom, Latest
 from headrace.feature_store.offline import DeltaOfflineStore
 from headrace.feature_store.sources import Snapshot, is_delta, require, snapshot
@@ -30,9 +32,12 @@ from headrace.feature_store.writers import BATCH, Sqlite, Writer, writer
 from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     import duckdb
+    from feast import Entity
+    from feast.base_feature_view import BaseFeatureView
     from feast.data_source import DataSource
     from feast.infra.common.materialization_job import MaterializationJob, MaterializationTask
     from feast.infra.common.retrieval_task import HistoricalRetrievalTask
@@ -77,8 +82,23 @@ class DaskComputeEngine(ComputeEngine):
         self._known_from: KnownFrom = known_from
         self._local = LocalComputeEngine(**stores)
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Prepare nothing: the engine keeps no state of its own."""
+    def update(
+        self,
+        project: str,
+        views_to_delete: Sequence[BaseFeatureView],
+        views_to_keep: Sequence[BaseFeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+    ) -> None:
+        """Prepare nothing, for the engine keeps no state of its own; Feast calls it when views are applied.
+
+        Raises:
+            NotAKey: A view that goes online has a key of a type by which no row can be found there.
+        """
+        for view in views_to_keep:
+            for key in view.entity_columns if isinstance(view, FeatureView) and view.online else []:
+                if key.dtype.to_value_type() not in KEYED:
+                    raise NotAKey(view.name, key.name, str(key.dtype))
 
     def teardown_infra(self, *args: Any, **kwargs: Any) -> None:
         """Remove nothing: the engine keeps no state of its own."""

@@ -188,6 +188,7 @@ def _order(key: Column) -> str:
     name = quoted(key.name)
     if key.kind in (ValueType.STRING, ValueType.BYTES):
         # A cast to BLOB would read a text's backslashes as escapes, and take nothing beyond ASCII.
-        return f"{'strlen' if key.kind is ValueType.STRING else 'octet_length'}({name}), {name}"
-    number = f"epoch({name})::BIGINT" if key.kind is ValueType.UNIX_TIMESTAMP else f"{name}::BIGINT"
+        return f"strlen({name}::VARCHAR), {name}"
+    number = f"epoch({name})" if key.kind is ValueType.UNIX_TIMESTAMP else name
+    number = f"coalesce(TRY_CAST({number} AS BIGINT), 0)"
     return f"({number} & 255) * 65536 + (({number} >> 8) & 255) * 256 + (({number} >> 16) & 255)"

@@ -20,6 +20,7 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMeta
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_requested_feature_views_to_features_dict, compute_non_entity_date_range
+from pyarrow import types
 from pydantic import Field
 
 from headrace.errors import ColumnTaken, KeysDiffer, NotOffered
@@ -288,21 +289,27 @@ def _answering(
     keys, time, created = _keys(view), source.timestamp_field, source.created_timestamp_column or None
     wanted, times = [*(theirs for _, theirs in keys), *features], [*filter(None, [time, created])]
     sources.require(found, wanted, times, view.name, sources.table(config, source).name)
-    types = found.limit(0).to_arrow_table().schema
+    schema = found.limit(0).to_arrow_table().schema
     for ours, theirs in keys:
-        given, held = spine.schema.field(ours).type, types.field(theirs).type
-        if (_is_text(given) and _is_number(held)) or (_is_number(given) and _is_text(held)):
+        given, held = spine.schema.field(ours).type, schema.field(theirs).type
+        if len({_family(given), _family(held)} - {None}) > 1:
             raise KeysDiffer(view.name, theirs, str(held), ours, str(given))
     return asof.Rows(found, keys, time, created, ttl, tuple(features))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+FAMILIES: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "text": (types.is_string, types.is_large_string, types.is_string_view, lambda kind: kind == pa.uuid()),
+    "number": (types.is_integer, types.is_floating, types.is_decimal),
+    "bytes": (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary),
+    "time": (types.is_timestamp, types.is_date),
+    "boolean": (types.is_boolean,),
+}
+"""Types of keys that may be compared; DuckDB would compare others too, as one of the two."""
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+def _family(kind: pa.DataType) -> str | None:
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return next((name for name, tests in FAMILIES.items() if any(test(kind) for test in tests)), None)
 
 
 def _pull(

@@ -187,7 +187,7 @@ def _joined_times(
     con, columns = duckdb_connection(), [*dict.fromkeys([*keys.values(), "event_timestamp"])]
     sources.view_rows(con, store.config, source).create_view("rows")
     asked = joined.select(columns).append_column("n", pa.array(range(joined.num_rows)))
-    con.register("asked", asked.take(rows))
+    sources.without_uuids(con.from_arrow(asked.take(rows))).create_view("asked")
     equal = [f"asked.{quoted(column)} = rows.{quoted(key)}" for key, column in keys.items()]
     time = f"rows.{quoted(source.timestamp_field)}"
     known = f"rows.{quoted(source.created_timestamp_column or source.timestamp_field)}"

@@ -133,6 +133,13 @@ class Snapshot:
         return _named(found, mapping)
 
 
+def without_uuids(found: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """Return the rows with UUIDs as text, as Delta tables hold them: else text would be read as UUIDs."""
+    uuids = [name for name, kind in zip(found.columns, found.types, strict=True) if str(kind) == "UUID"]
+    texts = ", ".join(f"{quoted(name)}::VARCHAR AS {quoted(name)}" for name in uuids)
+    return found.project(f"* REPLACE ({texts})") if uuids else found
+
+
 def _is_time(kind: object) -> bool:
     return str(kind).startswith(("TIMESTAMP", "DATE"))
 
@@ -183,10 +190,10 @@ def rows(
     if "://" in place.uri:
         from pyarrow import dataset
 
-        return con.from_arrow(dataset.dataset(place.uri))
+        return without_uuids(con.from_arrow(dataset.dataset(place.uri)))
     folder = Path(place.uri).is_dir()
     files = f"{place.uri}/**/*.parquet" if folder else place.uri
-    return con.read_parquet(files, union_by_name=True, hive_partitioning=folder)
+    return without_uuids(con.read_parquet(files, union_by_name=True, hive_partitioning=folder))
 
 
 def stamps(config: RepoConfig, source: DataSource) -> list[tuple[str, int, int]]:

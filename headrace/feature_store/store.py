@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import warnings
 from copy import copy
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headrace.errors import MissingKeys, UnknownPins, UnknownService
+from headrace.errors import BadKey, MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
 from headrace.imports import lean
 
@@ -214,7 +214,11 @@ class Served(NamedTuple):
 
 
 def lookup(store: FeatureStore, refs: list[str], keys: Mapping[str, list[Any]]) -> dict[str, list[Served]]:
-    """Return what the online store has of ``refs``, by the features' names, under ``keys``, however old."""
+    """Return what the online store has of ``refs``, by the features' names, under ``keys``, however old.
+
+    Raises:
+        BadKey: An instant is asked for within a second.
+    """
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     online = store.config.online_store
@@ -222,7 +226,8 @@ def lookup(store: FeatureStore, refs: list[str], keys: Mapping[str, list[Any]]) 
         store = copy(store)
         store.config = store.config.model_copy()
         store.config._online_store = online.model_copy(update={"expires": False})
-    answer = store.get_online_features(refs, dict(keys)).proto
+    asked = {name: [_asked(name, key) for key in column] for name, column in keys.items()}
+    answer = store.get_online_features(refs, asked).proto
     return {
         name: [
             Served(value, None if status == FieldStatus.NOT_FOUND else at.ToMicroseconds())
@@ -230,6 +235,15 @@ def lookup(store: FeatureStore, refs: list[str], keys: Mapping[str, list[Any]]) 
         ]
         for name, found in zip(answer.metadata.feature_names.val, answer.results, strict=True)
     }
+
+
+def _asked(name: str, key: Any) -> Any:
+    """Return a key as Feast takes it: a date as its midnight, UTC, which materialising makes of it."""
+    if isinstance(key, datetime):
+        if key.microsecond:
+            raise BadKey(name, "UNIX_TIMESTAMP", f"{key} is not a whole second, and times are kept to it")
+        return key
+    return datetime(key.year, key.month, key.day, tzinfo=UTC) if isinstance(key, date) else key
 
 
 def ttl(store: FeatureStore, view: FeatureViewProjection) -> int:
