@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date, datetime, timedelta
@@ -249,6 +250,77 @@ def test_a_lookup_whose_files_differ_is_read_whole_unless_their_types_clash(
     (tmp_path / "s3.jsonl").write_text('{"faa": "LGA", "name": 3}\n')
     with pytest.raises(SourceUnreadable, match=r"s\*\.jsonl: its files disagree"):
         joined.read(con, "weather", "at", JANUARY)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["9223372036854775807", "7"],
+        ["9223372036854775808", "7", None],
+        ["-12345678901234567890123"],
+        ["7"] * 3000 + ["9" * 38],
+        ["9223372036854775808", "1.5"],
+    ],
+    ids=["64 bits", "more", "negative", "late", "fractions"],
+)
+def test_whole_numbers_keep_every_digit(
+    kind: str, values: list[str | None], tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    template = '{{"at": "2024-01-01", "id": {}}}' if kind == "jsonl" else "2024-01-01,{}"
+    lines = [] if kind == "jsonl" else ["at,id"]
+    lines += [template.format(value or ("null" if kind == "jsonl" else "")) for value in values]
+    (tmp_path / f"ids.{kind}").write_text("\n".join(lines) + "\n")
+
+    (part,) = Files({"ids": tmp_path / f"ids.{kind}"}).read(con, "ids", "at", JANUARY)
+
+    number = float if "1.5" in values else int
+    assert Counter(rows(con, part, "id")) == Counter((value and number(value),) for value in values)
+
+
+def test_whole_numbers_that_no_number_type_holds_are_text(
+    tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    long = "1" * 40
+    source = weeks(tmp_path, f"at,id\n2024-01-01,{long}\n2024-01-02,7\n", "at,id\n2024-01-03,8\n")
+    assert [rows(con, part, "id") for part in source.read(con, "ids", "at", JANUARY)] == [
+        [(long,), ("7",), ("8",)]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16"), ("utf-16-be", "UTF-16"), ("utf-32", "UTF-32")],
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.jsonl"])
+def test_text_in_another_encoding_is_told_which(
+    name: str, encoding: str, said: str, tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    text = '{"at": "2024-01-01"}\n' if "json" in name else EARLY
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(text.encode(encoding)))
+    with pytest.raises(SourceUnreadable, match=f"it is {said}, and must be UTF-8: `iconv -f {said}"):
+        Files({"weather": tmp_path / name}).read(con, "weather", "at", JANUARY)
+
+
+@pytest.mark.parametrize("header", ["at,temp,temp", "at;Temp;x;temp", 'at,"temp","TEMP",,'])
+def test_a_name_that_is_twice_in_a_header_is_refused(
+    header: str, tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    (tmp_path / "rows.csv").write_text(header + "\n")
+    with pytest.raises(SourceUnreadable, match=r"more than one column of the name `temp`\n"):
+        Files({"weather": tmp_path / "rows.csv"}).read(con, "weather", "at", JANUARY)
+
+
+def test_a_name_that_is_twice_in_a_parquet_file_is_refused(
+    tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    at, one = pa.array(["2024-01-01"]), pa.array([1])
+    for file, names in {"rows": ["at", "temp_1", "temp"], "twice": ["at", "temp", "temp"]}.items():
+        pq.write_table(pa.Table.from_arrays([at, one, one], names), tmp_path / f"{file}.parquet")
+    Files({"weather": tmp_path / "rows.parquet"}).read(con, "weather", "at", JANUARY)
+    with pytest.raises(SourceUnreadable, match="more than one column of the name `temp`"):
+        Files({"weather": tmp_path / "twice.parquet"}).read(con, "weather", "at", JANUARY)
 
 
 @pytest.mark.parametrize(

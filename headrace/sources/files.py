@@ -7,6 +7,7 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from headrace.sources.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import duckdb
 
@@ -40,6 +41,7 @@ class Files:
     A place is a path, a glob (``*``, ``**``) or such a URI of an object store
     (``s3://…``, through fsspec). CSV is UTF-8 with a header line; ``NA`` and empty
     are null; times not in ISO form stay text. CSV and JSON lines may be gzipped.
+    Whole numbers are kept digit by digit: beyond 64 bits as decimals, beyond 38 digits as text.
 
     ``select`` is a DuckDB query over the views. Files of the first view that have
     not the schema of most are read as parts of their own, so ``select`` must take
@@ -57,7 +59,8 @@ class Files:
         ``time`` is made an instant; in later parts it keeps its type where it cannot.
 
         Raises:
-            SourceUnreadable: A file is missing or cannot be parsed, or ``time`` holds no instants.
+            SourceUnreadable: A file is missing, cannot be parsed, is not UTF-8 or names a column twice, or
+                ``time`` holds no instants.
             MissingColumns: No file has a column that ``select`` or ``time`` names.
         """
         files = self.files() if callable(self.files) else self.files
@@ -89,6 +92,13 @@ CSV = """read_csv({files}, delim = '%s', quote = '"', escape = '"', header = tru
     nullstr = ['NA', ''], dateformat = '%%Y-%%m-%%d', {how})"""
 JSON = "read_json({files}, format = 'newline_delimited', dateformat = '%Y-%m-%d', {how})"
 PARQUET = "read_parquet({files})"
+
+TEXT = r"\.(csv|jsonl?)(\.gz)?$"
+ENCODINGS = {
+    "UTF-32": rb"\xff\xfe\0\0|\0\0\xfe\xff|[^\0]\0\0\0|\0\0\0[^\0]",
+    "UTF-16": rb"\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0|\0[^\0]\0[^\0]",
+}
+"""How text in another encoding than UTF-8 begins: with its mark, or with a plain character."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,8 @@ def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fi
         sizes = {path: info["size"] for path, info in sorted(infos.items()) if info["type"] == "file"}
         # A signed link's query is no part of the name.
         names = {path: path if "file" in store.protocol else path.partition("?")[0] for path in sizes}
-        heads = {p: store.head(p, 2**16) for p, name in names.items() if re.search(r"\.csv(\.gz)?$", name)}
+        texts = [path for path, name in names.items() if re.search(r"\.(csv|jsonl?)(\.gz)?$", name)]
+        heads = {path: store.head(path, 2**16) for path in texts}
     except Exception as error:  # noqa: BLE001 - of that store's library, and with secrets
         reason = f"{type(error).__name__}: {error}"
         raise SourceUnreadable(source, [place], reason, transient=True) from None
@@ -151,32 +162,61 @@ def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fi
     files = []
     for path, size in sizes.items():
         uri = path if local else store.unstrip_protocol(path)
-        if path in heads:
-            files.append(_csv(con, source, uri, heads[path]))
+        head = _plain(source, uri, heads[path]) if path in heads else b""
+        if re.search(r"\.csv(\.gz)?$", names[path]):
+            files.append(_csv(con, source, uri, head))
         elif names[path].endswith(".parquet"):
-            files.append(_File(uri, PARQUET, described(con, PARQUET.replace("{files}", text(uri)))))
-        elif not re.search(r"\.jsonl?(\.gz)?$", names[path]):
+            files.append(_parquet(con, source, uri))
+        elif path not in heads:
             raise SourceUnreadable(source, [uri], f"no reader for `{Path(names[path]).suffix}` files")
         elif size:
             columns = described(con, JSON.format(files=text(uri), how="sample_size = -1"))
             # As a plain TIMESTAMP, DuckDB's JSON reader drops the offset of a time.
             instants = {c: re.sub(r"\bTIMESTAMP\b(?! WITH)", INSTANT, kind) for c, kind in columns.items()}
-            files.append(_File(uri, JSON, instants))
+            files.append(_exact(con, _File(uri, JSON, instants)))
     return files
+
+
+def _plain(source: str, path: str, head: bytes) -> bytes:
+    """Return the first bytes of a text file, unpacked, if they may be UTF-8."""
+    try:
+        head = zlib.decompressobj(wbits=31).decompress(head, 2**16) if path.endswith(".gz") else head
+    except zlib.error as error:
+        raise SourceUnreadable(source, [path], str(error)) from None
+    for encoding, first in ENCODINGS.items():
+        if re.match(first, head, re.DOTALL):
+            reason = f"it is {encoding}, and must be UTF-8: `iconv -f {encoding} -t UTF-8` converts it"
+            raise SourceUnreadable(source, [path], reason)
+    return head
+
+
+def _named_once(source: str, path: str, doubled: Iterable[str]) -> None:
+    """Refuse ``doubled`` names of columns: which is which, DuckDB would make up."""
+    if names := ", ".join(f"`{name}`" for name in doubled):
+        raise SourceUnreadable(source, [path], f"it has more than one column of the name {names}")
+
+
+def _parquet(con: duckdb.DuckDBPyConnection, source: str, path: str) -> _File:
+    """Look at the file's own schema for its columns; a second ``name`` DuckDB calls ``name_1``."""
+    columns = described(con, PARQUET.replace("{files}", text(path)))
+    if any(re.search(r"_\d+$", column) for column in columns):
+        named = {name for (name,) in con.sql(f"SELECT name FROM parquet_schema({text(path)})").fetchall()}
+        _named_once(source, path, (re.sub(r"_\d+$", "", column) for column in columns if column not in named))
+    return _File(path, PARQUET, columns)
 
 
 def _csv(con: duckdb.DuckDBPyConnection, source: str, path: str, head: bytes) -> _File:
     """Look at the whole file for the types of its columns; its first line tells the delimiter."""
     import duckdb
 
-    try:
-        head = zlib.decompressobj(wbits=31).decompress(head) if path.endswith(".gz") else head
-    except zlib.error as error:
-        raise SourceUnreadable(source, [path], str(error)) from None
-    header = head.decode("utf-8-sig", errors="replace").split("\n", 1)[0].strip("\r")
+    start = head.decode("utf-8-sig", errors="replace")
+    header = start.split("\n", 1)[0].strip("\r")
     if not header:
         raise SourceUnreadable(source, [path], "it has no header line")
     delimiter = max(",;\t|", key=header.count)
+    names = next(csv.reader(StringIO(start, newline=""), delimiter=delimiter))
+    counts = Counter(name.lower() for name in names if name)
+    _named_once(source, path, (name for name, count in counts.items() if count > 1))
     file = _File(path, CSV % delimiter, {})
     sniffed = file.reader.replace("read_csv", "sniff_csv")
     sniff = sniffed.format(files=text(path), how="sample_size = -1, ignore_errors = true")
@@ -184,14 +224,40 @@ def _csv(con: duckdb.DuckDBPyConnection, source: str, path: str, head: bytes) ->
         (columns, stamps) = con.execute(f"SELECT Columns, TimestampFormat FROM {sniff}").fetchall()[0]
     except duckdb.InvalidInputException:
         # Reading says in which line a file is broken; sniffing does not.
-        (names,) = csv.reader([header], delimiter=delimiter)
         scan = file.scan({f"column{i}": "VARCHAR" for i in range(len(names))})
         con.execute(f"SELECT count(*) FROM {scan.replace('{files}', text(path))}")
         raise
     types = {column["name"]: column["type"] for column in columns}
     if stamps:  # not ISO: which number is the day would be guessed file by file
         types = {column: "VARCHAR" if kind == "TIMESTAMP" else kind for column, kind in types.items()}
-    return _File(path, file.reader, types)
+    return _exact(con, _File(path, file.reader, types))
+
+
+def _exact(con: duckdb.DuckDBPyConnection, file: _File) -> _File:
+    """Return ``file`` with types that keep all digits of whole numbers beyond 64 bits, which may be names.
+
+    DuckDB would read them as floating point.
+    """
+    floats = [column for column, kind in file.columns.items() if kind == "DOUBLE"]
+    near = list(_whole(con, file, floats, " LIMIT 2048"))  # most show a fraction at once
+    return _File(file.path, file.reader, file.columns | _whole(con, file, near))
+
+
+def _whole(
+    con: duckdb.DuckDBPyConnection, file: _File, columns: Sequence[str], first: str = ""
+) -> dict[str, str]:
+    """Return those of ``columns`` that hold whole numbers only, with the type that takes them all."""
+    if not columns:
+        return {}
+    scan = file.scan({c: "VARCHAR" if c in columns else kind for c, kind in file.columns.items()})
+    rows = f"(FROM {scan.replace('{files}', text(file.path))}{first})"
+    asked = [
+        f"[count_if(regexp_full_match(trim({name}), '[+-]?[0-9]+')) = count({name}), "
+        f"count(TRY_CAST({name} AS DECIMAL(38, 0))) = count({name})]"
+        for name in map(quoted, columns)
+    ]
+    found = zip(columns, con.sql(f"SELECT {', '.join(asked)} FROM {rows}").fetchall()[0], strict=True)
+    return {column: "DECIMAL(38,0)" if fit else "VARCHAR" for column, (whole, fit) in found if whole}
 
 
 def _groups(con: duckdb.DuckDBPyConnection, files: Sequence[_File]) -> list[_Group]:
