@@ -178,6 +178,19 @@ def test_mlflow_gets_the_same_probabilities_from_pandas(candidate, training, hol
 
 
 @every_candidate
+@pytest.mark.parametrize(
+    "columns",
+    [Columns((), COLUMNS.numeric), Columns(COLUMNS.categorical, ())],
+    ids=["numbers", "categories"],
+)
+def test_inputs_may_be_of_one_kind_alone(candidate, columns, training, holdout, one, tmp_path):
+    model = fit(candidate, *training, columns, one)
+    model.save(tmp_path)
+    scores = evaluate(holdout["label"].to_numpy(), load(tmp_path).predict(holdout))
+    assert scores.auc > 0.55
+
+
+@every_candidate
 def test_a_flight_of_which_nothing_is_known_still_gets_a_probability(candidate, training, one):
     model = fit(candidate, *training, COLUMNS, one)
     unknown = pa.table({name: pa.nulls(1) for name in COLUMNS.names})

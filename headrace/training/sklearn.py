@@ -57,12 +57,12 @@ def _fit(
     numbers = make_pipeline(
         SimpleImputer(strategy="mean", keep_empty_features=True, add_indicator=True), StandardScaler()
     )
-    inputs = ColumnTransformer(
-        [
-            ("codes", OneHotEncoder(handle_unknown="ignore"), slice(0, codes)),
-            ("numbers", numbers, slice(codes, None)),
-        ]
-    )
+    parts = [
+        ("codes", OneHotEncoder(handle_unknown="ignore"), range(codes)),
+        ("numbers", numbers, range(codes, matrix.shape[1])),
+    ]
+    # Neither takes a matrix without columns.
+    inputs = ColumnTransformer([(name, part, list(places)) for name, part, places in parts if places])
     model = make_pipeline(inputs, LogisticRegression(**{"max_iter": 300, **params}))
     # Sums then never depend on the number of cores, and the small products of L-BFGS are three times as fast.
     with threadpool_limits(1):
