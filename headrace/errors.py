@@ -3,6 +3,7 @@
 HeadraceError
 ├── BadSetting
 ├── UnknownPipeline
+├── BrokenDeclaration
 ├── UnknownSuite
 ├── BrokenSuite
 ├── UnsupportedExpectation
@@ -111,6 +112,19 @@ class UnknownPipeline(HeadraceError):
         super().__init__(
             f"No pipeline `{name}`: `pipelines/` declares {', '.join(known) or 'none'}.{hint} "
             f"Declare it as `PIPELINE = Pipeline(...)` in `pipelines/{name}.py`."
+        )
+
+
+class BrokenDeclaration(HeadraceError):
+    """A file of ``pipelines/`` or ``features/`` does not declare what it must, in one way or several."""
+
+    def __init__(self, file: str, slips: Sequence[str]) -> None:
+        self.file, self.slips = file, tuple(slips)
+        told = "\n".join(f"  - {slip}" for slip in slips)
+        explained = "`headrace/pipeline.py`" if file.startswith("pipelines/") else "Feast's documentation"
+        super().__init__(
+            f"`{file}` does not declare what it must:\n{told}\nNothing was done. Mend it; {explained} explains "
+            "every field."
         )
 
 

@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from headrace.errors import UnknownPipeline
+from headrace.declaration import slips
+from headrace.errors import BrokenDeclaration, UnknownPipeline
 from headrace.gate import Gate
 from headrace.instants import plain
 from headrace.monitoring.rule import DriftRule
@@ -134,7 +135,8 @@ class Pipeline:
     suite: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "start", plain(self.start))
+        if isinstance(self.start, datetime):  # else ``load`` says so, beside whatever else is wrong
+            object.__setattr__(self, "start", plain(self.start))
 
     @property
     def raw(self) -> dict[str, str]:
@@ -147,12 +149,23 @@ def load(name: str) -> Pipeline:
 
     Raises:
         UnknownPipeline: There is no such declaration.
+        BrokenDeclaration: It cannot be imported, or something it holds is not what it must be.
     """
     known = declared()
     if name not in known:
         raise UnknownPipeline(name, known)
-    pipeline = import_module(f"pipelines.{name}").PIPELINE
-    assert isinstance(pipeline, Pipeline)
+    file = f"pipelines/{name}.py"
+    try:
+        pipeline = import_module(f"pipelines.{name}").PIPELINE
+    except Exception as error:  # it is somebody's own code
+        raise BrokenDeclaration(file, [f"{type(error).__name__}: {error}"]) from error
+    if not isinstance(pipeline, Pipeline):
+        raise BrokenDeclaration(file, [f"`PIPELINE` must be a `Pipeline`, but is {type(pipeline).__name__}"])
+    wrong = slips(pipeline)
+    if pipeline.name != name:
+        wrong.append(f"`name` must be `{name}`, as its file, but is `{pipeline.name}`")
+    if wrong:
+        raise BrokenDeclaration(file, wrong)
     return pipeline
 
 

@@ -66,6 +66,7 @@ def apply_features(spec: Pipeline, due: Due) -> None:
     """Tell Feast what ``features/<pipeline>.py`` declares, and which windows are about to change."""
     store = open_store()
     feature_store.apply(store, f"features.{spec.name}")
+    feature_store.views_of(store, spec.feature_service)  # of a name nobody declares, it says so now
     for table, stale in due.items():
         if stale:
             feature_store.forget(store, spec.feature_service, min(stale).start, table.table)

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headrace.errors import BadKey, MissingKeys, UnknownPins, UnknownService
+from headrace.errors import BadKey, BrokenDeclaration, MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
 from headrace.imports import lean
 
@@ -55,11 +55,19 @@ def open_store(repo: Path, settings: Settings) -> FeatureStore:
 
 
 def apply(store: FeatureStore, definitions: str) -> None:
-    """Register what a module, such as ``features.flights``, declares; nothing is removed."""
+    """Register what a module, such as ``features.flights``, declares; nothing is removed.
+
+    Raises:
+        BrokenDeclaration: The module cannot be imported; Feast refuses what it is given otherwise there.
+    """
     from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
 
     kinds = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
-    declared = vars(import_module(definitions)).values()
+    try:
+        declared = vars(import_module(definitions)).values()
+    except Exception as error:  # it is somebody's own code
+        said = f"{type(error).__name__}: {error}"
+        raise BrokenDeclaration(f"{definitions.replace('.', '/')}.py", [said]) from error
     store.apply([thing for thing in declared if isinstance(thing, kinds)])
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from headrace.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from great_expectations import ExpectationSuite
     from great_expectations.expectations.expectation import Expectation
 
@@ -34,17 +36,11 @@ def load_suite(name: str) -> ExpectationSuite:
         EmptySuite: It expects nothing.
         UnsupportedExpectation: It holds an expectation that cannot be checked in SQL over one batch.
     """
-    known = {
-        f"{file.stem}.{function}": made
-        for place in import_module("validations").__path__
-        for file in Path(place).glob("[!_]*.py")
-        for function, made in vars(import_module(f"validations.{file.stem}")).items()
-        if not function.startswith("_") and getattr(made, "__module__", "") == f"validations.{file.stem}"
-    }
-    if name not in known:
-        raise UnknownSuite(name, sorted(known))
+    made = _made()
+    if name not in made:
+        raise UnknownSuite(name, sorted(made))
     try:
-        suite: ExpectationSuite = known[name]()
+        suite: ExpectationSuite = made[name]()
     except Exception as error:  # such as a misspelt expectation; GX's own do not come home from a worker
         raise BrokenSuite(name, f"{type(error).__name__}: {error}") from error
     if not suite.expectations:
@@ -53,6 +49,21 @@ def load_suite(name: str) -> ExpectationSuite:
         if reason := unsupported(expectation):
             raise UnsupportedExpectation(name, type(expectation).__name__, reason)
     return suite
+
+
+def known() -> list[str]:
+    """Return the names of the suites that ``validations/`` has, without making any."""
+    return sorted(_made())
+
+
+def _made() -> dict[str, Callable[[], ExpectationSuite]]:
+    return {
+        f"{file.stem}.{function}": made
+        for place in import_module("validations").__path__
+        for file in Path(place).glob("[!_]*.py")
+        for function, made in vars(import_module(f"validations.{file.stem}")).items()
+        if not function.startswith("_") and getattr(made, "__module__", "") == f"validations.{file.stem}"
+    }
 
 
 def unsupported(expectation: Expectation) -> str:

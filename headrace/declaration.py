@@ -1,0 +1,136 @@
+"""What is wrong with a declaration, said before anything is done by it: types, names, references.
+
+A check reads fields whose types are right, so that one slip hides no other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, abc
+from dataclasses import fields, is_dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from headrace.pipeline import Pipeline
+
+ITS_OWN = ("label", "available_at", "holdout", "probability", "model_version")
+"""Columns that headrace puts beside a model's inputs."""
+
+
+def slips(spec: Pipeline) -> list[str]:
+    """Return one sentence for each thing that is wrong with ``spec``; it may hold anything."""
+    wrong = dict(_mistyped(spec))
+    found = [f"`{place}` {reason}" for place, reason in wrong.items()]
+    unsound = {re.split(r"\W", place)[0] for place in wrong}
+    for needs, check in CHECKS:
+        if not unsound & set(needs):
+            found += check(spec)
+    return found
+
+
+def _mistyped(value: Any, within: str = "") -> Iterator[tuple[str, str]]:
+    """Yield where a dataclass, or one inside it, holds another type than it declares, and what it must."""
+    import pyarrow as pa
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    from headrace.lake import Window
+    from headrace.sources import Call, Files, Query
+
+    named = {"pa": pa, "Window": Window, "Call": Call, "Files": Files, "Query": Query}
+    declared = get_type_hints(type(value), localns={**vars(abc), **named})
+    for field in fields(value):
+        held, place = getattr(value, field.name), within + field.name
+        try:
+            check_type(
+                held, declared[field.name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS
+            )
+        except TypeCheckError as error:
+            said = re.sub(r"\s*\n\s*", " ", str(error))
+            one = str(field.type).startswith("tuple[") and not isinstance(held, tuple)
+            comma = "; a tuple of one is written `(it,)`, with a comma" if one else ""
+            yield place, f"must be {field.type}, but {said}{comma}"
+            continue
+        parts = enumerate(held) if isinstance(held, tuple) else [(None, held)]
+        for number, part in parts:
+            if is_dataclass(part):
+                yield from _mistyped(part, f"{place}." if number is None else f"{place}[{number}].")
+
+
+def _names(spec: Pipeline) -> Iterator[str]:
+    for what, of in (("sources", spec.sources), ("feature_tables", spec.feature_tables)):
+        yield from _doubled(f"`{what}`", [one.name for one in of])
+        for one in of:
+            if not re.fullmatch(r"\w[\w.-]*", one.name):
+                yield f"`{what}` names `{one.name}`: a table's name is letters, digits, `_`, `-` and `.`"
+    yield from _doubled("`candidates`", [candidate.name for candidate in spec.candidates])
+    yield from _doubled("`keys`", spec.keys)
+    for what in ("sources", "keys", "candidates"):
+        if not getattr(spec, what):
+            yield f"`{what}` names none"
+
+
+def _columns(spec: Pipeline) -> Iterator[str]:
+    if not spec.columns.names:
+        yield "`columns` names none"
+    yield from _doubled("`columns`", spec.columns.names)
+    for name in spec.columns.names:
+        if name in ITS_OWN:
+            yield f"`columns` names `{name}`, which headrace keeps for itself: give the input another name"
+
+
+def _spans(spec: Pipeline) -> Iterator[str]:
+    spans = {"window": spec.window, "holdout": spec.holdout}
+    spans |= {f"sources[{i}].window": source.window for i, source in enumerate(spec.sources)}
+    spans |= {f"feature_tables[{i}].window": table.window for i, table in enumerate(spec.feature_tables)}
+    yield from (f"`{place}` must be longer than 0" for place, span in spans.items() if span <= timedelta(0))
+    pauses = {f"feature_tables[{i}].lookback": table.lookback for i, table in enumerate(spec.feature_tables)}
+    for i, source in enumerate(spec.sources):
+        pauses |= {f"sources[{i}].late": source.late, f"sources[{i}].deadline": source.deadline}
+    yield from (f"`{place}` must not be below 0" for place, span in pauses.items() if span < timedelta(0))
+
+
+def _suites(spec: Pipeline) -> Iterator[str]:
+    from headrace.validation.suites import known
+
+    named = {f"sources[{i}].suite": source.suite for i, source in enumerate(spec.sources)}
+    named |= {f"feature_tables[{i}].suite": table.suite for i, table in enumerate(spec.feature_tables)}
+    there = known()
+    for place, suite in {**named, "suite": spec.suite}.items():
+        if suite not in there and (suite or place.startswith("sources")):
+            yield f"`{place}` names `{suite}`, but `validations/` has {_listed(there)}"
+
+
+def _queries(spec: Pipeline) -> Iterator[str]:
+    from headrace.feature_store.query import reads
+
+    queries = {"`spine`": spec.spine, "`label`": spec.label}
+    for i, table in enumerate(spec.feature_tables):
+        if table.sql.is_file():
+            queries[f"`feature_tables[{i}].sql`, `{table.sql.name}`,"] = table.sql.read_text()
+        else:
+            yield f"`feature_tables[{i}].sql` names `{table.sql}`, where there is no file"
+    sources = {source.name.lower() for source in spec.sources}
+    for place, query in queries.items():
+        if strangers := sorted(reads(query) - sources):
+            yield f"{place} reads {_listed(strangers)}, but the sources are {_listed(sorted(sources))}"
+
+
+def _doubled(place: str, names: Sequence[str]) -> Iterator[str]:
+    yield from (f"{place} names `{name}` twice" for name, count in Counter(names).items() if count > 1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+CHECKS = (
+    (("sources", "feature_tables", "candidates", "keys"), _names),
+    (("columns",), _columns),
+    (("sources", "feature_tables", "window", "holdout"), _spans),
+    (("sources", "feature_tables", "suite"), _suites),
+    (("sources", "feature_tables", "spine", "label"), _queries),
+)
+"""Each check, and the fields that it reads."""
