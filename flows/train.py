@@ -25,7 +25,8 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     """Return the gate's verdict on the best candidate trained on what was known at ``as_of`` (UTC).
 
     The champion keeps serving until the verdict says otherwise; a rejected
-    challenger stays registered, with the reasons. One ``cause`` trains once,
+    challenger stays registered, with the reasons. A candidate that fails is told and
+    left out; when none is left, the first one's error is raised. One ``cause`` trains once,
     however often its event arrives; left empty, it is this run's instant. What was
     known ends with the last window that had landed, and whose features were built.
     """
@@ -38,7 +39,8 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     at = steps.known_to(spec, at)
     data = steps.training_set(spec, at)
     fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
-    version = steps.register(spec, [fit.result() for fit in fits], data)
+    fitted, failed = steps.outcome(spec, fits)
+    version = steps.register(spec, fitted, failed, data)
     verdict = steps.judge(spec, version, data, at)
     steps.release(spec, version, verdict, at)
     steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))

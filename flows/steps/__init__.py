@@ -35,7 +35,7 @@ from flows.steps.monitoring import (
     watch,
 )
 from flows.steps.scoring import champion, released, score, unscored
-from flows.steps.training import fit, judge, known_to, register, release, training_set
+from flows.steps.training import fit, judge, known_to, outcome, register, release, training_set
 
 __all__ = [
     "Parts",
@@ -63,6 +63,7 @@ __all__ = [
     "logger",
     "note_judgement",
     "one_heartbeat",
+    "outcome",
     "present",
     "register",
     "release",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.futures import PrefectFuture
 
 from flows.steps.common import claim, finish, logger, open_store, prepare_mlflow, progress, slug, step
 from headrace import gate, registry, tracking
@@ -88,9 +89,29 @@ def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, ca
     return Fitted(candidate.name, logged, metrics, time.perf_counter() - start)
 
 
+def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Fitted]]) -> tuple[list[Fitted], dict[str, str]]:
+    """Wait for all ``fits``; return the candidates that were fitted, and by name why others were not.
+
+    Raises:
+        Exception: None was fitted; this is what the first one met.
+    """
+    ended = {
+        candidate.name: fit.result(raise_on_failure=False)
+        for candidate, fit in zip(spec.candidates, fits, strict=True)
+    }
+    errors = {name: end for name, end in ended.items() if isinstance(end, BaseException)}
+    fitted = [end for end in ended.values() if isinstance(end, Fitted)]
+    if not fitted:
+        raise next(iter(errors.values()))
+    failed = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
+    for name, reason in failed.items():
+        logger().error("Candidate %s failed, and is left out: %s", name, reason)
+    return fitted, failed
+
+
 @step("register the best candidate")
-def register(spec: Pipeline, fitted: list[Fitted], data: DatasetRef) -> int:
-    """Register the best candidate as the challenger; return its version."""
+def register(spec: Pipeline, fitted: list[Fitted], failed: Mapping[str, str], data: DatasetRef) -> int:
+    """Register the best candidate as the challenger, and show all of them; return its version."""
     prepare_mlflow()
     held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
     probabilities = {f.candidate: tracking.load_model(f.logged.model_uri).predict(held_out) for f in fitted}
@@ -113,7 +134,8 @@ def register(spec: Pipeline, fitted: list[Fitted], data: DatasetRef) -> int:
             }
             for f in sorted(fitted, key=lambda f: f.scores["log_loss"])
         ],
-        description=f"## Candidates, scored on {best.scores['rows']:,.0f} held-out rows",
+        description=f"## Candidates, scored on {best.scores['rows']:,.0f} held-out rows"
+        + "".join(f"\n\nLeft out, for it failed: **{name}**. {reason}" for name, reason in failed.items()),
     )
     return version
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from headrace import registry, tracking
+from headrace import registry, services, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
@@ -265,3 +268,45 @@ def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(ri
     assert serving.as_of == utc(2013, 4, 29), (
         "a challenger that knows less than the champion does not replace it"
     )
+
+
+LEFT_OUT = """
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pipelines.flights as declared
+from flows.train import train
+from headrace.pipeline import Candidate
+
+one, other = (Candidate(name, "torch", {"depth": number}) for number, name in enumerate(("one", "other")))
+*_, good = declared.PIPELINE.candidates
+for cause, candidates in {"some fail": (one, good, other), "all fail": (one, other)}.items():
+    declared.PIPELINE = replace(declared.PIPELINE, candidates=candidates)
+    state = train("flights", datetime(2013, 4, 22, tzinfo=UTC), cause, return_state=True)
+    print(state.type.value, type(state.result(raise_on_failure=False)).__name__)
+"""
+
+
+def test_a_candidate_that_fails_is_told_and_left_out_until_none_is_left(river: River) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OUT],
+        env=services.environment(river.settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    ended = [line for line in done.stdout.splitlines() if line.startswith(("COMPLETED", "FAILED"))]
+    assert ended == ["COMPLETED Verdict", "FAILED TypeError"]
+    for name in ("one", "other"):
+        assert re.search(rf"Candidate {name} failed, and is left out: TypeError: .*'depth'", done.stderr)
+    (shown,) = (
+        artifact
+        for artifact in river.prefect("artifacts", sort="CREATED_DESC")
+        if artifact["key"] == "candidates-flights" and "Left out" in artifact["description"]
+    )
+    assert [row["candidate"] for row in json.loads(shown["data"])] == ["baseline"]
+    assert "**one**. TypeError" in shown["description"]
