@@ -123,8 +123,8 @@ class BrokenDeclaration(HeadraceError):
         told = "\n".join(f"  - {slip}" for slip in slips)
         explained = "`headrace/pipeline.py`" if file.startswith("pipelines/") else "Feast's documentation"
         super().__init__(
-            f"`{file}` does not declare what it must:\n{told}\nNothing was done. Mend it; {explained} explains "
-            "every field."
+            f"`{file}` does not declare what it must:\n{told}\n"
+            f"Nothing was done. Mend it; {explained} explains every field."
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from headrace import registry, tracking
 from headrace.evaluation import evaluate
-from headrace.lake import Lake, Window, duckdb_connection
+from headrace.lake import Lake, Window, duckdb_connection, quoted
 from headrace.monitoring.drift import CATEGORICAL, NUMERIC, drift
 from headrace.monitoring.performance import performance, skill
 from headrace.monitoring.rule import DriftRule
@@ -203,6 +203,34 @@ def test_one_absurd_reading_is_told_and_decides_nothing(winter, tmp_path, readin
     assert re.search(f"Readings of the reference that are left out: {named}", in_reference.reason)
     assert not any(column.drifted for column in in_window.columns)
     assert [column.column for column in in_reference.columns if column.drifted] == ["wind_speed"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strange", ["'inf'::DOUBLE", "'-inf'::DOUBLE", "1e300"])
+def test_numbers_that_no_float_holds_are_as_missing_as_the_model_finds_them(winter, tmp_path, strange):
+    current, missing = (
+        changed(winter, temp=f"if(epoch(event_timestamp)::BIGINT // 3600 % 10 = 0, {value}, temp)")
+        for value in (strange, "NULL")
+    )
+
+    found = drift(winter, current, COLUMNS, DriftRule(), tmp_path / "drift.html")
+
+    assert found.columns == drift(winter, missing, COLUMNS, DriftRule(), tmp_path / "again.html").columns
+
+
+@pytest.mark.parametrize(
+    "kind", ["BOOLEAN", "BIGINT", "DECIMAL(38, 0)", "VARCHAR"], ids=lambda kind: kind.split("(")[0]
+)
+def test_a_column_may_be_of_any_type_that_models_take_and_of_any_name(winter, tmp_path, kind):
+    name = 'a "quoted" [0] < 1; b'
+    value = "temp > 50" if kind == "BOOLEAN" else "(temp * 100)::BIGINT * 10000000000000"
+    odd = duckdb_connection().from_arrow(winter)
+    odd = odd.project(f"*, ({value})::{kind} AS {quoted(name)}").to_arrow_table()
+    columns = Columns((name,), ()) if kind == "VARCHAR" else Columns((), (name,))
+
+    found = drift(odd, odd, columns, DriftRule(), tmp_path / "drift.html")
+
+    assert [(column.column, column.score) for column in found.columns] == [(name, 0), ("probability", 0)]
 
 
 @pytest.mark.parametrize("rows", [0, 199])

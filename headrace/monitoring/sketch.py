@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.lake import MONDAY, duckdb_connection
+from headrace.lake import MONDAY, duckdb_connection, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,12 +96,16 @@ def sketch_windows(
 
 
 def _read(rows: duckdb.DuckDBPyRelation | pa.Table, columns: Columns, slot: str) -> pa.Table:
-    """Read each column once, ordered by ``slot``; a sketch cannot tell a FLOAT from a DOUBLE."""
+    """Read each column once, ordered by ``slot``; a sketch cannot tell a FLOAT from a DOUBLE.
+
+    A number that a FLOAT does not hold is null to the model, and so it is here.
+    """
     import pyarrow as pa
 
     relation = duckdb_connection().from_arrow(rows) if isinstance(rows, pa.Table) else rows
-    wanted = [f'"{name}"::FLOAT AS "{name}"' for name in (*columns.numeric, PREDICTION)]
-    wanted += [f'"{name}"::VARCHAR AS "{name}"' for name in columns.categorical]
+    numbers = map(quoted, (*columns.numeric, PREDICTION))
+    wanted = [f"TRY_CAST({name} AS FLOAT) AS {name}" for name in numbers]
+    wanted += [f"{quoted(name)}::VARCHAR AS {quoted(name)}" for name in columns.categorical]
     read = relation.project(", ".join([f"{slot} AS slot", *wanted]))
     return (read if slot == "0" else read.order("slot")).to_arrow_table()
 
