@@ -15,6 +15,8 @@ HeadraceError
 ├── WindowsChanged
 ├── MissingColumns
 ├── MissingInputs
+├── UnfitInputs
+├── BadLabels
 ├── MissingKeys
 ├── BatchRejected
 ├── LotChanged
@@ -253,6 +255,33 @@ class MissingInputs(HeadraceError):
             f"The model takes {', '.join(f'`{c}`' for c in missing)}, but the rows have only "
             f"{', '.join(found) or 'no columns'}. Nothing was computed. Add the columns (null where "
             "unknown), or change `columns` in the pipeline's declaration and train again."
+        )
+
+
+class UnfitInputs(HeadraceError):
+    """Inputs of a model are of types that no model takes."""
+
+    def __init__(self, pipeline: str, unfit: Mapping[str, str]) -> None:
+        self.pipeline, self.unfit = pipeline, dict(unfit)
+        told = ", ".join(f"`{column}` ({kind})" for column, kind in unfit.items())
+        super().__init__(
+            f"The model of pipeline `{pipeline}` is to take {told}; it takes integers, floats, decimals and "
+            "booleans, and text as a category. No training set was written. Compute from it what the model "
+            "shall know, such as `hour(at)`, `epoch(at)` or `len(items)`, in the spine or in the features' "
+            f"SQL, or take it out of `columns` in `pipelines/{pipeline}.py`."
+        )
+
+
+class BadLabels(HeadraceError):
+    """The truth is something else than 0 or 1."""
+
+    def __init__(self, pipeline: str, bad: int, rows: int, first: object) -> None:
+        self.pipeline, self.bad, self.rows, self.first = pipeline, bad, rows, first
+        told = "null" if first is None else repr(first)
+        super().__init__(
+            f"`label` of pipeline `{pipeline}` must be 0 or 1, but {bad:,} of {rows:,} rows hold others "
+            f"(first: {told}). Nothing was written. Correct the query `label` in `pipelines/{pipeline}.py`; "
+            "rows without a truth it should leave out (`WHERE … IS NOT NULL`)."
         )
 
 

@@ -90,7 +90,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Columns:
-    """The model's inputs, in the order it takes them."""
+    """The model's inputs, in the order it takes them.
+
+    A number is an integer, a float, a decimal or a boolean; what a 32-bit float
+    does not hold, such as infinity, is missing to the model. A category is text,
+    or one of these, which then is told apart by its text. Times and lists are refused.
+    """
 
     categorical: tuple[str, ...]
     numeric: tuple[str, ...]

@@ -1,4 +1,5 @@
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -18,16 +20,27 @@ from sqlalchemy.engine import make_url
 
 from headrace import quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import BadFeatureRows, BatchRejected, ColumnsRetyped, InvalidQuery, MissingInputs
+from headrace.errors import (
+    BadFeatureRows,
+    BadLabels,
+    BatchRejected,
+    ColumnsRetyped,
+    InvalidQuery,
+    MissingInputs,
+    UnfitInputs,
+)
 from headrace.feature_store import brought
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
 from headrace.feature_store.tables import Cause, build, stale
 from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
-from headrace.pipeline import WEEK, load
+from headrace.pipeline import WEEK, Columns, load
 from headrace.serving import log
 from headrace.settings import Settings
+from headrace.sources.rows import quoted
 from headrace.training import dataset
+from headrace.training.encoding import Encoder
+from headrace.training.model import Model
 
 ROOT = Path(__file__).parent.parent
 FLIGHTS = load("flights")
@@ -292,6 +305,82 @@ def test_an_input_that_nothing_gives_stops_the_training_set(lake):
     wanted = replace(FLIGHTS, columns=replace(FLIGHTS.columns, numeric=("distnace",)))
     with pytest.raises(MissingInputs, match="takes `distnace`"):
         dataset.build(wanted, lake, THIRD.end, lambda spine: spine, {})
+
+
+def test_a_column_of_any_name_and_number_is_learnt_from_and_logged(lake):
+    import xgboost
+
+    odd = 'a "quoted" [0] < 1; b'
+    value = "if(flight % 2 = 0, 'inf'::DOUBLE, distance)"
+    spine = f"SELECT *, {value} AS {quoted(odd)}, flight::DECIMAL(38, 0) AS exact FROM ({FLIGHTS.spine})"
+    spec = replace(FLIGHTS, name="odd", spine=spine, suite="", columns=Columns(("exact",), (odd,)))
+
+    rows = dataset.read(spec, dataset.build(spec, lake, THIRD.end, lambda rows: rows, {}), lake)
+    encoder = Encoder.fit(rows, spec.columns)
+    booster = xgboost.train({}, xgboost.DMatrix(encoder.encode(rows), rows["label"].to_numpy()), 1)
+    made = log.score(spec, lake, SECOND, lambda rows: rows, Model("xgboost", encoder, booster), 1)
+
+    logged = log.read(spec, lake, SECOND)
+    assert made == logged.num_rows > 0
+    assert logged.schema.field("exact").type == pa.decimal128(38, 0)
+    assert {math.isinf(number) for number in logged[odd].to_pylist()} == {True, False}
+
+
+UNFIT = {
+    "scheduled": "sched_dep",
+    "day": "sched_dep::DATE",
+    "ports": "[origin, dest]",
+    "route": "{'from': origin, 'to': dest}",
+    "packed": "origin::BLOB",
+}
+
+
+@pytest.mark.parametrize("kind", ["categorical", "numeric"])
+def test_inputs_that_no_model_takes_stop_the_training_set_with_their_names_and_types(lake, kind):
+    unfit = UNFIT | ({"carrier": "carrier"} if kind == "numeric" else {})
+    made = ", ".join(f"{sql} AS {name}" for name, sql in UNFIT.items())
+    spine = f"SELECT *, {made} FROM ({FLIGHTS.spine})"
+    columns = Columns(**{"categorical": ("origin",), "numeric": ("hour",)} | {kind: ("hour", *unfit)})
+
+    with pytest.raises(UnfitInputs) as refused:
+        dataset.build(replace(FLIGHTS, spine=spine, columns=columns), lake, THIRD.end, lambda rows: rows, {})
+
+    assert refused.value.unfit.keys() == unfit.keys()
+    assert all(f"`{name}` ({kind})" in str(refused.value) for name, kind in refused.value.unfit.items())
+
+
+@pytest.mark.parametrize(
+    ("label", "first"),
+    [
+        ("nullif(label, 1)", None),
+        ("label * 2", 2),
+        ("label * 0.5", Decimal("0.5")),
+        ("if(label = 1, 'nan'::DOUBLE, 0)", math.nan),
+        ("if(label = 1, 'yes', 'no')", "no"),
+    ],
+)
+def test_a_truth_that_is_neither_0_nor_1_stops_the_training_set(lake, label, first):
+    asked = f"SELECT * REPLACE ({label} AS label) FROM ({FLIGHTS.label})"
+    spec = replace(FLIGHTS, label=asked, columns=Columns((), ("hour",)))
+
+    with pytest.raises(BadLabels) as refused:
+        dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
+
+    assert repr(refused.value.first) == repr(first)
+    assert 0 < refused.value.bad <= refused.value.rows
+
+
+@pytest.mark.parametrize("kind", ["BOOLEAN", "DOUBLE", "DECIMAL(3, 1)", "BIGINT"])
+def test_a_truth_of_another_type_is_the_same_training_set(lake, kind):
+    asked = f"SELECT * REPLACE (label::{kind} AS label) FROM ({FLIGHTS.label})"
+    spec = replace(FLIGHTS, columns=Columns((), ("hour",)))
+
+    one, other = (
+        dataset.build(each, lake, THIRD.end, lambda rows: rows, {})
+        for each in (spec, replace(spec, label=asked))
+    )
+
+    assert one.fingerprint == other.fingerprint
 
 
 def test_the_online_store_gives_what_the_point_in_time_join_gives(store, lake):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -238,6 +239,39 @@ def test_stock_mlflow_loads_our_models_its_own_way(log, model):
 
     np.testing.assert_array_equal(served, model.predict(rows()))
     assert mlflow.xgboost.load_model(address).save_raw() == model.native.save_raw()
+
+
+def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(home):
+    import mlflow.pyfunc
+    import xgboost
+
+    odd, long = 'a "quoted" [0] < 1; b', Decimal(10**30)
+    taken = pa.table(
+        {
+            odd: [1.0, np.inf, None] * 10,
+            "flag": [True, False, True] * 10,
+            "exact": pa.array([long, None, Decimal(1)] * 10, pa.decimal128(38, 0)),
+            "code": pa.array(["7", "9007199254740993", None] * 10),
+        }
+    )
+    columns = Columns(("code",), (odd, "flag", "exact"))
+    encoder = Encoder.fit(taken, columns)
+    data = xgboost.DMatrix(encoder.encode(taken), np.arange(30) % 3 == 0)
+    fitted = Model("xgboost", encoder, xgboost.train({"objective": "binary:logistic"}, data, 2))
+    logged = tracking.log_candidate(
+        *(dataclasses.replace(SPEC, columns=columns), SMALL, fitted, {}),
+        training=TRAINING,
+        lake=Lake(f"{home}/lake"),
+        home=home,
+        cause="odd",
+        as_of=AS_OF,
+    )
+
+    # By its signature, which knows numbers and text alone, MLflow refuses to read a boolean as a number.
+    frame = taken.to_pandas().astype({"flag": float})
+    served = mlflow.pyfunc.load_model(logged.model_uri).predict(frame)
+
+    np.testing.assert_array_equal(served, fitted.predict(taken))
 
 
 def test_stock_mlflow_loads_the_sklearn_baseline_without_pickle(log):

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +97,66 @@ def test_an_encoder_turns_nulls_and_strangers_into_nan_and_the_rest_into_codes_a
     np.testing.assert_array_equal(
         encoder.encode(rows), np.array([[0, 0, np.nan], [1, 1, 2.5], [np.nan, np.nan, 4]], dtype=np.float32)
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "encoded"),
+    [
+        (
+            [1.5, float("inf"), float("-inf"), 1e300, 1e-300, None],
+            pa.float64(),
+            [1.5, *[np.nan] * 3, 0, np.nan],
+        ),
+        ([2**53 + 1, -(2**63), None], pa.int64(), [2**53, -(2**63), np.nan]),
+        ([Decimal(10**37), None], pa.decimal128(38, 0), [1e37, np.nan]),
+        ([Decimal("1.25")], pa.decimal128(5, 2), [1.25]),
+        ([True, False, None], pa.bool_(), [1, 0, np.nan]),
+        ([None], pa.null(), [np.nan]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, pa.DataType) else "",
+)
+def test_a_number_is_encoded_as_near_as_floats_come_and_is_missing_where_they_hold_none(
+    values, kind, encoded
+):
+    rows = pa.table({"n": pa.array(values, kind)})
+
+    matrix = Encoder.fit(rows, Columns((), ("n",))).encode(rows)
+
+    np.testing.assert_array_equal(matrix[:, 0], np.array(encoded, dtype=np.float32))
+
+
+ODD = 'a "quoted" [0] < 1; b'
+
+
+@every_candidate
+@pytest.mark.filterwarnings("error")
+def test_values_and_names_that_people_have_are_learnt_from_and_predicted(candidate, one, tmp_path):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=600)
+    labels = (x > 0).astype(np.int32)
+    strange = np.r_[np.inf, -np.inf, 1e300, np.full(60, 3e38), x[63:]]
+    rows = pa.table(
+        {
+            ODD: strange,
+            "huge": pa.array([2**62 + int(v * 2**60) for v in x]),
+            "exact": pa.array([Decimal(int(v * 10**6)) * 10**20 for v in x], pa.decimal128(38, 0)),
+            "flag": x > 1,
+            "code": draw.integers(2**60, 2**60 + 3, 600),
+            "fee": pa.array([Decimal("1.25"), Decimal("2.50")] * 300),
+            "sure": draw.random(600) < 0.5,
+        }
+    )
+    columns = Columns(("code", "fee", "sure"), (ODD, "huge", "exact", "flag"))
+
+    model = fit(candidate, rows, labels, columns, one)
+    model.save(tmp_path)
+
+    known = model.predict(rows)
+    assert ((known > 0) & (known < 1)).all()
+    assert evaluate(labels, known).auc > 0.65
+    np.testing.assert_array_equal(load(tmp_path).predict(rows), known)
+    missing = rows.set_column(0, ODD, pa.array(x, mask=np.abs(strange) > 3.5e38))
+    np.testing.assert_array_equal(model.predict(missing)[:3], known[:3])
 
 
 def test_an_encoder_survives_json(training):

@@ -9,6 +9,7 @@ from headrace.feature_store import tables
 from headrace.feature_store.query import among
 from headrace.lake import Lake, Window, quoted, windows
 from headrace.quarantine import entries, guard
+from headrace.training.dataset import must_be_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -126,14 +127,20 @@ def read(spec: Pipeline, lake: Lake, window: Window) -> pa.Table:
 
 
 def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.Table:
-    """Return the window's predictions whose truth was known by ``as_of`` (UTC), with their ``label``."""
+    """Return the window's predictions whose truth was known by ``as_of`` (UTC), with their ``label``.
+
+    Raises:
+        BadLabels: A label is not 0 or 1.
+    """
     con = lake.connect(among(spec.label, spec.raw))
     con.register("predictions", read(spec, lake, window))  # few: DuckDB must know it before it joins
-    return con.execute(
+    known = con.execute(
         f"SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label "
         f"USING ({quoted(*spec.keys)}) WHERE label.available_at < $as_of",
         {"as_of": as_of},
     ).to_arrow_table()
+    must_be_binary(spec, known["label"])
+    return known
 
 
 def table_of(spec: Pipeline) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headrace.errors import MissingInputs, NotEnoughData, StaleFeatures
+from headrace.errors import BadLabels, MissingInputs, NotEnoughData, StaleFeatures, UnfitInputs
 from headrace.feature_store import tables
 from headrace.feature_store.query import among
 from headrace.lake import DatasetRef, Lake, Window, edge, quoted, running, windows
+from headrace.training.encoding import unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,6 +86,8 @@ def build(
         InvalidQuery: The spine and the label cannot be joined.
         NotEnoughData: Fewer than 100 labelled rows to train on, or held out.
         MissingInputs: Neither the spine nor a feature has a column that the model takes.
+        UnfitInputs: A column that the model takes is of a type that no model takes.
+        BadLabels: A label is not 0 or 1.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -102,9 +105,25 @@ def build(
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, "label"]))
     if missing := [name for name in wanted if name not in rows.column_names]:
         raise MissingInputs(missing, rows.column_names)
+    if wrong := unfit(rows.schema, spec.columns):
+        raise UnfitInputs(spec.name, wrong)
+    must_be_binary(spec, rows["label"])
+    place = rows.schema.get_field_index("label")
+    rows = rows.set_column(place, "label", rows["label"].cast(pa.int32()))
     table = lake.table(f"training/{spec.name}")
     version = table.replace(rows.select(wanted).append_column("holdout", held_out))
     return replace(table.snapshot(version), pins=tuple(sorted(pins.items())))
+
+
+def must_be_binary(spec: Pipeline, labels: pa.ChunkedArray) -> None:
+    """Refuse labels other than 0 and 1, or false and true, of whatever type.
+
+    Raises:
+        BadLabels: One is null, or something else.
+    """
+    others = [label for label in labels.to_pylist() if label not in (0, 1)]
+    if others:
+        raise BadLabels(spec.name, len(others), len(labels), others[0])
 
 
 def read(spec: Pipeline, ref: DatasetRef, lake: Lake, *, holdout: bool | None = None) -> pa.Table:

@@ -23,7 +23,9 @@ class Encoder:
     """The categories seen in training, per categorical column, and the numeric columns.
 
     A column of the matrix is a categorical one's code or a numeric one's value,
-    categorical ones first; NaN stands for null, and for a category never seen.
+    categorical ones first. NaN stands for null, for a category never seen, and for
+    a number that 32-bit floats do not hold, such as infinity or 1e300: trainers
+    refuse those, and one in a row is no reason to leave the row without a prediction.
     """
 
     categories: Mapping[str, tuple[str, ...]]
@@ -75,6 +77,20 @@ class Encoder:
         return cls({k: tuple(v) for k, v in data["categories"].items()}, tuple(data["numeric"]))
 
 
+def unfit(schema: pa.Schema, columns: Columns) -> dict[str, str]:
+    """Return those of ``columns`` that are of a type which no model takes, each with that type.
+
+    A number is an integer, a float, a decimal or a boolean; a category is one of these, or text.
+    """
+    from pyarrow import types
+
+    numbers = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
+    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_dictionary)
+    taken = dict.fromkeys(columns.categorical, (*numbers, *texts)) | dict.fromkeys(columns.numeric, numbers)
+    kinds = {name: schema.field(name).type for name in columns.names}
+    return {name: str(kind) for name, kind in kinds.items() if not any(fits(kind) for fits in taken[name])}
+
+
 def _require(rows: pa.Table, names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in rows.column_names]
     if missing:
@@ -87,9 +103,13 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string())
 
 
-def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    values: NDArray[np.float64] = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+    # Not safe: Arrow would refuse integers beyond 2^53, whose last digits a float does not hold.
+    doubles = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
+    with np.errstate(over="ignore"):
+        values: NDArray[np.float32] = doubles.astype(np.float32)
+    values[np.isinf(values)] = np.nan
     return values

@@ -47,6 +47,7 @@ def fit(
 def _fit(
     params: dict[str, Any], codes: int, matrix: NDArray[np.float32], labels: NDArray[np.integer]
 ) -> Pipeline:
+    import numpy as np
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
@@ -66,12 +67,14 @@ def _fit(
     model = make_pipeline(inputs, LogisticRegression(**{"max_iter": 300, **params}))
     # Sums then never depend on the number of cores, and the small products of L-BFGS are three times as fast.
     with threadpool_limits(1):
-        return model.fit(matrix, labels)
+        return model.fit(matrix.astype(np.float64), labels)  # in 32 bits, sums of great numbers overflow
 
 
 def predict(pipeline: Pipeline, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the probability of class 1 for each row of the encoded ``matrix``."""
-    predicted: NDArray[np.float64] = pipeline.predict_proba(matrix)[:, 1]
+    import numpy as np
+
+    predicted: NDArray[np.float64] = pipeline.predict_proba(matrix.astype(np.float64))[:, 1]
     return predicted
 
 

@@ -30,6 +30,9 @@ FILE = "model.ubj"
 PATIENCE = 300
 """Seconds workers wait for each other."""
 
+UNNAMEABLE = str.maketrans("[]<", "［］＜")  # noqa: RUF001  # their likes
+"""What XGBoost takes in no name of a column."""
+
 CURRENT = Lock()
 """One training at a time in a process."""
 
@@ -77,7 +80,7 @@ def fit(
             client,
             pinned(encoder.encode(rows)),
             pinned(labels.astype(np.float32)),
-            feature_names=list(encoder.names),
+            feature_names=[name.translate(UNNAMEABLE) for name in encoder.names],
             feature_types=feature_types(encoder),
             enable_categorical=True,
             max_bin=options.get("max_bin"),
