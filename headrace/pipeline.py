@@ -155,6 +155,7 @@ def load(name: str) -> Pipeline:
     Raises:
         UnknownPipeline: There is no such declaration.
         BrokenDeclaration: It cannot be imported, or something it holds is not what it must be.
+        BrokenSuite: A module of ``validations/`` cannot be imported.
     """
     known = declared()
     if name not in known:

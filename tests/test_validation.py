@@ -242,6 +242,14 @@ def test_a_suite_whose_function_fails_is_named(monkeypatch: pytest.MonkeyPatch) 
         load_suite("flights.flights")
 
 
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("import nowhere\n")
+    monkeypatch.setattr("validations.__path__", [str(tmp_path)])
+
+    with pytest.raises(BrokenSuite, match=r"`broken` cannot be made: ModuleNotFoundError: .*nowhere"):
+        load_suite("broken.suite")
+
+
 def test_only_critical_failures_decide(write: Write) -> None:
     rules = [
         gxe.ExpectColumnValuesToNotBeNull(column="dest", severity="warning"),

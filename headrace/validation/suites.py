@@ -10,6 +10,7 @@ from headrace.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedEx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from great_expectations import ExpectationSuite
     from great_expectations.expectations.expectation import Expectation
@@ -32,7 +33,7 @@ def load_suite(name: str) -> ExpectationSuite:
 
     Raises:
         UnknownSuite: There is no such module or function.
-        BrokenSuite: The function fails.
+        BrokenSuite: The function fails, or a module cannot be imported.
         EmptySuite: It expects nothing.
         UnsupportedExpectation: It holds an expectation that cannot be checked in SQL over one batch.
     """
@@ -52,18 +53,30 @@ def load_suite(name: str) -> ExpectationSuite:
 
 
 def known() -> list[str]:
-    """Return the names of the suites that ``validations/`` has, without making any."""
+    """Return the names of the suites that ``validations/`` has, without making any.
+
+    Raises:
+        BrokenSuite: A module there cannot be imported.
+    """
     return sorted(_made())
 
 
 def _made() -> dict[str, Callable[[], ExpectationSuite]]:
+    places = import_module("validations").__path__
+    modules = [file.stem for place in places for file in Path(place).glob("[!_]*.py")]
     return {
-        f"{file.stem}.{function}": made
-        for place in import_module("validations").__path__
-        for file in Path(place).glob("[!_]*.py")
-        for function, made in vars(import_module(f"validations.{file.stem}")).items()
-        if not function.startswith("_") and getattr(made, "__module__", "") == f"validations.{file.stem}"
+        f"{module}.{name}": made
+        for module in modules
+        for name, made in vars(_imported(module)).items()
+        if not name.startswith("_") and getattr(made, "__module__", "") == f"validations.{module}"
     }
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return import_module(f"validations.{module}")
+    except Exception as error:  # it is somebody's own code
+        raise BrokenSuite(module, f"{type(error).__name__}: {error}") from error
 
 
 def unsupported(expectation: Expectation) -> str:
