@@ -18,5 +18,4 @@ def lay(name: str, folder: Path) -> None:
         for file in (theirs / part).glob("*"):
             (folder / part / file.name).symlink_to(file)
     (folder / "features/feature_store.yaml").symlink_to(ROOT / "features/feature_store.yaml")
-    if (theirs / "prefect.yaml").exists():
-        (folder / "prefect.yaml").symlink_to(theirs / "prefect.yaml")
+    (folder / "prefect.yaml").symlink_to(theirs / "prefect.yaml")
