@@ -172,16 +172,16 @@ class Table:
 
     def _opened(self, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
+        from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
             return DeltaTable(self.uri, version=version)
         except DeltaError as error:
-            if not self.exists():
+            if version is not None and self.exists():
+                raise VersionGone(self.name, version, self.open().version()) from error
+            if isinstance(error, TableNotFoundError):  # nor while somebody is making it
                 return None
-            if version is None:
-                raise
-            raise VersionGone(self.name, version, self.open().version()) from error
+            raise
 
     def lasting(self) -> DeltaTable:
         """Open the newest version for a write, after which every version before it stays readable.

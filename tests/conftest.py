@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from headrace.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-collect_ignore_glob = ["e2e/projects/*", "validations/*"]  # projects of the tests', without examples
+collect_ignore_glob = ["e2e/projects/*", "validations/*", "forked.py"]  # what tests run, without examples
 # How long an example takes says more of the machine than of the code.
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=SLOW)

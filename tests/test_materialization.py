@@ -602,9 +602,6 @@ def test_what_is_pushed_is_held_in_the_very_bytes_of_feasts_own_store(home, plac
     assert ours.cells() == places[0].cells() != []
 
 
-NOW = datetime.now(UTC)
-
-
 @pytest.mark.parametrize(
     ("ttl", "expires", "served_now"),
     [
@@ -619,9 +616,9 @@ def test_what_is_older_than_its_ttl_is_not_served_to_anybody(tmp_path, ttl, expi
     view = FeatureView(name="late", entities=[airport], ttl=ttl, schema=late.schema, source=late.batch_source)
     store = store_at(tmp_path, at_home(tmp_path, expires=expires))
     store.apply([airport, view])
-    ages = [timedelta(minutes=59), timedelta(minutes=61)]
+    now, ages = datetime.now(UTC), [timedelta(minutes=30), timedelta(minutes=61)]
     frame = pd.DataFrame(
-        {"airport": [1, 2], "number": [1, 2], "created": NOW, "event_timestamp": [NOW - age for age in ages]}
+        {"airport": [1, 2], "number": [1, 2], "created": now, "event_timestamp": [now - age for age in ages]}
     )
     store.write_to_online_store("late", frame)
     asked = [{"airport": i} for i in EACH_AIRPORT]

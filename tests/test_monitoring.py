@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -213,9 +214,12 @@ def test_numbers_that_no_float_holds_are_as_missing_as_the_model_finds_them(wint
         for value in (strange, "NULL")
     )
 
-    found = drift(winter, current, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    found, wanted = (
+        drift(winter, rows, COLUMNS, DriftRule(), tmp_path / "drift.html").columns
+        for rows in (current, missing)
+    )
 
-    assert found.columns == drift(winter, missing, COLUMNS, DriftRule(), tmp_path / "again.html").columns
+    assert [replace(column, odd="") for column in found] == list(wanted)
 
 
 @pytest.mark.parametrize(
