@@ -128,7 +128,7 @@ def _tidy(spec: Pipeline) -> None:
     lake = Lake(Settings().lake)
     for name in [*spec.raw.values(), *(table.table for table in spec.feature_tables), log.table_of(spec)]:
         if files := lake.table(name).compact(above=MANY):
-            logger().info("Merged the %d files of %s", files, name)
+            logger().debug("Merged the %d files of %s", files, name)
 
 
 def _drawn(state: State[Any]) -> State[Any]:
