@@ -32,9 +32,11 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     nth = f"(epoch_us(event_timestamp) - epoch_us(TIMESTAMPTZ '{start.isoformat()}')) // {length}"
     if made:  # where as many rows of the same keys were predicted as there are, none is missing
         keys = quoted(*spec.keys)
-        digest = f"SELECT {nth} AS nth, count(*), sum(hash({keys})::HUGEINT) FROM ({{}}) GROUP BY nth"
+        within = Window(start, due[-1].end).predicate("event_timestamp")
+        select = f"SELECT {nth} AS nth, count(*), sum(hash({keys})::HUGEINT)"
         every = " UNION ALL ".join(f"SELECT event_timestamp, {keys} FROM {name}" for name in made)
-        unlike = con.sql(f"{digest.format(spec.spine)} EXCEPT {digest.format(every)}").fetchall()
+        spine, known = (f"{select} FROM ({rows}) WHERE {within} GROUP BY nth" for rows in (spec.spine, every))
+        unlike = con.sql(f"{spine} EXCEPT {known}").fetchall()
         differ = {number for number, *_ in unlike}
         due = [window for number, window in enumerate(due) if number in differ]
         if not due:

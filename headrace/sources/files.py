@@ -149,8 +149,7 @@ def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fi
         sizes = {path: info["size"] for path, info in sorted(infos.items()) if info["type"] == "file"}
         # A signed link's query is no part of the name.
         names = {path: path if "file" in store.protocol else path.partition("?")[0] for path in sizes}
-        texts = [path for path, name in names.items() if re.search(r"\.(csv|jsonl?)(\.gz)?$", name)]
-        heads = {path: store.head(path, 2**16) for path in texts}
+        heads = {path: store.head(path, 2**16) for path, name in names.items() if re.search(TEXT, name)}
     except Exception as error:  # noqa: BLE001 - of that store's library, and with secrets
         reason = f"{type(error).__name__}: {error}"
         raise SourceUnreadable(source, [place], reason, transient=True) from None
