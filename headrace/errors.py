@@ -33,6 +33,8 @@ HeadraceError
 ├── NotOffered
 ├── KeysDiffer
 ├── NotAKey
+├── NotAFeature
+├── BadFeature
 ├── BadKey
 ├── NoFeastType
 ├── NoInstant
@@ -485,6 +487,30 @@ class BadKey(HeadraceError):
             f"A value of the key `{key}` cannot be kept online as {kind}: {reason}. No other key stands for "
             "it. Declare a type in `features/` that holds all values, such as Int64 or String, or cast them "
             "in the table's SQL."
+        )
+
+
+class NotAFeature(HeadraceError):
+    """A view declares a feature of a type of which Feast can give no column."""
+
+    def __init__(self, view: str, feature: str, kind: str) -> None:
+        self.view, self.feature, self.kind = view, feature, kind
+        super().__init__(
+            f"The feature `{feature}` of `{view}` is {kind}, of which Feast gives back no column: neither "
+            "training nor serving could read it. Nothing was registered. Declare another type in `features/` "
+            "and let the table hold it, such as Map of text to text, or String."
+        )
+
+
+class BadFeature(HeadraceError):
+    """A feature's value cannot be kept, or given back, as the type that its view declares."""
+
+    def __init__(self, feature: str, kind: str, reason: str) -> None:
+        self.feature, self.kind, self.reason = feature, kind, reason
+        super().__init__(
+            f"A value of the feature `{feature}` is none of its declared type {kind}: {reason}. It is not "
+            "cut to fit, for what is served would differ from what was trained on. Declare a type in "
+            "`features/` that holds all values, or cast them in the table's SQL and build it again."
         )
 
 

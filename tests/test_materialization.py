@@ -45,7 +45,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.errors import BadKey, NoFeastType, NotAKey, NotATime, NotInSource
+from headrace.errors import BadFeature, BadKey, NoFeastType, NotAFeature, NotAKey, NotATime, NotInSource
 from headrace.feature_store import embedded, encoding, engine, freshness, latest, parity, writers
 from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
@@ -727,6 +727,11 @@ DECLARED = {
     "pair": (types.Struct({"x": types.Int64, "y": types.String}),
              held(pa.struct({"x": pa.int64(), "y": pa.string()}), {"x": 2**62, "y": None}, {"x": None})),
     "rows": (types.Array(types.Array(types.Int64)), held(pa.list_(pa.list_(pa.int64())), [[1], [2, 3]])),
+    "sparse": (types.Array(types.Array(types.String)),
+               held(pa.list_(pa.list_(pa.string())), [["a"], []], [[]], [None, ["b", "é"]])),
+    "set": (types.Set(types.Int64), held(pa.list_(pa.int64()), [3])),
+    "raw set": (types.Set(types.Bytes), held(pa.list_(pa.binary()), [b"\xff"])),
+    "zoned": (types.ZonedTimestamp, held(STAMP, START)),
     "json": (types.Json, held(pa.string(), '{"b":  1}')),
     "uuid": (types.Uuid, held(pa.string(), "6f1c1f0e-7b43-4f0a-9a5c-0d6f0a1b2c3d")),
 }  # fmt: skip
@@ -776,6 +781,55 @@ def test_a_type_that_feast_cannot_infer_is_refused_by_name_where_it_is_used(tmp_
         typed(tmp_path, places[0], odd)
     store = typed(tmp_path, places[0], held(pa.int64()), types.Int64, odd=odd)
     assert [column.dtype for column in store.get_feature_view("typed").entity_columns] == [types.Int64]
+
+
+UNFIT = {
+    "overflow": (types.Int32, held(pa.int64(), 2**40)),
+    "fraction": (types.Int64, held(pa.float64(), 1.5)),
+    "text": (types.Int64, held(pa.string(), "x")),
+    "time": (types.UnixTimestamp, held(pa.string(), "2013-01-01")),
+    "number": (types.UnixTimestamp, held(pa.int64(), 5)),
+    "fractions": (types.Array(types.Int64), held(pa.list_(pa.float64()), [1.5])),
+    "list": (types.Int64, held(pa.list_(pa.int64()), [1])),
+    "no list": (types.Array(types.Int64), held(pa.int64(), 1)),
+    "null in a list": (types.Array(types.Int64), held(pa.list_(pa.int64()), [1, None])),
+    "null in lists": (
+        types.Array(types.Array(types.String)),
+        held(pa.list_(pa.list_(pa.string())), [["a", None]]),
+    ),
+    "map of numbers": (types.Map, held(pa.map_(pa.string(), pa.int64()), [("a", 1)])),
+    "map of lists": (types.Map, held(pa.map_(pa.string(), pa.list_(pa.int64())), [("a", [1])])),
+    "numbers as keys": (types.Map, held(pa.map_(pa.int64(), pa.string()), [(1, "x")])),
+    "maps of numbers": (
+        types.Array(types.Map),
+        held(pa.list_(pa.map_(pa.string(), pa.int64())), [[("a", 1)]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("places", KINDS, indirect=True)
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_value_that_is_none_of_its_features_type_is_refused_by_name(tmp_path, places, name):
+    kind, column = UNFIT[name]
+    store = typed(tmp_path, places[0], column, kind)
+    with pytest.raises(
+        BadFeature, match=r"A value of the feature `v` is none of its .*Declare a type in `features/`"
+    ):
+        features.materialize(store, "typed", END)
+
+
+def test_joined_values_that_are_none_of_their_type_are_refused_by_name_too(tmp_path):
+    place = Place("sqlite", {"type": "sqlite", "path": str(tmp_path / "online.db")})
+    store = typed(tmp_path, place, held(pa.float64(), 1.5), types.Int64)
+    with pytest.raises(BadFeature, match="`v` is none of its declared type int64"):
+        features.historical(store, "typed", pa.table({"airport": [0], "event_timestamp": [END]}))
+
+
+def test_a_type_of_which_feast_gives_no_column_is_refused_when_it_is_applied(tmp_path):
+    place = Place("sqlite", {"type": "sqlite", "path": str(tmp_path / "online.db")})
+    column = held(pa.map_(pa.int64(), pa.string()), [(1, "x")])
+    with pytest.raises(NotAFeature, match="The feature `v` of `typed` is ScalarMap"):
+        typed(tmp_path, place, column, types.ScalarMap)
 
 
 HARD = ["é", "a\\b", "\\x41", "Ω≈ç", "ключ", "鍵", "🔑", "", " ", "'", '"', "%s", "a\nb", "z" * 300]

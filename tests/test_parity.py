@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
@@ -215,6 +216,37 @@ def test_what_was_rebuilt_is_brought_again_though_it_is_older_than_its_ttl(toy: 
     features.forget(toy.feast, "toys", FIRST)
     features.materialize(toy.feast, "toys", utc(2013, 1, 9))
     assert toy.wrong() == {}
+
+
+def test_what_is_computed_on_demand_is_never_of_inputs_older_than_their_ttl(toy: Toy) -> None:
+    """Feast's own serving computes it of whatever is there; the join of nothing."""
+    from feast import FeatureService, Field, RequestSource
+    from feast.on_demand_feature_view import on_demand_feature_view
+    from feast.types import Float64, Int64
+
+    request = RequestSource(name="asked", schema=[Field(name="times", dtype=Int64)])
+    view = toy.feast.get_feature_view("toy")
+
+    @on_demand_feature_view(
+        sources=[view, request], schema=[Field(name="more", dtype=Float64)], mode="pandas"
+    )
+    def computed_more(frame: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"more": (frame["g"].astype(float).fillna(-1) * frame["times"])})
+
+    services = {"computed": [computed_more], "both": [view, computed_more]}
+    made = [FeatureService(name=name, features=held) for name, held in services.items()]
+    toy.feast.apply([request, computed_more, *made])
+    toy.bring_online()
+    for name in services:
+        for at, alive in ((FIVE, True), (THEN + TTL, True), (THEN + TTL + timedelta(seconds=1), False)):
+            asked = toy.asked(at).append_column("times", [[2, 3, 4, 5, 6]])
+            served = features.online(toy.feast, name, asked)
+            assert served["more"].to_pylist() == ([22, 63, 124, -5, -6] if alive else [-2, -3, -4, -5, -6])
+            assert served.column_names == features.historical(toy.feast, name, asked).column_names
+            assert compare(toy.feast, name, asked).mismatches == ()
+    toy.put("g", 11, int64_val=12)
+    found = compare(toy.feast, "computed", toy.asked().append_column("times", [[2, 3, 4, 5, 6]]))
+    assert [(m.feature, m.cause, m.rows) for m in found.mismatches] == [("more", Cause.VALUE, 1)]
 
 
 PLAIN: dict[str, Any] = {"keys": ("k",), "renamed": {}, "source": {}, "dtype": "Int64", "values": (1, 2)}

@@ -95,7 +95,16 @@ def test_a_rejected_batch_is_inspected_mended_and_released_once(
 
     rows = tmp_path / "rows.csv"
     assert command("show", "weather/2013-01-07/1", "--to", str(rows)).returncode == 0
-    rows.write_text(rows.read_text().replace("NYC", "EWR"))
+    whole = rows.read_text().replace("NYC", "EWR")
+    for text, said in (
+        (whole.replace("wind_dir", "temp", 1).encode(), "more than one column of the name `temp`"),
+        (whole.encode("utf-16"), "it is UTF-16, and must be UTF-8"),
+    ):
+        rows.write_bytes(text)
+        refused = command("release", "weather/2013-01-07/1", "--rows", str(rows))
+        assert refused.returncode == 1
+        assert said in " ".join(refused.stderr.split())
+    rows.write_text(whole)
     released = command("release", "weather/2013-01-07/1", "--rows", str(rows))
     assert (released.returncode, released.stderr) == (0, "")
     assert lake.table("raw/weather").count() == 411 + 504

@@ -303,6 +303,33 @@ def test_text_in_another_encoding_is_told_which(
         Files({"weather": tmp_path / name}).read(con, "weather", "at", JANUARY)
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "written"),
+    [
+        ("rows.csv", 1, "at,größe\n2024-01-01,1\n"),
+        ("rows.csv.gz", 3, "at,name\n2024-01-01,x\n2024-01-01,café\n"),
+        ("rows.jsonl", 1, '{"at": "2024-01-01", "name": "café"}\n'),
+    ],
+)
+def test_text_that_is_not_utf_8_is_told_in_which_line(
+    name: str, line: int, written: str, tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(written.encode("latin-1")))
+    with pytest.raises(SourceUnreadable, match=rf"line {line} is not UTF-8: if it is Latin-1, `iconv -f"):
+        Files({"weather": tmp_path / name}).read(con, "weather", "at", JANUARY)
+
+
+def test_a_character_across_the_end_of_what_is_looked_at_is_no_error(
+    tmp_path: Path, con: duckdb.DuckDBPyConnection
+) -> None:
+    start = "at,name\n2024-01-01,"
+    text = start + "x" * (2**16 - len(start) - 1) + "é\n"
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+    (part,) = Files({"weather": tmp_path / "rows.csv"}).read(con, "weather", "at", JANUARY)
+    assert rows(con, part, "name")[0][0].endswith("xé")
+
+
 @pytest.mark.parametrize("header", ["at,temp,temp", "at;Temp;x;temp", 'at,"temp","TEMP",,'])
 def test_a_name_that_is_twice_in_a_header_is_refused(
     header: str, tmp_path: Path, con: duckdb.DuckDBPyConnection

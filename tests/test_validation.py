@@ -306,6 +306,10 @@ def test_a_validation_travels_and_is_plain(write: Write) -> None:
             ),
             "its `row_condition` is not SQL",
         ),
+        (
+            gxe.ExpectColumnPairValuesToBeInSet(column_A="origin", column_B="dest", value_pairs_set=[]),
+            "its `value_pairs_set` is empty",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_when_the_suite_is_loaded(

@@ -19,15 +19,15 @@ import pyarrow.compute as pc
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, python_values_to_proto_values
 from feast.value_type import ValueType
 
-from headrace.errors import BadKey
+from headrace.errors import BadFeature, BadKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from feast.protos.feast.types.Value_pb2 import Value
     from numpy.typing import NDArray
 
     Key = tuple[str, ValueType, pa.Array]
@@ -49,12 +49,30 @@ ARROW = {
 }
 """What a column is cast to before it is encoded."""
 
+KINDS = {form: kind for kind, form in ARROW.items()}
+UNFIT = (pa.ArrowException, ValueError, TypeError, AssertionError)
+"""What pyarrow and Feast say of a value that is none of its type."""
+
 ITEMS = {
     kind: ValueType[kind.name.removesuffix("_LIST")]
     for kind in ValueType
     if kind.name.endswith("_LIST") and kind.name.removesuffix("_LIST") in {known.name for known in ARROW}
 }
 """The types of lists that are known here, and of what they hold."""
+
+
+def stored(name: str, kind: ValueType, column: pa.Array) -> pa.Array:
+    """Return each of a feature's values as :func:`values` does, once it is sure to come back as it is.
+
+    Raises:
+        BadFeature: A value is none of its type, or Feast has none like it.
+    """
+    try:
+        if lost := _lost(_with_instants(column, kind), kind):
+            raise ValueError(lost)
+        return values(column, kind)
+    except UNFIT as error:
+        raise BadFeature(name, kind.name, str(error)) from None
 
 
 def values(column: pa.Array, kind: ValueType) -> pa.Array:
@@ -71,6 +89,9 @@ def values(column: pa.Array, kind: ValueType) -> pa.Array:
     if kind in ITEMS and _is_list_of(column, ITEMS[kind]):
         payload = _items(column, ITEMS[kind])
         return pc.fill_null(_delimited(_tag(kind.value, BYTES), payload), b"")
+    if kind is ValueType.VALUE_LIST and (inner := _lists(column)):
+        each = _delimited(_tag(1, BYTES), values(column.flatten(), inner))  # Feast's own makes null of `[]`
+        return pc.fill_null(_delimited(_tag(kind.value, BYTES), _regrouped(each, column)), b"")
     if not _is_known(column.type, kind):
         return pa.array([message.SerializeToString() for message in messages(column, kind)], pa.binary())
     known = column.cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)  # kept are whole seconds
@@ -106,6 +127,9 @@ def messages(column: pa.Array | pa.ChunkedArray, kind: ValueType) -> list[Value]
 
     It is given Python's values: numpy has integers beside nulls as floats, and maps as lists.
     """
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if kind is ValueType.VALUE_LIST and _lists(column):
+        return [Value.FromString(each) for each in values(column, kind).to_pylist()]
     return python_values_to_proto_values(column.to_pylist(maps_as_pydicts="strict"), kind)
 
 
@@ -170,6 +194,30 @@ def _is_known(found: pa.DataType, kind: ValueType) -> bool:
     return any(test(found) for test in tests.get(kind, ()))
 
 
+def _lost(column: pa.Array, kind: ValueType) -> str:
+    """Say what Feast's types have no place for in ``column``; nothing if it comes back as it is."""
+    item, found = column, column.type
+    while pa.types.is_list(found) or pa.types.is_large_list(found):
+        item, found = item.flatten(), found.value_type
+        if item.null_count and not pa.types.is_floating(found) and not pa.types.is_list(found):
+            return "a list holds a null, for which Feast has no place"  # of floats, it is NaN
+    if kind in (ValueType.MAP, ValueType.MAP_LIST) and found != pa.map_(pa.string(), pa.string()):
+        return f"it is {column.type}, and Feast gives back maps of text to text"
+    form = ARROW.get(kind) or (pa.list_(ARROW[ITEMS[kind]]) if kind in ITEMS else None)
+    if form and not _is_known(column.type, kind):
+        if kind is ValueType.UNIX_TIMESTAMP:
+            return f"it is {column.type}, which names no instant"
+        column.cast(form)  # as the join does, and as Feast's own conversion does not: it cuts 1.5 to 1
+    return ""
+
+
+def _lists(column: pa.Array) -> ValueType | None:
+    """Return the type of the lists that ``column`` has lists of, if they are known here."""
+    items = column.flatten().type
+    kind = KINDS.get(items.value_type) if pa.types.is_list(items) else None
+    return ValueType[f"{kind.name}_LIST"] if kind and _is_list_of(column.flatten(), kind) else None
+
+
 def _is_list_of(column: pa.Array, kind: ValueType) -> bool:
     listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     return listed and _is_known(column.type.value_type, kind) and not column.flatten().null_count
@@ -190,7 +238,7 @@ def _entity_keys_as_feast_does(keys: Sequence[Key]) -> pa.Array:
     for name, kind, column in keys:
         try:
             columns.append(messages(column, kind))
-        except (AssertionError, TypeError, ValueError) as error:  # as Feast says it
+        except UNFIT as error:
             raise BadKey(name, kind.name, str(error)) from None
     found = [
         serialize_entity_key(EntityKey(join_keys=names, entity_values=row))
@@ -254,11 +302,8 @@ def _varints(numbers: NDArray) -> tuple[NDArray[np.uint8], NDArray]:
 def _items(column: pa.Array, kind: ValueType) -> pa.Array:
     """Return the bytes of Feast's list messages, whose one field, number 1, repeats; null stays null."""
     items = column.flatten().cast(ARROW[kind], safe=kind is not ValueType.UNIX_TIMESTAMP)
-    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
-    bounds = np.concatenate([[0], ends])
     if kind in (ValueType.STRING, ValueType.BYTES):
-        each = _delimited(_tag(1, BYTES), items.cast(pa.binary()))
-        payload = _regrouped(each, bounds)
+        payload = _regrouped(_delimited(_tag(1, BYTES), items.cast(pa.binary())), column)
     else:
         if kind is ValueType.UNIX_TIMESTAMP:  # here Feast cuts towards zero
             micros = items.cast(pa.int64()).to_numpy()
@@ -268,19 +313,21 @@ def _items(column: pa.Array, kind: ValueType) -> pa.Array:
             lengths = np.full(len(items), raw.shape[1])
         else:
             raw, lengths = _varints(items.to_numpy(zero_copy_only=False))
-        packed = _regrouped(_joined(raw, lengths), bounds)
+        packed = _regrouped(_joined(raw, lengths), column)
         full = pc.greater(pc.binary_length(packed), 0)
         payload = pc.if_else(full, _delimited(_tag(1, BYTES), packed), packed)
-    return pc.if_else(pc.is_valid(column), payload, pa.scalar(None, pa.binary()))
+    return payload
 
 
-def _regrouped(items: pa.Array, bounds: NDArray) -> pa.Array:
-    """Run together the items from each bound to the next; ``items`` has no offset and no nulls."""
+def _regrouped(items: pa.Array, lists: pa.Array) -> pa.Array:
+    """Run together the items of each of ``lists``, null for null; ``items`` has no offset and no nulls."""
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
+    bounds = np.concatenate([[0], ends])
     _, offsets, data = items.buffers()
     ends = np.frombuffer(offsets, np.int32)[: len(items) + 1] if offsets else np.zeros(1, np.int32)
-    return pa.Array.from_buffers(
-        pa.binary(), len(bounds) - 1, [None, pa.py_buffer(ends[bounds].astype(np.int32)), data]
-    )
+    offsets = pa.py_buffer(ends[bounds].astype(np.int32))
+    runs = pa.Array.from_buffers(pa.binary(), len(lists), [None, offsets, data])
+    return pc.if_else(pc.is_valid(lists), runs, pa.scalar(None, pa.binary()))
 
 
 def _optional_varint(field: int, numbers: NDArray) -> pa.Array:

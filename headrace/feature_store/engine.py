@@ -19,9 +19,10 @@ from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.repo_config import FeastConfigBaseModel
+from feast.value_type import ValueType
 
 from headrace.cluster import cluster, crew
-from headrace.errors import NotAKey
+from headrace.errors import NotAFeature, NotAKey
 from headrace.feature_store.brought import owed as owed_of
 from headrace.feature_store.embedded import settings_beside
 from headrace.feature_store.encoding import KEYED
@@ -94,11 +95,15 @@ class DaskComputeEngine(ComputeEngine):
 
         Raises:
             NotAKey: A view that goes online has a key of a type by which no row can be found there.
+            NotAFeature: A view has a feature of a type that Feast gives no column of.
         """
         for view in views_to_keep:
             for key in view.entity_columns if isinstance(view, FeatureView) and view.online else []:
                 if key.dtype.to_value_type() not in KEYED:
                     raise NotAKey(view.name, key.name, str(key.dtype))
+            for feature in view.features:
+                if feature.dtype.to_value_type() is ValueType.SCALAR_MAP:
+                    raise NotAFeature(view.name, feature.name, str(feature.dtype))
 
     def teardown_infra(self, *args: Any, **kwargs: Any) -> None:
         """Remove nothing: the engine keeps no state of its own."""

@@ -13,7 +13,18 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import NothingToCompare, ParityBroken
-from headrace.feature_store.store import BATCH, NOBODY, Served, given_by, historical, lookup, stored_as, ttl
+from headrace.feature_store.store import (
+    BATCH,
+    NOBODY,
+    Served,
+    computed,
+    given_by,
+    historical,
+    lookup,
+    on_demand,
+    stored_as,
+    ttl,
+)
 from headrace.lake import duckdb_connection, quoted, running
 
 if TYPE_CHECKING:
@@ -108,16 +119,20 @@ def compare(store: FeatureStore, service: str, spine: pa.Table) -> Parity:
     """
     joined = historical(store, service, spine)
     views = store.get_feature_service(service).feature_view_projections
-    found = [mismatch for view in views for mismatch in _compare(store, view, joined)]
+    outputs = {field.name for view in views for field in view.features}
+    given = joined.drop_columns([name for name in joined.column_names if name in outputs])
+    found = [mismatch for view in views for mismatch in _compare(store, view, given, joined)]
     values = spine.num_rows * sum(len(view.features) for view in views)
     return Parity(spine.num_rows, values, tuple(sorted(found, key=lambda mismatch: -mismatch.rows)))
 
 
-def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table) -> list[Mismatch]:
+def _compare(
+    store: FeatureStore, view: FeatureViewProjection, given: pa.Table, joined: pa.Table
+) -> list[Mismatch]:
     from headrace.feature_store.encoding import messages
 
     keys = given_by(store, view)
-    served = _serve(store, view, keys, joined)
+    served = _computed(store, view, given) or _serve(store, view, keys, joined)
     wrong: list[tuple[str, int, Value, Served]] = []
     for field in view.features:
         right = messages(joined[field.name], field.dtype.to_value_type())
@@ -134,6 +149,21 @@ def _compare(store: FeatureStore, view: FeatureViewProjection, joined: pa.Table)
         Mismatch(view.name, feature, cause, len(found), _example(joined, keys.values(), *found[0]))
         for (feature, cause), found in groups.items()
     ]
+
+
+def _computed(
+    store: FeatureStore, view: FeatureViewProjection, given: pa.Table
+) -> dict[str, list[Served]] | None:
+    """Return, per feature of an on-demand view, what is computed for each row from what it is served."""
+    from headrace.feature_store.encoding import messages
+
+    if not on_demand(store, view):
+        return None
+    made = computed(store, view, given)
+    return {
+        field.name: [Served(value, None) for value in messages(made[field.name], field.dtype.to_value_type())]
+        for field in view.features
+    }
 
 
 def _serve(

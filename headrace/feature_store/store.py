@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headrace.errors import BadKey, BrokenDeclaration, MissingKeys, UnknownPins, UnknownService
+from headrace.errors import BadFeature, BadKey, BrokenDeclaration, MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
 from headrace.imports import lean
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
-    from feast import FeatureService, FeatureStore, FeatureView
+    from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
     from feast.base_feature_view import BaseFeatureView
     from feast.feature_view_projection import FeatureViewProjection
     from feast.protos.feast.types.Value_pb2 import Value
@@ -158,39 +158,67 @@ def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
     whatever is there is served. Each key is looked up once, however many rows
     share it; a key with a null in it has no features.
     """
+    wanted = store.get_feature_service(service)
+    given = _given(store, spine, wanted)
+    kept = [view for view in wanted.feature_view_projections if not on_demand(store, view)]
+    found = _served(store, given, kept)
+    for view in wanted.feature_view_projections:
+        if view not in kept:
+            made = computed(store, view, given)
+            for field in view.features:
+                found = found.append_column(field.name, made[field.name])
+    return _beside(given, found, wanted)
+
+
+def on_demand(store: FeatureStore, view: FeatureViewProjection) -> OnDemandFeatureView | None:
+    """Return the view if its features are computed when they are asked for."""
+    from feast import OnDemandFeatureView
+
+    found = store.registry.get_any_feature_view(view.name, store.project, allow_cache=True)
+    if isinstance(found, OnDemandFeatureView) and not found.write_to_online_store:
+        return found
+    return None
+
+
+def computed(store: FeatureStore, view: FeatureViewProjection, given: pa.Table) -> pa.Table:
+    """Compute an on-demand view's features for each row, as the join does, from what it may be served."""
+    found = on_demand(store, view)
+    assert found, f"`{view.name}` keeps its rows"
+    rows = given
+    for source in found.source_feature_view_projections.values():
+        served = _served(store, given, [source])
+        for field in source.features:
+            rows = rows.append_column(f"{source.name}__{field.name}", served[field.name])
+    return found.transform_arrow(rows)
+
+
+def _served(store: FeatureStore, given: pa.Table, views: Sequence[FeatureViewProjection]) -> pa.Table:
+    """Return the features of ``views`` for each row of ``given``, as old as they may be at its instant."""
     import pyarrow as pa
 
     from headrace.lake import duckdb_connection, quoted
 
-    wanted = store.get_feature_service(service)
-    given, types = _given(store, spine, wanted), _outputs(wanted)
     groups: dict[tuple[tuple[str, str], ...], list[FeatureViewProjection]] = {}
-    for view in wanted.feature_view_projections:
+    for view in views:
         groups.setdefault(tuple(given_by(store, view).items()), []).append(view)
-    con, joins, columns = duckdb_connection(), [], {}
+    con, joins, columns = duckdb_connection(), [], []
     con.register("spine", given.append_column("__row", pa.array(range(given.num_rows), pa.int64())))
     at = "spine.event_timestamp" if "event_timestamp" in given.column_names else "NULL::TIMESTAMPTZ"
-    for number, (keys, views) in enumerate(groups.items()):
+    for number, (keys, alike) in enumerate(groups.items()):
         asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
         distinct = asked.group_by(asked.column_names).aggregate([])
-        con.register(f"v{number}", _looked_up(store, views, distinct, types))
+        con.register(f"v{number}", _looked_up(store, alike, distinct))
         equal = [f"spine.{quoted(column)} = v{number}.{quoted(name)}" for name, column in keys]
         joins.append(f"LEFT JOIN v{number} ON {' AND '.join(equal) or 'true'}")
-        for view in views:
+        for view in alike:
             expired = f"{at} > v{number}.{quoted(_until(view))}"
             for name in (quoted(field.name) for field in view.features):
-                columns[name] = f"if({expired}, NULL, v{number}.{name}) AS {name}"
-    features = ", ".join(columns[quoted(name)] for name in types)
-    found = con.sql(f"SELECT {features} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
-    return _beside(given, found, wanted)
+                columns.append(f"if({expired}, NULL, v{number}.{name}) AS {name}")
+    features = ", ".join(columns) or "__row"  # of a service that computes all of its features
+    return con.sql(f"SELECT {features} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
 
 
-def _looked_up(
-    store: FeatureStore,
-    views: Sequence[FeatureViewProjection],
-    keys: pa.Table,
-    types: Mapping[str, pa.DataType],
-) -> pa.Table:
+def _looked_up(store: FeatureStore, views: Sequence[FeatureViewProjection], keys: pa.Table) -> pa.Table:
     """Return ``keys`` with the features of ``views`` and, by view, until when (UTC) they may be served."""
     import pyarrow as pa
 
@@ -201,7 +229,7 @@ def _looked_up(
         served: list[Served] = []
         for field in view.features:
             served = [one for part in found for one in part[field.name]]
-            values = pa.array([_python(one.value) for one in served], types[field.name])
+            values = pa.array([_python(one.value) for one in served], _arrow(field.dtype))
             keys = keys.append_column(field.name, values)
         lives = ttl(store, view)
         until = [None if one.at is None or not lives else one.at + lives for one in served]
@@ -360,9 +388,9 @@ def _arrow(dtype: FeastType) -> pa.DataType:
     from feast.types import from_feast_to_pyarrow_type
 
     kind = dtype.to_value_type().name
-    if not kind.removesuffix("_LIST").endswith("BYTES"):
+    if "BYTES" not in kind:
         return from_feast_to_pyarrow_type(dtype)
-    return pa.list_(pa.binary()) if kind.endswith("_LIST") else pa.binary()
+    return pa.binary() if kind.endswith("BYTES") else pa.list_(pa.binary())
 
 
 def stored_as(view: FeatureViewProjection) -> str:
@@ -398,7 +426,12 @@ def _given(store: FeatureStore, spine: pa.Table, service: FeatureService) -> pa.
 
 def _beside(spine: pa.Table, features: pa.Table, service: FeatureService) -> pa.Table:
     """Set the service's features, in its order and types, beside the rows they were found for."""
+    import pyarrow as pa
+
     assert features.num_rows == spine.num_rows, "retrieval must not change the rows"
     for name, dtype in _outputs(service).items():
-        spine = spine.append_column(name, features[name].cast(dtype))
+        try:
+            spine = spine.append_column(name, features[name].cast(dtype))
+        except pa.ArrowException as error:
+            raise BadFeature(name, str(dtype), str(error)) from None
     return spine

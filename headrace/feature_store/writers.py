@@ -31,7 +31,7 @@ from feast.infra.online_stores.helpers import (
 )
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id
 
-from headrace.feature_store.encoding import texts, timestamps, values
+from headrace.feature_store.encoding import stored, texts, timestamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -179,7 +179,8 @@ class Sqlite:
         with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con:
             for chunk in chunks:
                 columns = [chunk.keys, _local_seconds(chunk.times), _local_seconds(chunk.created)]
-                columns += [form(c, kind) for _, kind, c in chunk.features for form in (values, texts)]
+                for name, kind, column in chunk.features:
+                    columns += [stored(name, kind, column), texts(column, kind)]
                 rows = zip(*(column.to_pylist() for column in columns), strict=True)
                 with con:
                     con.executemany(self._upsert([name for name, _, _ in chunk.features], upto), rows)
@@ -332,7 +333,7 @@ class Redis:
         project = self.project.encode()
         names = self._fields(name for name, _, _ in chunk.features)
         head = [f"_ts:{self.view}", _timestamp(upto), self.config.key_ttl_seconds or 0, len(names), *names]
-        columns = [timestamps(chunk.times), *(values(c, kind) for _, kind, c in chunk.features)]
+        columns = [timestamps(chunk.times), *(stored(*feature) for feature in chunk.features)]
         keys = [key + project for key in chunk.keys.to_pylist()]
         rows = list(zip(*(column.to_pylist() for column in columns), strict=True))
         step = max(ARGUMENTS // len(columns), 1)
@@ -344,7 +345,14 @@ def _cells(chunk: Chunk) -> Iterator[tuple[Any, ...]]:
     """Return PostgreSQL's rows: one for each feature of each entity."""
     keys, times, created = chunk.keys.to_pylist(), _naive(chunk.times), _naive(chunk.created)
     columns = [
-        zip(keys, repeat(name), *(form(column, kind).to_pylist() for form in (values, texts)), times, created)
+        zip(
+            keys,
+            repeat(name),
+            stored(name, kind, column).to_pylist(),
+            texts(column, kind).to_pylist(),
+            times,
+            created,
+        )
         for name, kind, column in chunk.features
     ]
     return chain.from_iterable(zip(*columns, strict=True))

@@ -10,6 +10,7 @@ from headrace.ingest.batch import UNDATED, Batch
 from headrace.ingest.landing import land, landed_already, shape_of
 from headrace.lake import Lake, duckdb_connection, quoted
 from headrace.quarantine import Lot
+from headrace.sources.files import opened
 from headrace.sources.rows import INSTANT, explained, text
 from headrace.validation import load_suite, row_rules, validate
 
@@ -122,6 +123,8 @@ def _mended(
 ) -> duckdb.DuckDBPyRelation:
     """Read rows that a person mended. In CSV an empty field is null, and `""` a text without letters."""
     with explained(source.name, [str(file)]):
+        if file.suffix in (".csv", ".parquet"):
+            opened(con, source.name, str(file))  # doubled names and other encodings are refused there
         match file.suffix:
             case ".csv":
                 how = "header = true, all_varchar = true, nullstr = '', allow_quoted_nulls = false"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import zlib
+from codecs import getincrementaldecoder
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from io import StringIO
@@ -71,7 +72,7 @@ class Files:
         select = self.select or f"FROM {quoted(view)}"
         needed = self.select or f"SELECT {quoted(time)} FROM {quoted(view)}"
         with explained(name, places):
-            groups, *others = [_groups(con, _opened(con, name, place)) for place in places]
+            groups, *others = [_groups(con, opened(con, name, place)) for place in places]
             for lookup, place, alike in zip(lookups, places[1:], others, strict=True):
                 if not alike:
                     raise SourceUnreadable(name, [place], "it holds nothing")
@@ -138,7 +139,7 @@ class _Group:
         )
 
 
-def _opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_File]:
+def opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_File]:
     """Return the files at ``place`` with their columns; JSON lines of no bytes are left out."""
     import fsspec
 
@@ -186,6 +187,12 @@ def _plain(source: str, path: str, head: bytes) -> bytes:
         if re.match(first, head, re.DOTALL):
             reason = f"it is {encoding}, and must be UTF-8: `iconv -f {encoding} -t UTF-8` converts it"
             raise SourceUnreadable(source, [path], reason)
+    try:
+        getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError as error:
+        line = head.count(b"\n", 0, error.start) + 1
+        latin = "if it is Latin-1, `iconv -f ISO-8859-1 -t UTF-8` converts it"
+        raise SourceUnreadable(source, [path], f"line {line} is not UTF-8: {latin}") from None
     return head
 
 

@@ -121,9 +121,18 @@ def must_be_binary(spec: Pipeline, labels: pa.ChunkedArray) -> None:
     Raises:
         BadLabels: One is null, or something else.
     """
-    others = [label for label in labels.to_pylist() if label not in (0, 1)]
-    if others:
-        raise BadLabels(spec.name, len(others), len(labels), others[0])
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = labels.type
+    number = (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)) or pa.types.is_decimal(kind)
+    if number:
+        good = pc.is_in(labels.cast(pa.float64(), safe=False), pa.array([0.0, 1.0]))
+        others = labels.filter(pc.invert(good))
+    else:
+        others = labels
+    if len(others):
+        raise BadLabels(spec.name, len(others), len(labels), others[0].as_py())
 
 
 def read(spec: Pipeline, ref: DatasetRef, lake: Lake, *, holdout: bool | None = None) -> pa.Table:

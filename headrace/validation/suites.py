@@ -91,6 +91,8 @@ def unsupported(expectation: Expectation) -> str:
         return "its `row_condition` is not SQL; write it with `gx.expectations.row_conditions`"
     if said.get("row_condition") and "expect_column_pair_values_to_be_in_set" in kinds:
         return "GX takes no account of its `row_condition`"
+    if said.get("value_pairs_set") == []:
+        return "its `value_pairs_set` is empty, so that no row could pass"
     return ""
 
 
