@@ -98,6 +98,9 @@ class _Home:
             stack.enter_context(services.running(started, self.settings))
             services.deploy(self.settings)
             self.env = services.environment(self.settings)
+        # Runs are asked for here; without a worker, those of a schedule would only be late, and noted as such.
+        for each in self._ask("POST", "deployments/filter", limit=100):
+            self._ask("PATCH", f"deployments/{each['id']}", paused=True)
 
     def live(self, ends: list[int]) -> None:
         """Live to each of the windows ``ends``, each in a process of its own."""
@@ -141,7 +144,7 @@ class _Home:
         url = f"{self.settings.prefect_api_url}/{path}"
         answer = httpx.request(method, url, json=json or None, timeout=30)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
 
 def child(end: int) -> None:

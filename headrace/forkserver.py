@@ -38,7 +38,9 @@ LIBRARIES = (
     "mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store mlflow.store.model_registry.sqlalchemy_store "
     "alembic.command dask.distributed xgboost sklearn.pipeline "
     "evidently.presets evidently.legacy.calculations.stattests plotly.graph_objects "
-    "fastapi httpx pydantic_settings websockets psycopg_pool redis.asyncio torch"
+    "fastapi httpx pydantic_settings websockets psycopg_pool redis.asyncio torch "
+    "feast.infra.passthrough_provider feast.infra.online_stores.dynamodb "  # which Feast looks at in every run
+    "prefect.flow_engine prefect.task_engine prefect.events prefect.artifacts prefect.client.orchestration"
 )
 PR_SET_PDEATHSIG = 1
 """From Linux' <sys/prctl.h>."""
@@ -152,6 +154,7 @@ def _run(wanted: dict[str, Any]) -> NoReturn:
     sys.argv[1:] = wanted["arguments"]
     code: object = 1
     try:
+        _settle()
         runpy.run_module(ENGINE, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ending:
@@ -167,6 +170,16 @@ def _run(wanted: dict[str, Any]) -> NoReturn:
         sys.stderr.flush()
         # As children of `multiprocessing` do: libraries would wait for threads that stayed with the server.
         os._exit(code if isinstance(code, int) else 1)
+
+
+def _settle() -> None:
+    """Let Prefect be as in a process of its own: it read the server's settings when it was imported."""
+    if context := sys.modules.get("prefect.context"):
+        from prefect.logging.configuration import setup_logging
+
+        context.refresh_global_settings_context()
+        setup_logging(incremental=False)
+    sys.modules.pop(ENGINE, None)  # to be run, not to be found there
 
 
 def _number(server: socket.socket) -> int:

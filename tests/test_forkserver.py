@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.flows.conftest import eventually
 
-START = "import headrace.forkserver as f; f.ENGINE = 'tests.forked'; f.prepare = lambda: None; f.main()"
+START = "import headrace.forkserver as f; f.ENGINE = 'tests.forked'; f.prepare = lambda: __import__('prefect.engine'); f.main()"
 
 
 @pytest.fixture(params=["forked", "alone"])
@@ -46,7 +46,7 @@ def _env(path: Path) -> dict[str, str]:
 def _begin(path: Path, *arguments: str, folder: Path = ROOT, given: str = "mine") -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", START, *arguments],
-        env=_env(path) | {"GIVEN": given},
+        env=_env(path) | {"GIVEN": given, "PREFECT_API_URL": f"http://{given}/api"},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,7 +65,7 @@ def test_a_run_has_its_clients_arguments_environment_folder_and_output(socket: P
     for given in ("mine", "another"):
         run = _begin(socket, "tell", "--a", "b c", folder=tmp_path, given=given)
         out, _ = run.communicate(timeout=60)
-        assert json.loads(out) == [["--a", "b c"], str(tmp_path), given]
+        assert json.loads(out) == [["--a", "b c"], str(tmp_path), given, f"http://{given}/api"]
         assert run.returncode == 7
 
 
