@@ -40,7 +40,7 @@ START, WINDOW, ROWS = datetime(2026, 1, 5, tzinfo=UTC), timedelta(seconds=30), 6
 TRAINED = 5
 """Windows lived before the first release."""
 MEASURED = (10, 1000)
-REPEATS, AT_ONCE = 5, 50
+REPEATS, AT_ONCE = 9, 50
 FORKED, ALONE = "fork server", "a process of its own"
 QUIET = {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PYTHONWARNINGS": "ignore"}
 
