@@ -18,6 +18,7 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
+from flows import steps
 from headrace import quarantine
 from headrace.cluster import cluster, spread
 from headrace.errors import (
@@ -28,6 +29,7 @@ from headrace.errors import (
     InvalidQuery,
     MissingInputs,
     UnfitInputs,
+    UnknownService,
 )
 from headrace.feature_store import brought
 from headrace.feature_store import store as features
@@ -839,3 +841,11 @@ def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, l
     (entry,) = rejected.value.rejected
     assert (entry.id, entry.whole, entry.held.rows) == ("predictions/flights/2013-01-07/1", True, entry.of)
     assert not lake.table("predictions/flights").exists()
+
+
+def test_a_service_that_nobody_declares_is_said_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(ROOT)
+    spec = replace(FLIGHTS, feature_service="flight_delays")
+    with pytest.raises(UnknownService, match=r"flight_delays.*Did you mean `flight_delay`"):
+        steps.apply_features.fn(spec, {})

@@ -15,7 +15,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.flows.conftest import eventually
 
-START = "import headrace.forkserver as f; f.ENGINE = 'tests.forked'; f.prepare = lambda: __import__('prefect.engine'); f.main()"
+START = """
+import headrace.forkserver as f
+f.ENGINE, f.prepare = "tests.forked", lambda: __import__("prefect.engine")
+f.main()
+"""
 
 
 @pytest.fixture(params=["forked", "alone"])
