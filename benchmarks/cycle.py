@@ -98,7 +98,7 @@ class _Home:
             stack.enter_context(services.running(started, self.settings))
             services.deploy(self.settings)
             self.env = services.environment(self.settings)
-        # Runs are asked for here; without a worker, those of a schedule would only be late, and noted as such.
+        # Without a worker, the schedule's own runs would only be late, and be noted as such.
         for each in self._ask("POST", "deployments/filter", limit=100):
             self._ask("PATCH", f"deployments/{each['id']}", paused=True)
 

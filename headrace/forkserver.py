@@ -39,7 +39,7 @@ LIBRARIES = (
     "alembic.command dask.distributed xgboost sklearn.pipeline "
     "evidently.presets evidently.legacy.calculations.stattests plotly.graph_objects "
     "fastapi httpx pydantic_settings websockets psycopg_pool redis.asyncio torch "
-    "feast.infra.passthrough_provider feast.infra.online_stores.dynamodb "  # which Feast looks at in every run
+    "feast.infra.passthrough_provider feast.infra.online_stores.dynamodb "  # which each run looks at
     "prefect.flow_engine prefect.task_engine prefect.events prefect.artifacts prefect.client.orchestration"
 )
 PR_SET_PDEATHSIG = 1
