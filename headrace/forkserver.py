@@ -175,10 +175,8 @@ def _run(wanted: dict[str, Any]) -> NoReturn:
 def _settle() -> None:
     """Let Prefect be as in a process of its own: it read the server's settings when it was imported."""
     if context := sys.modules.get("prefect.context"):
-        from prefect.logging.configuration import setup_logging
-
         context.refresh_global_settings_context()
-        setup_logging(incremental=False)
+        import_module("prefect.logging.configuration").setup_logging(incremental=False)
     sys.modules.pop(ENGINE, None)  # to be run, not to be found there
 
 
