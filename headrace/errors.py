@@ -45,6 +45,7 @@ HeadraceError
 ├── UnknownService
 ├── NotEnoughData
 ├── NoChampion
+├── DamagedModel
 ├── StaleFeatures
 ├── ParityBroken
 ├── NothingToCompare
@@ -630,6 +631,20 @@ class NoChampion(HeadraceError):
         super().__init__(
             f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: the first candidate that "
             "trains becomes the champion."
+        )
+
+
+class DamagedModel(HeadraceError):
+    """The files of a model are not those that were written; nothing of them was read."""
+
+    def __init__(self, place: str, wrong: Mapping[str, str], model: str = "") -> None:
+        self.place, self.wrong, self.model = place, dict(wrong), model
+        told = ", ".join(f"`{name}` {how}" for name, how in self.wrong.items())
+        super().__init__(
+            f"The model {model or 'in ' + place} is damaged: {told}{f', in {place}' if model else ''}. "
+            "It was not loaded, for its predictions would be others. Restore the files from a backup; or let "
+            "the version before serve (in MLflow, give it the alias `champion`); or run `train`, which makes "
+            "a new one."
         )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.addresses import public, revealed
-from headrace.errors import ServerUnreachable
+from headrace.errors import DamagedModel, ServerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 LOADER = "headrace.training.model"
 """The module whose ``_load_pyfunc`` MLflow calls to load our models."""
+
+DIGEST = "headrace.digest"
+"""The tag, of run, logged model and version, that says what the model's files were when they were written."""
 
 INSIDE = "data/model"
 """Where, inside an MLflow model, the directory lies that ``Model.save`` wrote."""
@@ -155,6 +158,8 @@ def log_candidate(
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput, Metric, Param
 
+    from headrace.training.model import digest
+
     client = MlflowClient()
     experiment = _experiment(client, pipeline.name, home)
     key = _key(pipeline.name, asdict(candidate), cause, as_of.isoformat(), training.fingerprint)
@@ -194,6 +199,9 @@ def log_candidate(
     with tempfile.TemporaryDirectory() as scratch:
         package = _package(model, pipeline.columns, Path(scratch), logged)
         client.log_model_artifacts(logged.model_id, str(package))
+        written = digest(package / INSIDE)
+    client.set_logged_model_tags(logged.model_id, {DIGEST: written})
+    client.set_tag(run_id, DIGEST, written)
     client.finalize_logged_model(logged.model_id, "READY")
     client.set_terminated(run_id, "FINISHED")  # last: a finished run is a whole one
     return Logged(experiment, run_id, logged.model_id)
@@ -230,8 +238,11 @@ def log_watch(
 def load_model(uri: str) -> Model:
     """Load the model at ``models:/<name>/<version>`` or ``models:/<model_id>``, once per process.
 
+    Its files are first compared with the digest that MLflow's database has of them.
+
     Raises:
         ValueError: The address holds an alias, which may mean another model tomorrow.
+        DamagedModel: The files are not those that were logged.
     """
     if "@" in uri:
         raise ValueError(f"Need the address of one fixed version, got {uri}.")
@@ -241,7 +252,20 @@ def load_model(uri: str) -> Model:
 
     # Only our own directory: asked for the whole model, MLflow writes a file into the store.
     store: Any = ModelsArtifactRepository(uri)
-    return load(Path(store.download_artifacts(INSIDE)))
+    try:
+        return load(Path(store.download_artifacts(INSIDE)), _digest(uri))
+    except DamagedModel as error:
+        raise DamagedModel(error.place, error.wrong, uri) from None
+
+
+def _digest(uri: str) -> str:
+    """Return the digest noted with a version or a logged model; empty if it is of before there were any."""
+    from mlflow import MlflowClient
+
+    name, _, version = uri.removeprefix("models:/").partition("/")
+    client = MlflowClient()
+    noted = client.get_model_version(name, version) if version else client.get_logged_model(name)
+    return str(noted.tags.get(DIGEST, ""))
 
 
 def _experiment(client: MlflowClient, name: str, home: Path) -> str:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pytest
 
 from headrace import registry, tracking
-from headrace.errors import ServerUnreachable
+from headrace.errors import DamagedModel, ServerUnreachable
 from headrace.lake import DatasetRef, Lake
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.training.encoding import Encoder
@@ -225,6 +225,41 @@ def test_a_released_model_predicts_as_the_fitted_one_did(log, model):
     )
 
 
+def test_a_damaged_model_is_refused_by_its_version_and_file(log):
+    import mlflow.pyfunc
+
+    logged = log()
+    version = registry.register("late", logged)
+    uri = f"models:/late/{version}"
+    tags = client().get_model_version("late", str(version)).tags
+    assert tags["headrace.digest"] == client().get_logged_model(logged.model_id).tags["headrace.digest"]
+    place = Path(client().get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
+    (file,) = place.rglob("model.ubj")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+    for address in (uri, logged.model_uri):
+        with pytest.raises(DamagedModel, match=rf"The model {address} is damaged: `model\.ubj` is not as"):
+            tracking.load_model(address)
+    with pytest.raises(DamagedModel, match=r"`model\.ubj` is not as it was written"):
+        mlflow.pyfunc.load_model(uri)
+    file.unlink()
+    with pytest.raises(DamagedModel, match=r"`model\.ubj` is missing.*Restore the files from a backup"):
+        tracking.load_model(uri)
+
+
+def test_a_model_of_before_there_were_checksums_still_loads(log, model):
+    logged = log()
+    version = registry.register("late", logged)
+    client().delete_model_version_tag("late", str(version), "headrace.digest")
+    place = Path(client().get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
+    next(place.rglob("SHA256SUMS")).unlink()
+
+    loaded = tracking.load_model(f"models:/late/{version}")
+    np.testing.assert_array_equal(loaded.predict(rows()), model.predict(rows()))
+
+
 def test_a_model_is_not_loaded_by_an_alias_that_may_move(home):
     with pytest.raises(ValueError, match="fixed version"):
         tracking.load_model("models:/late@champion")
@@ -294,7 +329,7 @@ def test_a_package_holds_the_models_files_and_pinned_requirements_and_no_pickle(
 
     assert files == {
         *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"),
-        *("data/model/model.json", "data/model/model.ubj"),
+        *("data/model/SHA256SUMS", "data/model/model.json", "data/model/model.ubj"),
     }
     pins = (package / "requirements.txt").read_text().split()
     assert {pin.split("==")[0] for pin in pins} >= {"headrace", "mlflow", "xgboost"}

@@ -4,6 +4,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,14 @@ import pytest
 from dask import config
 
 from headrace.cluster import cluster, crew, listen, on_each
-from headrace.errors import MissingInputs
+from headrace.errors import DamagedModel, MissingInputs
 from headrace.evaluation import Scores, evaluate
 from headrace.lake import duckdb_connection
 from headrace.pipeline import Candidate, Columns
 from headrace.training import fit
 from headrace.training import torch as torch_trainer
 from headrace.training.encoding import Encoder
-from headrace.training.model import EDGE, _load_pyfunc, load
+from headrace.training.model import EDGE, SUMS, _load_pyfunc, digest, load
 from headrace.training.xgboost import booster_params, feature_types
 from pipelines import _nycflights13 as nyc
 
@@ -225,6 +226,31 @@ def test_a_loaded_model_predicts_what_the_saved_one_did(candidate, training, hol
     np.testing.assert_array_equal(again.predict(holdout), model.predict(holdout))
     assert saved(again, tmp_path)["model.json"] == files["model.json"]
     assert not [name for name, content in files.items() if content.startswith(b"\x80\x04")], "a pickle"
+
+
+@every_candidate
+def test_a_damaged_model_is_refused_before_anything_parses_it(candidate, training, one, tmp_path):
+    """Parsed, some of them would predict otherwise, and some would end the process."""
+    fit(candidate, *training, COLUMNS, one).save(tmp_path)
+    whole, rng = digest(tmp_path), np.random.default_rng(0)
+    files = {file: file.read_bytes() for file in sorted(tmp_path.iterdir())}
+    assert subprocess.run(["sha256sum", "--check", SUMS], cwd=tmp_path, check=False).returncode == 0
+
+    def flipped(content):
+        place = rng.integers(len(content))
+        return content[:place] + bytes([content[place] ^ 1 << rng.integers(8)]) + content[place + 1 :]
+
+    damages = [flipped] * 80 + [lambda content: content[: rng.integers(len(content))]] * 5 + [None]
+    for (file, content), damage in product(files.items(), damages):
+        file.write_bytes(damage(content)) if damage else file.unlink()
+        for given in (whole, "") if file.name != SUMS or damage is flipped else (whole,):
+            named = file.name if file.name != SUMS or given else "is damaged"
+            with pytest.raises(DamagedModel, match=named):
+                load(tmp_path, given)
+        file.write_bytes(content)
+    assert load(tmp_path, whole).framework == candidate.trainer
+    with pytest.raises(DamagedModel, match=f"`{SUMS}` is not as it was written"):
+        load(tmp_path, "0" * 64)
 
 
 @every_candidate
