@@ -20,6 +20,7 @@ HeadraceError
 ├── MissingKeys
 ├── BatchRejected
 ├── LotChanged
+├── NothingLanded
 ├── NotInQuarantine
 ├── AlreadyDecided
 ├── NotReleasable
@@ -331,6 +332,17 @@ class LotChanged(HeadraceError):
         super().__init__(
             f"Another run has other rows of `{id}` in quarantine: source or suite changed in between. "
             "Nothing of this run's batch was landed. Run again."
+        )
+
+
+class NothingLanded(HeadraceError):
+    """A lake is asked what it holds, and nothing was ever landed there."""
+
+    def __init__(self, lake: str) -> None:
+        self.lake = public(lake)
+        super().__init__(
+            f"Nothing was ever landed in {self.lake}, so that nothing can be said of it. Run `ingest`; or, "
+            "if that was done, `HEADRACE_HOME` or `HEADRACE_LAKE` is not what it was then."
         )
 
 

@@ -132,6 +132,13 @@ class Lake:
         """Name a table at a version, without looking at its rows."""
         return DatasetRef(name, version, rows=-1, fingerprint="")
 
+    def has_landed(self) -> bool:
+        """Say whether there is, or was, any raw row."""
+        import fsspec
+
+        store, place = fsspec.core.url_to_fs(f"{self.root}/raw")
+        return bool(store.exists(place))
+
     def connect(self, views: Mapping[str, str | DatasetRef]) -> duckdb.DuckDBPyConnection:
         """Open DuckDB, in UTC, with a view for each of ``{view name: table name or snapshot}``.
 

@@ -120,6 +120,17 @@ def test_a_rejected_batch_is_inspected_mended_and_released_once(
     assert lake.table("raw/weather").count() == 915
 
 
+def test_a_lake_in_which_nothing_landed_is_no_all_clear(
+    data: Path, lake: Lake, settings: Settings, command: Command
+) -> None:
+    wrong = command("list")
+    assert wrong.returncode == 1
+    assert f"Nothing was ever landed in {lake.root}" in " ".join(wrong.stderr.split())
+
+    land(lake)
+    assert command("list").stdout.strip() == "Nothing waits in quarantine."
+
+
 def test_what_a_wider_suite_lets_pass_is_released_as_it_is(
     data: Path, lake: Lake, settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from headrace.cli import features, live, quarantine
-from headrace.errors import HeadraceError, disks_explained
+from headrace.errors import HeadraceError, NotAProject, disks_explained
 from headrace.lake import interruptible
 
 app = typer.Typer(
@@ -18,6 +19,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _in_a_project() -> None:
+    """Refuse any other folder first: what is not there would be made there, or seem to be in order."""
+    if not Path("prefect.yaml").exists() and "--help" not in sys.argv:
+        raise NotAProject(Path.cwd())
+
+
 app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)

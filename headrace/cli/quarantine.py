@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from headrace.cli.instant import utc
+from headrace.errors import NothingLanded
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,9 +50,13 @@ def listed(
         table.add_row(
             entry.id, f"{entry.held.rows:,}", f"{entry.of:,}", f"{entry.as_of:%Y-%m-%d %H:%M}", reasons, what
         )
-    console.print(table if shown else "Nothing waits in quarantine.")
     if shown:
+        console.print(table)
         console.print("[bold]headrace quarantine show[/] ENTRY shows its rows.", highlight=False)
+    elif lake.has_landed():
+        console.print("Nothing waits in quarantine.")
+    else:
+        raise NothingLanded(lake.root)
 
 
 @app.command()

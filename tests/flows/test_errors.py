@@ -110,10 +110,17 @@ def test_a_prefect_that_answers_is_used_if_the_environment_names_it_and_else_in_
         pass
 
 
-def test_outside_a_project_the_command_says_so(settings: Settings, tmp_path: Path) -> None:
-    done = headrace(settings, "demo", cwd=tmp_path)
+@pytest.mark.parametrize("command", ["demo", "up", "deploy", "quarantine list", "features list"])
+def test_outside_a_project_the_command_says_so_and_makes_nothing(
+    command: str, settings: Settings, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = headrace(settings, *command.split(), cwd=elsewhere)
     assert done.returncode == 1
     assert "has no `prefect.yaml`" in done.stderr
+    assert (list(elsewhere.iterdir()), settings.home.exists()) == ([], False)
+    assert headrace(settings, *command.split(), "--help", cwd=elsewhere).returncode == 0
 
 
 def test_a_demo_whose_deployments_are_refused_ends_at_once_and_says_why(
