@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Result:
     bound_s: float | None
     columns: tuple[str, ...]
     rows: tuple[tuple[object, ...], ...]
+    more: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the result file's content; ``ratio_to_peer`` above 1 means that ours is faster."""
@@ -29,6 +33,7 @@ class Result:
             "ratio_to_peer": self.peer_s and round(self.peer_s / self.ours_s, 2),
             "ratio_to_bound": self.bound_s and round(self.ours_s / self.bound_s, 2),
             "peak_mb": round(peak_mb()),
+            **self.more,
             "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows],
         }
 

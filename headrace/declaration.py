@@ -92,6 +92,15 @@ def _spans(spec: Pipeline) -> Iterator[str]:
     yield from (f"`{place}` must not be below 0" for place, span in pauses.items() if span < timedelta(0))
 
 
+def _gate(spec: Pipeline) -> Iterator[str]:
+    if isinstance(spec.gate.group, timedelta) and spec.gate.group <= timedelta(0):
+        yield "`gate.group` must be longer than 0, or name a column"
+    if not 0 < spec.gate.risk < 1:
+        yield "`gate.risk` must be between 0 and 1"
+    if spec.gate.least_groups < 2:
+        yield "`gate.least_groups` must be 2 or more: of a single group, nobody knows how far others stray"
+
+
 def _suites(spec: Pipeline) -> Iterator[str]:
     from headrace.validation.suites import known
 
@@ -130,6 +139,7 @@ CHECKS = (
     (("sources", "feature_tables", "candidates", "keys"), _names),
     (("columns",), _columns),
     (("sources", "feature_tables", "window", "holdout"), _spans),
+    (("gate",), _gate),
     (("sources", "feature_tables", "suite"), _suites),
     (("sources", "feature_tables", "spine", "label"), _queries),
 )

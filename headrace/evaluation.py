@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,29 @@ def evaluate(labels: ArrayLike, probabilities: ArrayLike) -> Scores:
     >>> evaluate([0, 1, 1, 0], [0.2, 0.8, 0.4, 0.4])
     Scores(auc=0.875, log_loss=0.4683..., brier=0.15, rows=4, positives=2)
     """
+    y, p = _checked(labels, probabilities)
+    positives = int(y.sum())
+    return Scores(
+        auc=_auc(y == 1, p) if 0 < positives < y.size else None,
+        log_loss=float(log_losses(y, p).mean()),
+        brier=float(((p - y) ** 2).mean()),
+        rows=y.size,
+        positives=positives,
+    )
+
+
+def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.float64]:
+    """Return the log-loss of each row, in nats, shape ``(n,)``; arguments and errors as of :func:`evaluate`.
+
+    >>> log_losses([1, 0], [0.5, 0.2]).round(3)
+    array([0.693, 0.223])
+    """
+    y, p = _checked(labels, probabilities)
+    losses: NDArray[np.float64] = -np.log(np.where(y == 1, p, 1 - p))
+    return losses
+
+
+def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     y, p = np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
     if y.shape != p.shape or y.ndim != 1 or not y.size:
         raise ValueError(f"Need two equal shapes (n,), n >= 1; got {y.shape} and {p.shape}.")
@@ -61,14 +84,7 @@ def evaluate(labels: ArrayLike, probabilities: ArrayLike) -> Scores:
         raise ValueError("Labels must be 0 or 1.")
     if not ((p > 0) & (p < 1)).all():
         raise ValueError("Probabilities must be inside (0, 1).")
-    positives = int(y.sum())
-    return Scores(
-        auc=_auc(y == 1, p) if 0 < positives < y.size else None,
-        log_loss=float(-np.log(np.where(y == 1, p, 1 - p)).mean()),
-        brier=float(((p - y) ** 2).mean()),
-        rows=y.size,
-        positives=positives,
-    )
+    return y, p
 
 
 def _auc(positive: np.ndarray, p: np.ndarray) -> float:

@@ -1,50 +1,76 @@
-"""The gate: does the challenger beat the champion, or does it only look so?"""
+"""The gate: does the challenger beat the champion, or does it only look so?
+
+It sees what each row costs either model, and which rows belong together; what the
+question is, and what a prediction looks like, it need not know.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import ArrayLike
+    import pyarrow as pa
+    from numpy.typing import ArrayLike, NDArray
+
+DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Gate:
     """How sure one must be before the champion is replaced.
 
-    ``min_gain`` is the least saving of log-loss worth a change, in nats per
-    row; ``z`` is how many standard errors the measured saving must stand above
-    it (1.645: one-sided 95 %).
+    ``min_gain`` is the least saving of loss worth a change, per row. ``risk`` is the share of
+    challengers no better than that which may be promoted all the same. Rows of one ``group`` are
+    taken to stand and fall together: of the same span of ``event_timestamp`` (a day of UTC), or
+    with the same value of the column named. Of fewer than ``least_groups``, counted as if all were
+    of one size, there is not enough evidence.
     """
 
     min_gain: float = 0.0
-    z: float = 1.645
+    risk: float = 0.05
+    group: timedelta | str = DAY
+    least_groups: int = 5
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A mean saving of log-loss and its standard error, in nats per row."""
+    """A mean saving of loss per row and its standard error, from ``rows`` in ``groups``.
+
+    ``df`` are the standard error's degrees of freedom: one less than there are groups if all are
+    of one size, and less the more one of them outweighs the others.
+    """
 
     mean: float
     stderr: float
     rows: int
+    groups: int
+    df: float
+
+
+Decision = Literal["promoted", "rejected", "not enough evidence"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the gate decided, and why."""
 
-    promoted: bool
+    decision: Decision
     reason: str
     challenger: str
     champion: str | None = None
     gain: Gain | None = None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the challenger takes the champion's place."""
+        return self.decision == "promoted"
 
     def __str__(self) -> str:
         return f"version {self.challenger} {'released' if self.promoted else 'not released'}. {self.reason}"
@@ -52,58 +78,114 @@ class Verdict:
     @classmethod
     def of(cls, detail: Mapping[str, Any]) -> Verdict:
         """Read a verdict back from the ledger, which keeps it as JSON."""
-        known = {name: detail[name] for name in ("promoted", "reason", "challenger", "champion")}
+        known = {name: detail[name] for name in ("decision", "reason", "challenger", "champion")}
         return cls(**known, gain=Gain(**detail["gain"]) if detail["gain"] else None)
 
 
-def paired_gain(labels: ArrayLike, champion: ArrayLike, challenger: ArrayLike) -> Gain:
-    """Measure how much log-loss ``challenger`` saves over ``champion`` on the same rows.
+def groups(gate: Gate, rows: pa.Table) -> NDArray[Any]:
+    """Return to which group each of ``rows`` belongs, shape ``(n,)``."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    Both score the same rows, so rows that are hard for both cancel out in the
-    difference; only the spread of the savings enters the standard error.
+    if isinstance(gate.group, str):
+        return pc.rank(rows[gate.group], tiebreaker="dense").to_numpy()
+    micros = rows["event_timestamp"].cast(pa.timestamp("us", "UTC"), safe=False).cast(pa.int64())
+    spans: NDArray[Any] = micros.to_numpy() // (gate.group // timedelta(microseconds=1))
+    return spans
+
+
+def paired_gain(champion: ArrayLike, challenger: ArrayLike, groups: ArrayLike) -> Gain:
+    """Measure how much loss ``challenger`` saves over ``champion`` on the same rows.
+
+    Both predict the same rows, so rows that are hard for both cancel out in the difference. Rows
+    of one group do not: weather and crowds make a day's flights late together. So the standard
+    error is that of groups, whatever goes on within them: of few groups, and of unequal ones, too.
 
     Args:
-        labels: True classes, shape ``(n,)``, each 0 or 1.
-        champion: Probability of class 1, shape ``(n,)``, inside (0, 1).
+        champion: What each row costs the champion, shape ``(n,)``, finite.
         challenger: As ``champion``: same rows, same order.
+        groups: What each row belongs to, shape ``(n,)``, of any type that can be sorted.
 
     Raises:
-        ValueError: Shapes differ, ``n < 2``, or a value is out of its range.
+        ValueError: Shapes differ, there are no rows, or a loss is not finite.
 
     Source:
-        Student (1908), "The Probable Error of a Mean", Biometrika 6(1).
+        Bell and McCaffrey (2002), "Bias reduction in standard errors for linear regression with
+        multi-stage samples", Survey Methodology 28(2): their standard error (CR2) and degrees of
+        freedom, the latter as if a group's rows were one.
 
-    >>> round(paired_gain([1, 0, 1], [0.5, 0.5, 0.5], [0.8, 0.2, 0.8]).mean, 2)
-    0.47
+    >>> gain = paired_gain([0.75, 0.75, 0.75, 0.75], [0.25, 0.25, 0.5, 0.5], ["mon", "mon", "tue", "tue"])
+    >>> gain.mean, round(gain.stderr, 6), round(gain.df, 6)
+    (0.375, 0.125, 1.0)
     """
-    y, old, new = (np.asarray(a, dtype=np.float64) for a in (labels, champion, challenger))
-    if not (y.shape == old.shape == new.shape and y.ndim == 1 and y.size >= 2):
-        raise ValueError(f"Need three equal shapes (n,), n >= 2; got {y.shape}, {old.shape}, {new.shape}.")
-    if not np.isin(y, (0, 1)).all():
-        raise ValueError("Labels must be 0 or 1.")
-    if not all(((p > 0) & (p < 1)).all() for p in (old, new)):
-        raise ValueError("Probabilities must be inside (0, 1).")
-    savings = np.log(np.where(y == 1, new / old, (1 - new) / (1 - old)))
-    return Gain(float(savings.mean()), float(savings.std(ddof=1) / math.sqrt(y.size)), int(y.size))
+    old, new, of = np.asarray(champion, np.float64), np.asarray(challenger, np.float64), np.asarray(groups)
+    if not (old.shape == new.shape == of.shape and old.ndim == 1 and old.size):
+        raise ValueError(f"Need three equal shapes (n,), n >= 1; got {old.shape}, {new.shape}, {of.shape}.")
+    if not (np.isfinite(old).all() and np.isfinite(new).all()):
+        raise ValueError("Losses must be finite.")
+    savings = old - new
+    mean = float(savings.mean())
+    _, place, sizes = np.unique(of, return_inverse=True, return_counts=True)
+    if sizes.size == 1:
+        return Gain(mean, math.inf, int(old.size), 1, 0.0)
+    share = sizes / old.size
+    strays = np.bincount(place, savings - mean) / np.sqrt(1 - share)
+    stderr = math.sqrt(float(strays @ strays)) / old.size
+    return Gain(mean, stderr, int(old.size), int(sizes.size), _degrees_of_freedom(share))
 
 
-def judge(gate: Gate, challenger: str, champion: str | None, gain: Gain | None) -> Verdict:
+def _degrees_of_freedom(share: NDArray[np.float64]) -> float:
+    """Return Satterthwaite's degrees of freedom of the variance of groups with these shares of the rows.
+
+    If all rows of a group are as one, the groups' strays have a covariance matrix that is a
+    diagonal and two vectors, so that its trace, and that of its square, need no matrix.
+    """
+    scale = 1 / np.sqrt(1 - share)
+    own, p, q, s = scale**2 * share**2, scale * share, scale * share**2, float(share @ share)
+    pp, qq, pq = float(p @ p), float(q @ q), float(p @ q)
+    trace = float(own.sum()) - 2 * pq + s * pp
+    rest = 2 * pq**2 + 2 * pp * qq - 4 * s * pp * pq + s**2 * pp**2
+    square = float(own @ own) + 2 * float(own @ (s * p**2 - 2 * p * q)) + rest
+    return trace**2 / square
+
+
+def judge(
+    gate: Gate, challenger: str, champion: str | None, gain: Gain | None, unit: str = "of loss"
+) -> Verdict:
     """Decide whether ``challenger`` replaces ``champion``, given the measured ``gain``.
 
-    Without a champion the challenger is promoted: any model beats none.
+    It does if the gain's one-sided lower bound, by Student's t, lies above the gate's least gain.
+    Without a champion the challenger is promoted: any model beats none. ``unit`` is the losses'.
     """
     if champion is None or gain is None:
-        return Verdict(True, "There was no champion; the best candidate becomes the first.", challenger)
-    floor = gain.mean - gate.z * gain.stderr
+        reason = "There was no champion; the best candidate becomes the first."
+        return Verdict("promoted", reason, challenger)
+    of = f"{gain.rows:,} held-out rows in {gain.groups:,} groups"
+    if (count := round(gain.df + 1, 3)) < gate.least_groups:
+        equal = "" if count == gain.groups else f", which are worth {count:.1f} of equal size"
+        reason = (
+            f"Not enough evidence: {of}{equal}; it takes {gate.least_groups} to tell a gain from chance. "
+            "Hold out a longer span (`holdout`), or name smaller groups of rows that belong together "
+            "(`Gate(group=…)`)."
+        )
+        return Verdict("not enough evidence", reason, challenger, champion, _told(gain))
+    floor = lower_bound(gain, gate.risk)
     promoted = floor > gate.min_gain
     reason = (
-        f"The challenger saves {gain.mean:+.4f} ± {gain.stderr:.4f} nats per row on {gain.rows:,} held-out "
-        f"rows; its lower bound {floor:+.4f} is {'above' if promoted else 'not above'} {gate.min_gain:+.4f}."
+        f"The challenger saves {gain.mean:+.4f} ± {gain.stderr:.4f} {unit} per row on {of}; its lower bound "
+        f"{floor:+.4f} is {'above' if promoted else 'not above'} {gate.min_gain:+.4f}."
     )
-    return Verdict(promoted, reason, challenger, champion, gain)
+    return Verdict("promoted" if promoted else "rejected", reason, challenger, champion, gain)
 
 
-def best(gate: Gate, labels: ArrayLike, probabilities: Mapping[str, ArrayLike]) -> str:
+def lower_bound(gain: Gain, risk: float) -> float:
+    """Return what the true gain lies above, but for a share ``risk`` of such measurements."""
+    from scipy.stats import t
+
+    return gain.mean - float(t.ppf(1 - risk, gain.df)) * gain.stderr if gain.df else -math.inf
+
+
+def best(gate: Gate, losses: Mapping[str, ArrayLike], groups: ArrayLike) -> str:
     """Return the candidate to put forward: the first, unless a later one passes the gate against it.
 
     A lucky week does not decide between candidates that are as good as each
@@ -111,14 +193,18 @@ def best(gate: Gate, labels: ArrayLike, probabilities: Mapping[str, ArrayLike]) 
 
     Args:
         gate: The rule by which one candidate displaces another.
-        labels: True classes, shape ``(n,)``, each 0 or 1.
-        probabilities: For each candidate, in order of preference, its
-            probability of class 1, shape ``(n,)``, for the same rows.
+        losses: For each candidate, in order of preference, what each row costs it, shape ``(n,)``.
+        groups: What each row belongs to, shape ``(n,)``.
     """
-    names = iter(probabilities)
+    names = iter(losses)
     chosen = next(names)
     for name in names:
-        gain = paired_gain(labels, probabilities[chosen], probabilities[name])
+        gain = paired_gain(losses[chosen], losses[name], groups)
         if judge(gate, name, chosen, gain).promoted:
             chosen = name
     return chosen
+
+
+def _told(gain: Gain) -> Gain | None:
+    """Return the gain if JSON can hold it: of a single group, the standard error is not known."""
+    return gain if math.isfinite(gain.stderr) else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mlflow.entities.model_registry import ModelVersion
 
+    from headrace.gate import Decision
     from headrace.tracking import Logged
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -30,7 +31,7 @@ class Release:
     """A registered version: where it came from and how it scored.
 
     ``as_of`` is UTC. ``verdict`` is empty until the gate has spoken, then
-    ``promoted`` or ``rejected``, and ``reason`` says why.
+    ``promoted``, ``rejected`` or ``not enough evidence``, and ``reason`` says why.
     """
 
     pipeline: str
@@ -133,9 +134,9 @@ def promote(pipeline: str, version: int, reason: str, at: datetime) -> None:
     _clear_challenger(pipeline, version)
 
 
-def reject(pipeline: str, version: int, reason: str, at: datetime) -> None:
+def reject(pipeline: str, version: int, reason: str, at: datetime, verdict: Decision = "rejected") -> None:
     """Note that ``version`` was refused and why; it stays registered, no longer the challenger."""
-    _note(pipeline, version, "rejected", reason, at)
+    _note(pipeline, version, verdict, reason, at)
     _clear_challenger(pipeline, version)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from headrace.errors import BrokenDeclaration
 from headrace.feature_store import store as feature_store
+from headrace.gate import Gate
 from headrace.pipeline import Candidate, Columns, Pipeline, declared, load
 from headrace.settings import Settings
 from headrace.sources import Call, Files
@@ -69,6 +70,9 @@ def test_the_declarations_there_are_have_none(name: str) -> None:
         ({"start": "2013-01-01"}, "`start` must be datetime, but str"),
         ({"window": 7}, "`window` must be timedelta, but int"),
         ({"window": timedelta(0)}, "`window` must be longer than 0"),
+        ({"gate": Gate(group=timedelta(0))}, "`gate.group` must be longer than 0, or name a column"),
+        ({"gate": Gate(risk=5)}, "`gate.risk` must be between 0 and 1"),
+        ({"gate": Gate(least_groups=1)}, "`gate.least_groups` must be 2 or more"),
         ({"name": "fligths"}, "`name` must be `flights`, as its file, but is `fligths`"),
         ({"keys": ()}, "`keys` names none"),
         ({"candidates": (Candidate("a", "xgbost"),)}, "`candidates[0].trainer` must be Literal['xgboost'"),  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from headrace.errors import (
     BadFeatureRows,
     BadLabels,
     BatchRejected,
+    BrokenDeclaration,
     ColumnsRetyped,
     InvalidQuery,
     MissingInputs,
@@ -35,6 +36,7 @@ from headrace.feature_store import brought
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
 from headrace.feature_store.tables import Cause, build, stale
+from headrace.gate import Gate
 from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, Columns, load
 from headrace.serving import log
@@ -370,6 +372,15 @@ def test_a_truth_that_is_neither_0_nor_1_stops_the_training_set(lake, label, fir
 
     assert repr(refused.value.first) == repr(first)
     assert 0 < refused.value.bad <= refused.value.rows
+
+
+def test_the_column_that_the_gate_groups_by_is_kept_or_missed_by_name(lake):
+    spec = replace(FLIGHTS, columns=Columns((), ("hour",)), gate=Gate(group="tailnum"))
+    data = dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
+    assert dataset.read(spec, data, lake)["tailnum"].null_count < data.rows
+
+    with pytest.raises(BrokenDeclaration, match=r"`gate\.group` names `tailnumber`"):
+        dataset.build(replace(spec, gate=Gate(group="tailnumber")), lake, THIRD.end, lambda rows: rows, {})
 
 
 @pytest.mark.parametrize("kind", ["BOOLEAN", "DOUBLE", "DECIMAL(3, 1)", "BIGINT"])

@@ -12,6 +12,7 @@ from prefect.futures import PrefectFuture
 
 from flows.steps.common import claim, finish, logger, open_store, prepare_mlflow, progress, slug, step
 from headrace import gate, registry, tracking
+from headrace.evaluation import evaluate, log_losses
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
 from headrace.instants import shown
@@ -64,7 +65,6 @@ def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, ca
     """Fit one candidate on the cluster, score it on the holdout and log both to MLflow."""
     from headrace import training
     from headrace.cluster import cluster
-    from headrace.evaluation import evaluate
 
     settings, start = Settings(), time.perf_counter()
     lake = Lake(settings.lake)
@@ -115,7 +115,9 @@ def register(spec: Pipeline, fitted: list[Fitted], failed: Mapping[str, str], da
     prepare_mlflow()
     held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
     probabilities = {f.candidate: tracking.load_model(f.logged.model_uri).predict(held_out) for f in fitted}
-    chosen = gate.best(spec.gate, held_out["label"].to_numpy(), probabilities)
+    labels, groups = held_out["label"].to_numpy(), gate.groups(spec.gate, held_out)
+    losses = {name: log_losses(labels, found) for name, found in probabilities.items()}
+    chosen = gate.best(spec.gate, losses, groups)
     best = next(f for f in fitted if f.candidate == chosen)
     version = registry.register(spec.name, best.logged)
     registry.set_alias(spec.name, registry.CHALLENGER, version)
@@ -148,16 +150,18 @@ def judge(spec: Pipeline, version: int, data: DatasetRef, at: datetime) -> Verdi
     if champion is None:
         return gate.judge(spec.gate, str(version), None, None)
     if champion.version == version:  # promoted by a run that was killed before it could say so
-        return gate.Verdict(True, champion.reason, str(version))
+        return gate.Verdict("promoted", champion.reason, str(version))
     if champion.as_of > at:
         reason = f"The champion was trained as of {shown(champion.as_of)}, later than the challenger."
-        return gate.Verdict(False, reason, str(version), str(champion.version))
+        return gate.Verdict("rejected", reason, str(version), str(champion.version))
     held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
+    labels = held_out["label"].to_numpy()
     ours, theirs = (
-        tracking.load_model(f"models:/{spec.name}/{v}").predict(held_out) for v in (version, champion.version)
+        log_losses(labels, tracking.load_model(f"models:/{spec.name}/{v}").predict(held_out))
+        for v in (version, champion.version)
     )
-    gain = gate.paired_gain(held_out["label"].to_numpy(), theirs, ours)
-    return gate.judge(spec.gate, str(version), str(champion.version), gain)
+    gain = gate.paired_gain(theirs, ours, gate.groups(spec.gate, held_out))
+    return gate.judge(spec.gate, str(version), str(champion.version), gain, "nats")
 
 
 @step("release")
@@ -165,14 +169,14 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> Non
     """Carry out the verdict: intent in the ledger, then the alias, then done."""
     prepare_mlflow()
     if not verdict.promoted:
-        registry.reject(spec.name, version, verdict.reason, at)
+        registry.reject(spec.name, version, verdict.reason, at, verdict.decision)
     elif not claim(spec, "promotion", str(version)):
         registry.promote(spec.name, version, verdict.reason, at)
         finish(spec, "promotion", str(version), as_of=at, reason=verdict.reason)
     page = Settings().mlflow_page
     create_markdown_artifact(
         key=slug("verdict", spec.name),
-        markdown=f"## Version {version} is {'promoted' if verdict.promoted else 'rejected'}\n\n"
+        markdown=f"## Version {version}: {verdict.decision}\n\n"
         f"{verdict.reason}\n\n"
         f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version})\n"
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headrace.errors import BadLabels, MissingInputs, NotEnoughData, StaleFeatures, UnfitInputs
+from headrace.errors import (
+    BadLabels,
+    BrokenDeclaration,
+    MissingInputs,
+    NotEnoughData,
+    StaleFeatures,
+    UnfitInputs,
+)
 from headrace.feature_store import tables
 from headrace.feature_store.query import among
 from headrace.lake import DatasetRef, Lake, Window, edge, quoted, running, windows
@@ -85,6 +92,7 @@ def build(
     Raises:
         InvalidQuery: The spine and the label cannot be joined.
         NotEnoughData: Fewer than 100 labelled rows to train on, or held out.
+        BrokenDeclaration: Neither the spine nor a feature has the column by which the gate groups rows.
         MissingInputs: Neither the spine nor a feature has a column that the model takes.
         UnfitInputs: A column that the model takes is of a type that no model takes.
         BadLabels: A label is not 0 or 1.
@@ -102,7 +110,11 @@ def build(
     ):
         if count < LEAST_ROWS:
             raise NotEnoughData(spec.name, part, count, LEAST_ROWS, as_of)
-    wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, "label"]))
+    group = [spec.gate.group] if isinstance(spec.gate.group, str) else []
+    wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, *group, "label"]))
+    if group and group[0] not in rows.column_names:
+        reason = f"`gate.group` names `{group[0]}`, which neither the spine nor a feature is called"
+        raise BrokenDeclaration(f"pipelines/{spec.name}.py", [reason])
     if missing := [name for name in wanted if name not in rows.column_names]:
         raise MissingInputs(missing, rows.column_names)
     if wrong := unfit(rows.schema, spec.columns):

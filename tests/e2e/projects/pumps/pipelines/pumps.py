@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from headrace.gate import Gate
 from headrace.lake import Window
 from headrace.pipeline import Candidate, Columns, FeatureTable, Pipeline, Source
 from headrace.sources import Call
@@ -75,6 +76,7 @@ PIPELINE = Pipeline(
     label="SELECT pump, second, failed AS label, available_at FROM truth",
     columns=Columns(categorical=("pump",), numeric=("load", "mean_load")),
     candidates=(Candidate("trees", "xgboost", {"max_depth": 4, "rounds": 50}),),
+    gate=Gate(group=timedelta(seconds=1)),  # pumps fail each by itself, and there is no day of them
     holdout=WINDOW,
     window=WINDOW,
 )  # fmt: skip
