@@ -42,6 +42,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     fitted, failed = steps.outcome(spec, fits)
     version = steps.register(spec, fitted, failed, data)
     verdict = steps.judge(spec, version, data, at)
-    steps.release(spec, version, verdict, at)
+    while not steps.release(spec, version, verdict, at):  # another training was quicker
+        verdict = steps.judge(spec, version, data, at)
     steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))
     return verdict

@@ -717,6 +717,8 @@ class UnknownFeature(HeadraceError):
 class AlreadyClaimed(HeadraceError):
     """Another run holds the claim on this piece of work."""
 
+    transient = True
+
     def __init__(self, what: str, holder: str, until: datetime) -> None:
         self.what, self.holder, self.until = what, holder, until
         super().__init__(

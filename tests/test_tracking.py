@@ -21,9 +21,12 @@ import pyarrow as pa
 import pytest
 
 from headrace import registry, tracking
-from headrace.errors import DamagedModel, ServerUnreachable
+from headrace.errors import AlreadyClaimed, DamagedModel, ServerUnreachable
+from headrace.gate import Verdict
 from headrace.lake import DatasetRef, Lake
+from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.settings import Settings
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
 
@@ -392,6 +395,75 @@ def test_a_rejected_challenger_stays_registered_and_the_champion_serves_on(log):
         (old, "promoted"),
         (new, "rejected"),
     ]
+
+
+@pytest.fixture
+def train(home, log, monkeypatch):
+    """Register versions, judge and release them as training flows do, each a run of its own."""
+    from flows.steps import common, training
+
+    monkeypatch.setenv("HEADRACE_HOME", str(home))
+    for name in ("create_markdown_artifact", "create_table_artifact"):
+        monkeypatch.setattr(training, name, lambda **_: None)  # no Prefect server is needed for this
+
+    @dataclasses.dataclass
+    class Run:
+        cause: str
+        at: datetime = AS_OF
+
+        def __post_init__(self):
+            self.version = registry.register("late", log(cause=self.cause))
+
+        def release(self, against):
+            monkeypatch.setattr(common, "_holder", lambda: f"run {self.cause}")
+            verdict = Verdict("promoted", self.cause, str(self.version), against)
+            return training.release.fn(SPEC, self.version, verdict, self.at)
+
+    return Run
+
+
+def test_of_trainings_that_judged_against_one_champion_one_takes_its_place(train):
+    first, older, newer = train("first"), train("older"), train("newer")
+    assert first.release(against=None)
+    assert newer.release(against="1")
+    assert not older.release(against="1")  # and judges again, against the newer one
+    assert registry.champion("late").version == newer.version
+    assert older.release(against=str(newer.version))
+    assert registry.champion("late").version == older.version
+    entries = Ledger(Settings().ledger).entries("late", "promotion")
+    assert [entry.key for entry in entries if entry.state == "done"] == ["1", "3", "2"]
+
+
+@pytest.mark.parametrize("killed_in", ["promote", "finish"])
+def test_a_release_that_was_killed_is_ended_by_the_next_run(train, killed_in, monkeypatch):
+    from flows.steps import training
+
+    first, second = train("first"), train("second")
+    assert first.release(against=None)
+    with monkeypatch.context() as patch:
+        place = registry if killed_in == "promote" else training
+        patch.setattr(place, killed_in, lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            second.release(against="1")
+    if killed_in == "promote":  # nobody knows whether it will yet
+        with pytest.raises(AlreadyClaimed):
+            train("third").release(against="1")
+        assert AlreadyClaimed.transient  # so it is tried again
+    else:
+        assert not train("third").release(against="1")
+    for _ in range(2):
+        assert second.release(against="1" if killed_in == "promote" else None)
+    assert registry.champion("late").version == second.version
+    assert not train("third").release(against="1")
+
+
+def test_a_champion_that_was_brought_back_by_hand_is_succeeded_again(train):
+    first, second, third = train("first"), train("second"), train("third")
+    assert first.release(against=None)
+    assert second.release(against="1")
+    registry.set_alias("late", registry.CHAMPION, first.version)
+    assert third.release(against="1")
+    assert registry.champion("late").version == third.version
 
 
 def test_promoting_leaves_a_newer_challenger_alone(log):

@@ -17,6 +17,7 @@ from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
 from headrace.instants import shown
 from headrace.lake import DatasetRef, Lake
+from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Pipeline
 from headrace.settings import Settings
 from headrace.tracking import Logged
@@ -165,13 +166,23 @@ def judge(spec: Pipeline, version: int, data: DatasetRef, at: datetime) -> Verdi
 
 
 @step("release")
-def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> None:
-    """Carry out the verdict: intent in the ledger, then the alias, then done."""
+def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> bool:
+    """Carry out the verdict: intent in the ledger, then the alias, then done.
+
+    Of runs that judged against one champion, one takes its place; False tells the others to judge again.
+    """
     prepare_mlflow()
     if not verdict.promoted:
         registry.reject(spec.name, version, verdict.reason, at, verdict.decision)
     elif not claim(spec, "promotion", str(version)):
+        before, serving = verdict.champion or "none", _serving(spec)
+        last = Ledger(Settings().ledger).last(spec.name, "promotion")
+        # With the last promotion: a champion that was brought back by hand is succeeded once more.
+        succession = f"{before} after {last.key if last else 'none'}"
+        if serving != str(version) and (serving != before or claim(spec, "succession", succession)):
+            return False
         registry.promote(spec.name, version, verdict.reason, at)
+        finish(spec, "succession", succession, version=version)
         finish(spec, "promotion", str(version), as_of=at, reason=verdict.reason)
     page = Settings().mlflow_page
     create_markdown_artifact(
@@ -182,3 +193,9 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> Non
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
         f"- As of: {shown(at)} UTC\n",
     )
+    return True
+
+
+def _serving(spec: Pipeline) -> str:
+    champion = registry.champion(spec.name)
+    return str(champion.version) if champion else "none"
