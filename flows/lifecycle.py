@@ -108,6 +108,8 @@ def _line(week: dict[str, Any]) -> str:
     if "champion" not in week:  # nothing was predicted, so nothing was found
         return f"{shown(week['as_of'])}: landed {week['landed']:>6,}. {week['reason']}"
     skill = f"AUC {week['auc']:.3f}" if week.get("auc") else "truth not known yet"
+    if week.get("worse"):
+        skill += f" (skill {week['skill']:.3f}, {week['skill_promised']:.3f} was promised: worse)"
     return (
         f"{shown(week['as_of'])}: landed {week['landed']:>6,}, scored {week['scored']:>5,}, "
         f"version {week['champion']} {skill}, "

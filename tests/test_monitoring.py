@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -22,6 +23,7 @@ from headrace.monitoring.rule import DriftRule
 from headrace.monitoring.sketch import sketch, sketch_windows
 from headrace.monitoring.watch import judge
 from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.settings import Settings
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
 from pipelines import _nycflights13 as nyc
@@ -362,3 +364,38 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     assert not (late.performance.worse or first.performance.worse)
     assert len({f.drift.report for f in (late, first)}) == 2
     assert judge(TOY, lake, Window(week.end, week.end + WEEK), utc(2013, 4, 15), tmp_path / "reports") == []
+
+
+def test_a_model_that_fails_is_said_to_fail_wherever_it_is_told(tmp_path, monkeypatch):
+    from flows.lifecycle import _line
+    from flows.steps import monitoring
+
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
+    told, warned = {}, []
+    for kind in ("create_markdown_artifact", "create_table_artifact"):
+        monkeypatch.setattr(monitoring, kind, lambda key, **said: told.update({key: said}))
+    monkeypatch.setattr(monitoring, "open_store", lambda: None)
+    monkeypatch.setattr(monitoring.freshness, "measure", lambda *_: [])
+    monkeypatch.setattr(
+        monitoring, "logger", lambda: SimpleNamespace(warning=lambda *said: warned.append(said))
+    )
+    settings = Settings()
+    tracking.prepare(settings.mlflow, settings.home)
+    lake, week = Lake(settings.lake), Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    version = toy_release(lake, settings.home, 0.0)
+    lines = []
+    for wrong in (False, True):
+        rows = toy_rows(week, 1000, 300, 0.0)
+        scores = tracking.load_model(registry.version("toy", version).model_uri).predict(rows)
+        columns = {"probability": 1 - scores if wrong else scores, "model_version": np.full(300, version)}
+        made = pa.table({**{name: rows[name] for name in rows.column_names}, **columns})
+        lake.table("predictions/toy").overwrite(made, week, "event_timestamp")
+        finding = monitoring.watch.fn(TOY, week, week.end)
+        assert finding["worse"] is wrong
+        for artifact, place in (("monitor-toy", "markdown"), ("drift-toy", "description")):
+            assert ("and worse than promised" in told[artifact][place]) is wrong
+            assert "Skill is" in told[artifact][place]
+        lines.append(_line({"as_of": week.end, "landed": 1, "scored": 300, **finding}))
+    assert "promised" not in lines[0]
+    assert re.search(r"AUC 0\.\d+ \(skill -\d\.\d+, 0\.\d+ was promised: worse\)", lines[1])
+    assert len(warned) == 1

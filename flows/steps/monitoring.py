@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import finish, open_store, prepare_mlflow, progress, slug, step
+from flows.steps.common import finish, logger, open_store, prepare_mlflow, progress, slug, step
 from flows.steps.scoring import first_release
 from headrace import registry, tracking
 from headrace.errors import NoChampion, NotTakenUp
@@ -87,18 +87,21 @@ def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
     pages = [
         _page(spec, window, finding, metrics) for finding, metrics in zip(findings, measured, strict=True)
     ]
-    create_markdown_artifact(
-        key=slug("monitor", spec.name),
-        markdown=f"## {'Drift' if drifted else 'No drift'} in {window}\n\n" + "\n\n".join(pages),
-    )
+    worse = any(finding.performance.worse for finding in findings)
+    found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"
+    fared = _told(findings, lambda finding: finding.performance.reason)
+    create_markdown_artifact(key=slug("monitor", spec.name), markdown=f"## {found}\n\n" + "\n\n".join(pages))
     rows = [{"version": f.release.version, **row} for f in findings for row in f.drift.table()]
-    create_table_artifact(key=slug("drift", spec.name), table=rows, description=f"## Drift in {window}")
+    create_table_artifact(key=slug("drift", spec.name), table=rows, description=f"## {found}\n\n{fared}")
+    if worse:
+        logger().warning("Worse than promised in %s. %s", window, fared)
     return {
         "window": str(window),
         "drifted": drifted,
         "cause": cause,
         "reason": _told(findings, lambda finding: finding.drift.reason),
-        "performance": _told(findings, lambda finding: finding.performance.reason),
+        "worse": worse,
+        "performance": fared,
         "champion": findings[0].release.version,
         "report": findings[0].drift.report,
         **measured[0],
@@ -111,6 +114,7 @@ def _measured(finding: Finding) -> dict[str, float]:
     measured: dict[str, float | None] = {
         "drift_share": finding.drift.share,
         "skill": fared.skill,
+        "skill_promised": fared.expected_skill,
         "champion_version": finding.release.version,
     }
     if fared.scores:
