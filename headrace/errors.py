@@ -42,6 +42,7 @@ HeadraceError
 ├── ColumnsRetyped
 ├── NotBuilt
 ├── VersionGone
+├── DamagedTable
 ├── UnknownPins
 ├── UnknownService
 ├── NotEnoughData
@@ -596,6 +597,22 @@ class VersionGone(HeadraceError):
         )
         super().__init__(
             f"Table `{table}` cannot be read at version {version}; its newest is {newest}. {why}"
+        )
+
+
+class DamagedTable(HeadraceError):
+    """A file of a table, or of its log, is gone or cannot be read."""
+
+    def __init__(self, table: str, place: str, reason: str, step: str | None = None) -> None:
+        self.table, self.place, self.reason, self.step = table, public(place), scrubbed(reason, place), step
+        again = (
+            f" Without one, move the folder away and run `{step}`: it makes again what it has the input for."
+            if step
+            else ""
+        )
+        super().__init__(
+            f"Table `{table}` is damaged: {self.reason.rstrip('.')}. Nothing was read or written. Restore "
+            f"{self.place} from a backup.{again}"
         )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-from headrace.errors import ColumnsRetyped, InvalidQuery, NotBuilt, VersionGone
+from headrace.errors import ColumnsRetyped, DamagedTable, InvalidQuery, NotBuilt, VersionGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -171,6 +171,7 @@ class Table:
         Raises:
             NotBuilt: The table does not exist.
             VersionGone: It has no such version any more, or yet.
+            DamagedTable: Its log cannot be read.
         """
         table = self._opened(version)
         if table is None:
@@ -182,13 +183,23 @@ class Table:
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            return DeltaTable(self.uri, version=version)
+            table = DeltaTable(self.uri, version=version)
         except DeltaError as error:
             if version is not None and self.exists():
                 raise VersionGone(self.name, version, self.open().version()) from error
             if isinstance(error, TableNotFoundError):  # nor while somebody is making it
                 return None
+            if str(error).startswith("Kernel error"):  # of what the log says, not of getting at it
+                raise self._damaged(f"its log: {error}") from None
             raise
+        commit = Path(self.uri, "_delta_log", f"{table.version():020}.json")
+        if commit.exists() and not commit.stat().st_size:  # as a machine leaves it that lost its power
+            raise self._damaged(f"{commit.name} of its log is empty")
+        return table
+
+    def _damaged(self, reason: str) -> DamagedTable:
+        step = MADE_BY.get(self.name.split("/")[0])
+        return DamagedTable(self.name, self.uri, reason.splitlines()[0], step)
 
     def lasting(self) -> DeltaTable:
         """Open the newest version for a write, after which every version before it stays readable.
@@ -367,6 +378,7 @@ class Table:
         Raises:
             NotBuilt: The table does not exist.
             VersionGone: It has no such version any more, or yet.
+            DamagedTable: A local file of it, or its log, is missing or cannot be read.
         """
         table = self.open(version)
         files = table.file_uris()
@@ -377,19 +389,35 @@ class Table:
         if all(Path(file).is_absolute() for file in files):
             files = [unquote(file) for file in files]
             self.refuse_lost(files, table.version())
-            return con.read_parquet(files, union_by_name=True)
+            return self.read(con, files)
         return con.from_arrow(table.to_pyarrow_dataset())
 
-    def refuse_lost(self, files: Iterable[str], version: int) -> None:
-        """Refuse an earlier ``version`` if one of its local ``files`` is gone.
+    def read(self, con: duckdb.DuckDBPyConnection, files: list[str]) -> duckdb.DuckDBPyRelation:
+        """Return the rows of some of the table's local files.
 
         Raises:
-            VersionGone: One is.
+            DamagedTable: One is not what a Parquet file begins and ends with.
         """
-        if all(Path(file).exists() for file in files):
+        import duckdb
+
+        try:
+            return con.read_parquet(files, union_by_name=True)
+        except duckdb.Error as error:
+            raise self._damaged(str(error)) from None
+
+    def refuse_lost(self, files: Iterable[str], version: int) -> None:
+        """Refuse a ``version`` if one of its local ``files`` is gone.
+
+        Raises:
+            VersionGone: One of an earlier version is.
+            DamagedTable: One of the newest is.
+        """
+        lost = next((file for file in files if not Path(file).exists()), None)
+        if not lost:
             return
         if version < (newest := self.open().version()):
             raise VersionGone(self.name, version, newest)
+        raise self._damaged(f"{Path(lost).name} is missing")
 
     def columns(self, con: duckdb.DuckDBPyConnection) -> dict[str, str]:
         """Return the columns with DuckDB's types, from the table's log alone; none if it does not exist."""

@@ -18,7 +18,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import NotBuilt, VersionGone
+from headrace.errors import DamagedTable, NotBuilt, VersionGone
 from headrace.feature_store.catalog import last_build
 from headrace.lake import Lake, Table, Window, _transactions, duckdb_connection, interruptible, windows
 from tests.conftest import utc
@@ -328,3 +328,33 @@ def test_a_time_limit_of_asyncios_own_is_not_taken_for_an_ending_from_outside() 
     """It is a ``TimeoutError`` that a cancellation caused: what a server that went away looks like."""
     with pytest.raises(TimeoutError), interruptible():
         asyncio.run(asyncio.wait_for(asyncio.sleep(60), 0.01))
+
+
+DAMAGES = {
+    "a missing file": ("*.parquet", None, r"part-\S+parquet is missing"),
+    "a cut file": ("*.parquet", lambda content: content[:50], r"part-\S+parquet"),
+    "an empty file": ("*.parquet", lambda content: b"", r"part-\S+parquet"),
+    "a cut commit": ("_delta_log/*3.json", lambda content: content[:100], "its log: .*Truncated record"),
+    "an empty commit": ("_delta_log/*3.json", lambda content: b"", r"0+3\.json of its log is empty"),
+    "a garbled commit": ("_delta_log/*0.json", lambda content: b"\0\1" + content, "its log: .*Json error"),
+    "a missing commit": ("_delta_log/*1.json", None, "its log: .*gap"),
+    "a cut checkpoint": ("_delta_log/*.parquet", lambda content: content[:200], "its log: .*Corrupt footer"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_told_by_its_name_and_file(damage: str, tmp_path: Path) -> None:
+    pattern, change, said = DAMAGES[damage]
+    table = Lake(str(tmp_path)).table("raw/things")
+    for number in range(12 if "checkpoint" in damage else 3):
+        table.append(pa.table({"a": range(number, number + 100)}), str(number))
+    file = min((tmp_path / "raw/things").glob(pattern))
+    file.write_bytes(change(file.read_bytes())) if change else file.unlink()
+
+    with pytest.raises(DamagedTable, match=rf"Table `raw/things` is damaged: .*{said}") as told:
+        table.relation(duckdb_connection()).fetchall()
+    assert f"Restore {tmp_path}/raw/things from a backup. Without one" in str(told.value)
+    assert "run `ingest`" in str(told.value)
+    if "_delta_log" in pattern:
+        with pytest.raises(DamagedTable):
+            table.append(pa.table({"a": [1]}), "more")

@@ -236,7 +236,7 @@ def _delta_rows(
     empty = con.from_arrow(pa.schema(delta.schema().to_arrow()).empty_table())
     if not files:
         return empty
-    found = con.read_parquet(files, union_by_name=True)
+    found = place.read(con, files)
     if set(found.columns) == set(empty.columns):
         return found
     # A column added since these files were written is in none of them.
