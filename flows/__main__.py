@@ -5,6 +5,7 @@ The run, its tasks and artifacts show in the Prefect UI as any other.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import logging
@@ -45,7 +46,9 @@ def run(
         return typer.Exit(code)
 
     if flow not in FLOWS:
-        raise refuse(f"No flow `{flow}`: there are {', '.join(FLOWS)}.", 2)
+        near = difflib.get_close_matches(flow, FLOWS, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        raise refuse(f"No flow `{flow}`: there are {', '.join(FLOWS)}.{hint}", 2)
     instants = {"as_of": as_of, "start": start, "end": end}
     try:
         load(pipeline)
@@ -71,8 +74,12 @@ def _call(flow: str, parameters: dict[str, Any]) -> Any:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     dag = getattr(import_module(f"flows.{flow}"), flow)
-    if unknown := set(parameters) - set(inspect.signature(dag.fn).parameters):
+    taken = inspect.signature(dag.fn).parameters
+    if unknown := set(parameters) - set(taken):
         raise typer.BadParameter(f"`{flow}` takes no {', '.join(sorted(unknown))}")
+    needed = [name for name, parameter in taken.items() if parameter.default is parameter.empty]
+    if missing := [f"--{name}" for name in needed if name not in parameters]:
+        raise typer.BadParameter(f"`{flow}` needs {' and '.join(missing)}")
     said = logging.StreamHandler(sys.stdout)
     said.addFilter(lambda record: record.pathname.startswith(str(Path(__file__).parent)))
     # Of the hundreds of steps that a lifecycle takes, none says why it was due.

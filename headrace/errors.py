@@ -2,6 +2,7 @@
 
 HeadraceError
 ├── BadSetting
+├── UnknownSetting
 ├── UnknownPipeline
 ├── BrokenDeclaration
 ├── UnknownSuite
@@ -106,6 +107,19 @@ class BadSetting(HeadraceError):
         super().__init__(
             f"`{variable}` is set to `{self.value}`: {self.reason.removeprefix('Value error, ')}. "
             "Set it to something else, or leave it out for the default."
+        )
+
+
+class UnknownSetting(HeadraceError):
+    """A variable looks like a setting, and is none."""
+
+    def __init__(self, variable: str, known: Sequence[str]) -> None:
+        self.variable, self.known = variable, tuple(known)
+        near = difflib.get_close_matches(variable, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        super().__init__(
+            f"`{variable}` is set, but there is no such setting.{hint} Correct its name, or unset it; there "
+            f"are {', '.join(known)}."
         )
 
 
@@ -636,8 +650,9 @@ class UnknownService(HeadraceError):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
         super().__init__(
-            f"No feature service `{name}` is registered, but {', '.join(known) or 'none'}.{hint} Declare it "
-            "in `features/`, or correct `feature_service` in `pipelines/`, then run `materialize`."
+            f"No feature service `{name}` is registered; there are {', '.join(known) or 'none at all yet'}."
+            f"{hint} Declare it in `features/`, or correct `feature_service` in `pipelines/`, then run "
+            "`materialize`."
         )
 
 

@@ -5,6 +5,7 @@ Read at the edge (a flow, the CLI, ``features/``) and passed on as values.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,10 +20,14 @@ from pydantic_settings import (
 )
 
 from headrace.addresses import public, revealed
-from headrace.errors import BadSetting
+from headrace.errors import BadSetting, UnknownSetting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+INTERNAL = {"HEADRACE_CHILD", "HEADRACE_FORKSERVER"}
+"""Variables that headrace's own processes leave for each other."""
 
 
 class _Api(BaseModel):
@@ -82,7 +87,12 @@ class Settings(BaseSettings):
 
         Raises:
             BadSetting: One is not what it may be.
+            UnknownSetting: A variable begins as ours do, and is none of them.
         """
+        known = {f"HEADRACE_{name.upper()}" for name in type(self).model_fields if "prefect" not in name}
+        for variable in os.environ:
+            if variable.startswith("HEADRACE_") and variable not in known | INTERNAL:
+                raise UnknownSetting(variable, sorted(known))
         try:
             super().__init__(**given)
         except ValidationError as error:

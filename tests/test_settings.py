@@ -8,7 +8,7 @@ import pytest
 
 from headrace import services
 from headrace.addresses import public, scrubbed
-from headrace.errors import BadSetting
+from headrace.errors import BadSetting, UnknownSetting
 from headrace.ledger import Ledger
 from headrace.settings import Settings
 
@@ -24,6 +24,12 @@ from headrace.settings import Settings
 def test_one_that_cannot_be_is_named(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(BadSetting, match=f"`{variable}` is set to `{value}`"):
+        Settings()
+
+
+def test_a_misspelt_one_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_HOEM", "elsewhere")
+    with pytest.raises(UnknownSetting, match=r"`HEADRACE_HOEM` is set.* Did you mean `HEADRACE_HOME`"):
         Settings()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,13 +18,22 @@ from headrace.lake import interruptible
 app = typer.Typer(
     help="ML pipelines as scheduled, retryable DAGs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _in_a_project() -> None:
+def _in_a_project(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which one this is.")
+    ] = False,
+) -> None:
     """Refuse any other folder first: what is not there would be made there, or seem to be in order."""
     if not Path("prefect.yaml").exists() and "--help" not in sys.argv:
         raise NotAProject(Path.cwd())

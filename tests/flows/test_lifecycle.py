@@ -207,6 +207,18 @@ def test_features_that_are_not_served_as_trained_on_stop_the_scoring(river: Rive
     assert not (home / "lake/predictions").exists()
 
 
+def test_a_slip_in_the_command_is_told_in_a_line(river: River) -> None:
+    for arguments, said in (
+        (("lifecycle", "flights"), "`lifecycle` needs --start and --end"),
+        (("ingest", "flights", "--cause", "x"), "`ingest` takes no cause"),
+        (("materialise", "flights"), "Did you mean `materialize`?"),
+    ):
+        done = river.run(*arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+
+
 def test_living_it_again_changes_nothing(river: River) -> None:
     lake = Lake(river.settings.lake)
     names = ("raw/flights", "features/origin_delays", "training/flights", "predictions/flights")
