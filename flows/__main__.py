@@ -22,6 +22,7 @@ from rich.console import Console
 from headrace import services
 from headrace.cli.instant import utc
 from headrace.errors import HeadraceError, disks_explained
+from headrace.legible import legible
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 
@@ -42,7 +43,8 @@ def run(
     """Run ``flow``; exit with 1 and one message when it fails in a way we know."""
 
     def refuse(message: object, code: int = 1) -> typer.Exit:
-        Console(stderr=True).print(str(message), style="red", markup=False, highlight=False, soft_wrap=True)
+        told = "\n".join(legible(line, 2_000) for line in str(message).split("\n"))
+        Console(stderr=True).print(told, style="red", markup=False, highlight=False, soft_wrap=True)
         return typer.Exit(code)
 
     if flow not in FLOWS:

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from headrace.cli.instant import utc
 from headrace.errors import NothingLanded
+from headrace.legible import legible
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def listed(
             continue
         shown += 1
         more = f"\n… and {len(entry.reasons) - 2} more" if len(entry.reasons) > 2 else ""
-        reasons = escape("\n".join(entry.reasons[:2])) + more
+        reasons = escape("\n".join(map(legible, entry.reasons[:2]))) + more
         table.add_row(
             entry.id, f"{entry.held.rows:,}", f"{entry.of:,}", f"{entry.as_of:%Y-%m-%d %H:%M}", reasons, what
         )
@@ -73,7 +74,7 @@ def show(
     console.print(f"[bold]{entry.id}[/]: {entry.held.rows:,} of {entry.of:,} rows held by `{entry.suite}`,")
     console.print(f"as of {entry.as_of:%Y-%m-%d %H:%M} UTC, because:", highlight=False)
     for reason in entry.reasons:
-        console.print(f"  - {reason}", markup=False, highlight=False)
+        console.print(f"  - {legible(reason, 1_000)}", markup=False, highlight=False)
     if (what := _decision(entry, lake, ledger)) != WAITS:
         console.print(f"It was {what}.", markup=False, highlight=False)
     if to:
@@ -90,10 +91,10 @@ def show(
     breaks = (", ".join(str(rules.index(rule) + 1) for rule in broken or []) for *_, broken in held)
     table.add_row("breaks rule", *breaks, style="red", end_section=True)
     for place, name in enumerate(names):
-        table.add_row(name, *(_cell(values[place]) for values in held))
+        table.add_row(_cell(name), *(_cell(values[place]) for values in held))
     console.print(table)
     for number, rule in enumerate(rules, 1):
-        console.print(f"  {number}: {rule}", markup=False, highlight=False)
+        console.print(f"  {number}: {legible(rule, 1_000)}", markup=False, highlight=False)
 
 
 @app.command()
@@ -205,4 +206,4 @@ def _export(lake: Lake, entry: Entry, to: Path) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
-    return "" if value is None else escape(str(value))
+    return "" if value is None else escape(legible(value))

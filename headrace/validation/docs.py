@@ -40,7 +40,7 @@ from great_expectations.render.renderer.site_index_page_renderer import SiteInde
 from great_expectations.render.view.view import DefaultJinjaIndexPageView, DefaultJinjaPageView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from headrace.validation.found import Validation
@@ -71,7 +71,7 @@ def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
             key, result = _result(name, validation)
             store.set(key, result)
             page = SiteSectionIdentifier("validations", key)
-            site.set(page, view(ValidationResultsPageRenderer().render(result)))
+            site.set(page, view(ValidationResultsPageRenderer().render(_result(name, validation, _drawn)[1])))
             *run, batch = key.to_tuple()
             for kept in (results, docs / "validations"):
                 for other in kept.joinpath(*run).parent.iterdir():
@@ -103,11 +103,32 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _drawn(value: Any) -> Any:
+    """Escape every text in ``value`` as HTML: GX puts it into its pages as it is."""
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, list | tuple):
+        return [_drawn(held) for held in value]
+    if not isinstance(value, dict):
+        return value
+    read = ("row_condition", "condition_parser")  # by GX, before it puts them there
+    drawn = {_drawn(key): held if key in read else _drawn(held) for key, held in value.items()}
+    if "unexpected_percent" not in drawn and "unexpected_count" in drawn:
+        drawn["unexpected_count"] = (
+            0  # of distinct values: GX would want to say what share of the rows they are
+        )
+    return drawn
+
+
 def _result(
-    name: str, validation: Validation
+    name: str, validation: Validation, drawn: Callable[[Any], Any] = deepcopy
 ) -> tuple[ValidationResultIdentifier, ExpectationSuiteValidationResult]:
-    """Return GX's result of the batch called ``name``, and where to keep it."""
-    result = expectationSuiteValidationResultSchema.load(deepcopy(validation.result))
+    """Return GX's result of the batch called ``name``, as it is or as ``drawn``, and where to keep it."""
+    said = deepcopy(validation.result)
+    for one in said["results"]:
+        one |= {part: drawn(one[part]) for part in ("result", "exception_info") if part in one}
+        one["expectation_config"] = drawn(one["expectation_config"])
+    result = expectationSuiteValidationResultSchema.load(said)
     run = {"run_name": name, "run_time": result.meta["validation_time"]}
     result.meta |= {
         "run_id": run,
@@ -124,7 +145,7 @@ def _result(
 
 
 def _suite(validation: Validation) -> ExpectationSuite:
-    said = [result["expectation_config"] for result in deepcopy(validation.result)["results"]]
+    said = [_drawn(result["expectation_config"]) for result in deepcopy(validation.result)["results"]]
     return ExpectationSuite(validation.suite, [ExpectationConfiguration(**config) for config in said])
 
 

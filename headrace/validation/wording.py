@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from headrace.legible import legible
 from headrace.validation.found import Outcome
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _error(info: Mapping[str, Any]) -> str:
     """Return the first line of what was raised, if anything was; GX nests it when a metric failed."""
     raised = [info] if "raised_exception" in info else list(info.values())
     messages = [str(found["exception_message"]) for found in raised if found["raised_exception"]]
-    return re.sub(r"^\(\S+\) ", "", messages[0].strip().splitlines()[0]) if messages else ""
+    return legible(re.sub(r"^\(\S+\) ", "", messages[0].strip().splitlines()[0]), 500) if messages else ""
 
 
 def _shown(value: Any, quote: str = '"') -> str:
@@ -161,9 +162,9 @@ def _shown(value: Any, quote: str = '"') -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))  # GX keeps bounds as floats
     if isinstance(value, str):
-        return f"{quote}{value}{quote}"
-    return "null" if value is None else str(value)
+        return f"{quote}{legible(value)}{quote}"
+    return "null" if value is None else legible(value)
 
 
 def _listed(names: Iterable[str], quote: str) -> str:
-    return ", ".join(f"{quote}{name}{quote}" for name in names)
+    return ", ".join(f"{quote}{legible(name)}{quote}" for name in names)

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
-import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from headrace import services
 from tests.flows.conftest import River
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-OFFLINE = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed (Debian package `chromium`)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(30_000)
-        yield page
-        browser.close()
 
 
 def test_the_deployments_and_the_drift_run_with_its_artifacts_are_there_to_see(
