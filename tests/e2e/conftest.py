@@ -45,6 +45,10 @@ class Project:
         wanted = len(self.done("judgement")) + more
         return lambda: len(self.done("judgement")) >= wanted
 
+    def at_rest(self) -> bool:
+        going = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+        return not self.prefect("flow_runs", flow_runs=going)
+
     def drifts(self) -> list[str]:
         return [entry.detail["cause"] for entry in self.done("judgement") if entry.detail["drifted"]]
 

@@ -24,6 +24,7 @@ def test_life_by_the_clock_is_exactly_once(project: Project) -> None:
         services.deploy(settings)
         with services.running([services.prefect_worker()], settings) as (worker,):
             eventually(project.judges(3), seconds=240)
+            eventually(project.at_rest)  # else what is cleared away with the worker says that it crashed
             worker.process.kill()
         time.sleep(3 * WINDOW.total_seconds())  # nobody is there
         (project.world / "late").touch()
