@@ -5,7 +5,6 @@ The run, its tasks and artifacts show in the Prefect UI as any other.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
@@ -21,8 +20,8 @@ from rich.console import Console
 
 from headrace import services
 from headrace.cli.instant import utc
-from headrace.errors import HeadraceError, disks_explained
-from headrace.legible import legible
+from headrace.errors import HeadraceError, did_you_mean, disks_explained
+from headrace.legible import legible_lines
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 
@@ -43,14 +42,13 @@ def run(
     """Run ``flow``; exit with 1 and one message when it fails in a way we know."""
 
     def refuse(message: object, code: int = 1) -> typer.Exit:
-        told = "\n".join(legible(line, 2_000) for line in str(message).split("\n"))
-        Console(stderr=True).print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            legible_lines(message), style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return typer.Exit(code)
 
     if flow not in FLOWS:
-        near = difflib.get_close_matches(flow, FLOWS, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        raise refuse(f"No flow `{flow}`: there are {', '.join(FLOWS)}.{hint}", 2)
+        raise refuse(f"No flow `{flow}`: there are {', '.join(FLOWS)}.{did_you_mean(flow, FLOWS)}", 2)
     instants = {"as_of": as_of, "start": start, "end": end}
     try:
         load(pipeline)

@@ -82,6 +82,12 @@ if TYPE_CHECKING:
     from headrace.quarantine import Entry
 
 
+def did_you_mean(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """Return a question, after a space, about the one of ``known`` that is most like ``name``; or nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
 class HeadraceError(Exception):
     """Base of all errors a user is expected to meet; the message says what to do.
 
@@ -115,8 +121,7 @@ class UnknownSetting(HeadraceError):
 
     def __init__(self, variable: str, known: Sequence[str]) -> None:
         self.variable, self.known = variable, tuple(known)
-        near = difflib.get_close_matches(variable, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(variable, known)
         super().__init__(
             f"`{variable}` is set, but there is no such setting.{hint} Correct its name, or unset it; there "
             f"are {', '.join(known)}."
@@ -128,8 +133,7 @@ class UnknownPipeline(HeadraceError):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         self.name, self.known = name, tuple(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(name, known)
         super().__init__(
             f"No pipeline `{name}`: `pipelines/` declares {', '.join(known) or 'none'}.{hint} "
             f"Declare it as `PIPELINE = Pipeline(...)` in `pipelines/{name}.py`."
@@ -154,8 +158,7 @@ class UnknownSuite(HeadraceError):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         self.name, self.known = name, tuple(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(name, known)
         super().__init__(
             f"No suite `{name}`: `validations/` has {', '.join(known) or 'none'}.{hint} A suite is named "
             "`<module>.<function>`; write the function, returning a `gx.ExpectationSuite`, or correct "
@@ -366,8 +369,7 @@ class NotInQuarantine(HeadraceError):
 
     def __init__(self, id: str, known: Sequence[str]) -> None:
         self.id, self.known = id, tuple(known)
-        near = difflib.get_close_matches(id, known, n=1, cutoff=0.4)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(id, known, cutoff=0.4)
         super().__init__(f"Nothing is in quarantine as `{id}`.{hint} `headrace quarantine list` shows all.")
 
 
@@ -647,8 +649,7 @@ class UnknownService(HeadraceError):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         self.name, self.known = name, tuple(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(name, known)
         super().__init__(
             f"No feature service `{name}` is registered; there are {', '.join(known) or 'none at all yet'}."
             f"{hint} Declare it in `features/`, or correct `feature_service` in `pipelines/`, then run "
@@ -738,8 +739,7 @@ class UnknownFeature(HeadraceError):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         self.name, self.known = name, tuple(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(name, known)
         super().__init__(
             f"No feature view or feature `{name}` is registered.{hint} `headrace features list` shows all "
             "there are; `materialize` registers what `features/` declares."

@@ -77,7 +77,10 @@ class Verdict:
 
     @classmethod
     def of(cls, detail: Mapping[str, Any]) -> Verdict:
-        """Read a verdict back from the ledger, which keeps it as JSON."""
+        """Read a verdict back from the ledger, which keeps it as JSON; older ones have no groups."""
+        if "decision" not in detail:
+            decision: Decision = "promoted" if detail["promoted"] else "rejected"
+            return cls(decision, detail["reason"], detail["challenger"], detail["champion"])
         known = {name: detail[name] for name in ("decision", "reason", "challenger", "champion")}
         return cls(**known, gain=Gain(**detail["gain"]) if detail["gain"] else None)
 

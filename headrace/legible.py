@@ -18,3 +18,8 @@ def legible(value: object, most: int = LONG) -> str:
     more = f"… ({len(said):,} characters)" if len(said) > most else ""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in said[:most])
     return "".join(shown) + more
+
+
+def legible_lines(message: object) -> str:
+    """Return a message with each of its lines made legible: they are ours, and may be longer than values."""
+    return "\n".join(legible(line, 10 * LONG) for line in str(message).split("\n"))

@@ -246,16 +246,22 @@ def load_model(uri: str) -> Model:
     """
     if "@" in uri:
         raise ValueError(f"Need the address of one fixed version, got {uri}.")
+    from mlflow import MlflowException
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
     from headrace.training.model import load
 
     # Only our own directory: asked for the whole model, MLflow writes a file into the store.
+    digest = _digest(uri)  # before the files: a version that never was is not a damaged one
     store: Any = ModelsArtifactRepository(uri)
     try:
-        return load(Path(store.download_artifacts(INSIDE)), _digest(uri))
+        return load(Path(store.download_artifacts(INSIDE)), digest)
     except DamagedModel as error:
         raise DamagedModel(error.place, error.wrong, uri) from None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise DamagedModel("its artifacts", {INSIDE: "is missing"}, uri) from None
 
 
 def _digest(uri: str) -> str:

@@ -172,3 +172,10 @@ def test_a_verdict_survives_the_ledger() -> None:
     gains = (Gain(0.02, 0.01, 500, 7, 6.0), Gain(0.02, math.inf, 500, 1, 0.0))
     for verdict in (*(judge(Gate(), "2", "1", gain) for gain in gains), judge(Gate(), "1", None, None)):
         assert Verdict.of(json.loads(json.dumps(asdict(verdict), allow_nan=False))) == verdict
+
+
+def test_a_verdict_of_before_there_were_groups_is_read() -> None:
+    old = {"promoted": True, "reason": "better", "challenger": "2", "champion": "1"}
+    old["gain"] = {"mean": 0.02, "stderr": 0.01, "rows": 500}
+    assert Verdict.of(old) == Verdict("promoted", "better", "2", "1")
+    assert Verdict.of(old | {"promoted": False}).decision == "rejected"

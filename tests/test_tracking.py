@@ -250,6 +250,11 @@ def test_a_damaged_model_is_refused_by_its_version_and_file(log):
     file.unlink()
     with pytest.raises(DamagedModel, match=r"`model\.ubj` is missing.*Restore the files from a backup"):
         tracking.load_model(uri)
+    shutil.rmtree(file.parent)
+    with pytest.raises(DamagedModel, match="`data/model` is missing, in its artifacts"):
+        tracking.load_model(uri)
+    with pytest.raises(mlflow.MlflowException, match="not found"):
+        tracking.load_model("models:/late/99")
 
 
 def test_a_model_of_before_there_were_checksums_still_loads(log, model):

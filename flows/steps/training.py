@@ -182,8 +182,9 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> boo
         if serving != str(version) and (serving != before or claim(spec, "succession", succession)):
             return False
         registry.promote(spec.name, version, verdict.reason, at)
-        finish(spec, "succession", succession, version=version)
+        # First: killed between the two, the next succession is called after this promotion.
         finish(spec, "promotion", str(version), as_of=at, reason=verdict.reason)
+        finish(spec, "succession", succession, version=version)
     page = Settings().mlflow_page
     create_markdown_artifact(
         key=slug("verdict", spec.name),

@@ -14,7 +14,7 @@ from rich.console import Console
 from headrace.cli import features, live, quarantine
 from headrace.errors import HeadraceError, NotAProject, disks_explained
 from headrace.lake import interruptible
-from headrace.legible import legible
+from headrace.legible import legible_lines
 
 app = typer.Typer(
     help="ML pipelines as scheduled, retryable DAGs.",
@@ -58,6 +58,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except HeadraceError as error:
-        told = "\n".join(legible(line, 2_000) for line in str(error).split("\n"))
-        Console(stderr=True).print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            legible_lines(error), style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1)

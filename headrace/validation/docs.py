@@ -114,9 +114,7 @@ def _drawn(value: Any) -> Any:
     read = ("row_condition", "condition_parser")  # by GX, before it puts them there
     drawn = {_drawn(key): held if key in read else _drawn(held) for key, held in value.items()}
     if "unexpected_percent" not in drawn and "unexpected_count" in drawn:
-        drawn["unexpected_count"] = (
-            0  # of distinct values: GX would want to say what share of the rows they are
-        )
+        drawn["unexpected_count"] = 0  # distinct values, which GX would want as a share of the rows
     return drawn
 
 
