@@ -52,6 +52,7 @@ HeadraceError
 ├── StaleFeatures
 ├── ParityBroken
 ├── NothingToCompare
+├── NothingPredicted
 ├── UnknownFeature
 ├── AlreadyClaimed
 ├── NotTakenUp
@@ -731,6 +732,17 @@ class NothingToCompare(HeadraceError):
         super().__init__(
             f"Pipeline `{pipeline}` has no predictions to make in {window}, so there is nothing to compare. "
             "Name an instant whose last closed window has some, with `--as-of`."
+        )
+
+
+class NothingPredicted(HeadraceError):
+    """No predictions were made in a window that is to be drawn, or none was judged yet."""
+
+    def __init__(self, pipeline: str, window: str) -> None:
+        self.pipeline, self.window = pipeline, window
+        super().__init__(
+            f"Pipeline `{pipeline}` made no predictions in {window}, so there is nothing to draw. "
+            "`score` makes them, from the first release on; name another window with `--at`."
         )
 
 

@@ -207,15 +207,41 @@ def log_candidate(
     return Logged(experiment, run_id, logged.model_id)
 
 
-def log_watch(
-    pipeline: str, name: str, metrics: Mapping[str, float], report: Path, *, home: Path, as_of: datetime
-) -> str:
-    """Write what the monitor saw in one window as an MLflow run, its report beside; once per ``name``.
+def keep(run_id: str, name: str, data: bytes) -> None:
+    """Keep a small file with a run; that it is whole and whose bytes it has is noted last."""
+    from mlflow import MlflowClient
 
+    client = MlflowClient()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, name)
+        file.write_bytes(data)
+        client.log_artifact(run_id, str(file))
+    client.set_tag(run_id, f"headrace.sha256.{name}", hashlib.sha256(data).hexdigest())
+
+
+def kept(run_id: str, name: str) -> bytes | None:
+    """Return what was kept with a run; None if nothing was, it is gone, or it is not what was written."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    noted = client.get_run(run_id).data.tags.get(f"headrace.sha256.{name}")
+    if not noted or name not in {file.path for file in client.list_artifacts(run_id)}:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(client.download_artifacts(run_id, name, scratch)).read_bytes()
+    return data if hashlib.sha256(data).hexdigest() == noted else None
+
+
+def log_watch(
+    pipeline: str, name: str, metrics: Mapping[str, float], report: str, *, home: Path, as_of: datetime
+) -> str:
+    """Write what the monitor saw in one window as an MLflow run; once per ``name``.
+
+    ``report`` is the file of Evidently's page, to be kept with it; empty if there is none.
     Metrics carry ``as_of`` (UTC) as their time, so that MLflow plots them over it.
 
     Returns:
-        Where the report is shown, below the address of the MLflow UI.
+        Where the run, or else its page, is shown below the address of the MLflow UI.
     """
     from mlflow import MlflowClient
     from mlflow.entities import Metric
@@ -229,9 +255,11 @@ def log_watch(
     client.log_batch(
         run.info.run_id, metrics=[Metric(metric, value, at, step=0) for metric, value in metrics.items()]
     )
-    client.log_artifact(run.info.run_id, str(report))
+    if report:
+        client.log_artifact(run.info.run_id, report)
     client.set_terminated(run.info.run_id, "FINISHED")
-    return f"/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/{report.name}"
+    page = f"/#/experiments/{experiment}/runs/{run.info.run_id}"
+    return f"{page}/artifacts/{Path(report).name}" if report else page
 
 
 @lru_cache(maxsize=8)

@@ -17,13 +17,15 @@ import pytest
 from headrace import registry, tracking
 from headrace.evaluation import evaluate
 from headrace.lake import Lake, Window, duckdb_connection, quoted
-from headrace.monitoring.drift import CATEGORICAL, NUMERIC, drift
+from headrace.monitoring.drift import Drift, draw, drift
 from headrace.monitoring.performance import performance, skill
+from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference
 from headrace.monitoring.rule import DriftRule
 from headrace.monitoring.sketch import sketch, sketch_windows
 from headrace.monitoring.watch import judge
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.settings import Settings
+from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
 from pipelines import _nycflights13 as nyc
@@ -56,6 +58,14 @@ def winter(weather: duckdb.DuckDBPyRelation) -> pa.Table:
 def changed(table: pa.Table, **columns: str) -> pa.Table:
     new = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
     return duckdb_connection().from_arrow(table).project(f"* REPLACE ({new})").to_arrow_table()
+
+
+def judged(
+    reference: pa.Table, current: pa.Table, columns: Columns = COLUMNS, rule: DriftRule | None = None
+) -> Drift:
+    known = Reference.of(reference, columns)
+    now = sketch(current, columns, limits=known.whole.limits)
+    return drift(known, now, columns, rule or DriftRule())
 
 
 def test_a_sketch_scores_as_all_rows_do(weather, winter):
@@ -114,25 +124,23 @@ def test_windows_share_out_the_rows_of_the_whole(winter):
     )
 
 
-def test_two_halves_of_one_shuffled_sample_do_not_drift(winter, tmp_path):
+def test_two_halves_of_one_shuffled_sample_do_not_drift(winter):
     order = np.random.default_rng(0).permutation(winter.num_rows)
     one, other = np.array_split(order, 2)
 
-    found = drift(winter.take(one), winter.take(other), COLUMNS, DriftRule(), tmp_path / "drift.html")
+    found = judged(winter.take(one), winter.take(other), COLUMNS)
 
     assert not found.drifted
     assert not any(column.drifted for column in found.columns)
 
 
-def test_weeks_of_a_winter_do_not_drift_from_it_and_a_summer_week_does(weather, winter, tmp_path):
+def test_weeks_of_a_winter_do_not_drift_from_it_and_a_summer_week_does(weather, winter):
     cold, mild, hot = (
         weather.filter(Window(at, at + WEEK).predicate("event_timestamp"))
         for at in (utc(2013, 1, 21), utc(2013, 2, 11), utc(2013, 7, 15))
     )
 
-    verdicts = [
-        drift(winter, week, COLUMNS, DriftRule(), tmp_path / "drift.html") for week in (cold, mild, hot)
-    ]
+    verdicts = [judged(winter, week, COLUMNS) for week in (cold, mild, hot)]
 
     assert [verdict.drifted for verdict in verdicts] == [False, False, True]
     # What a fixed threshold of 0.1 would have said of the coldest week of that same winter:
@@ -140,10 +148,10 @@ def test_weeks_of_a_winter_do_not_drift_from_it_and_a_summer_week_does(weather, 
     assert "temp" in verdicts[2].reason
 
 
-def test_a_shifted_column_is_found_and_named(winter, tmp_path):
+def test_a_shifted_column_is_found_and_named(winter):
     rule = DriftRule(share=1 / 11)
 
-    found = drift(winter, changed(winter, pressure="pressure + 60"), COLUMNS, rule, tmp_path / "drift.html")
+    found = judged(winter, changed(winter, pressure="pressure + 60"), COLUMNS, rule)
 
     assert found.drifted
     assert [column.column for column in found.columns if column.drifted] == ["pressure"]
@@ -151,11 +159,11 @@ def test_a_shifted_column_is_found_and_named(winter, tmp_path):
     assert "pressure" in found.reason
 
 
-def test_a_column_that_vanished_drifts_and_empty_or_constant_ones_do_not(winter, tmp_path):
+def test_a_column_that_vanished_drifts_and_empty_or_constant_ones_do_not(winter):
     known = changed(winter, wind_dir="NULL::DOUBLE", visib="10.0")
     current = changed(known, dewp="'nan'::DOUBLE")
 
-    found = drift(known, current, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    found = judged(known, current, COLUMNS)
 
     assert [(column.column, column.missing) for column in found.columns if column.drifted] == [("dewp", 1.0)]
     assert not found.drifted
@@ -171,34 +179,34 @@ MANY = {
 
 
 @pytest.mark.parametrize(("column", "sql"), MANY.values(), ids=MANY)
-def test_the_share_of_rows_without_a_value_counts_beside_the_shape(winter, tmp_path, column, sql):
+def test_the_share_of_rows_without_a_value_counts_beside_the_shape(winter, column, sql):
     spoilt = changed(winter, **{column: sql})
 
-    found = drift(winter, spoilt, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    found = judged(winter, spoilt, COLUMNS)
 
     assert [c.column for c in found.columns if c.drifted] == [column]
     assert re.search(rf"{column} .*without a value in \d\d% of rows \(0% before\)", found.reason)
     assert found.table()[0]["column"] == column
 
 
-def test_a_share_of_nulls_that_windows_of_the_reference_have_had_is_none(winter, tmp_path):
+def test_a_share_of_nulls_that_windows_of_the_reference_have_had_is_none(winter):
     some = changed(winter, temp="IF(event_timestamp::DATE BETWEEN '2013-01-14' AND '2013-01-20', NULL, temp)")
     week = changed(winter, temp="IF(hash(event_timestamp) % 10 < 8, NULL, temp)")
 
-    found = drift(some, week, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    found = judged(some, week, COLUMNS)
 
     assert not any(c.drifted for c in found.columns)
 
 
 @pytest.mark.parametrize("reading", ["1048", "'inf'", "-1e30"])
-def test_one_absurd_reading_is_told_and_decides_nothing(winter, tmp_path, reading):
+def test_one_absurd_reading_is_told_and_decides_nothing(winter, reading):
     one = f"IF(origin = 'EWR' AND event_timestamp = '2013-02-14 08:00:00Z', {reading}, wind_speed)"
     spoilt = changed(winter, wind_speed=one)
-    calm = drift(winter, winter, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    calm = judged(winter, winter, COLUMNS)
     shifted = changed(winter, wind_speed="wind_speed + 30")
 
-    in_window = drift(winter, spoilt, COLUMNS, DriftRule(), tmp_path / "drift.html")
-    in_reference = drift(spoilt, shifted, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    in_window = judged(winter, spoilt, COLUMNS)
+    in_reference = judged(spoilt, shifted, COLUMNS)
 
     named = "`wind_speed` has 1 (infinite|far from all others, such as)"
     assert "left out" not in calm.reason
@@ -210,16 +218,13 @@ def test_one_absurd_reading_is_told_and_decides_nothing(winter, tmp_path, readin
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("strange", ["'inf'::DOUBLE", "'-inf'::DOUBLE", "1e300"])
-def test_numbers_that_no_float_holds_are_as_missing_as_the_model_finds_them(winter, tmp_path, strange):
+def test_numbers_that_no_float_holds_are_as_missing_as_the_model_finds_them(winter, strange):
     current, missing = (
         changed(winter, temp=f"if(epoch(event_timestamp)::BIGINT // 3600 % 10 = 0, {value}, temp)")
         for value in (strange, "NULL")
     )
 
-    found, wanted = (
-        drift(winter, rows, COLUMNS, DriftRule(), tmp_path / "drift.html").columns
-        for rows in (current, missing)
-    )
+    found, wanted = (judged(winter, rows, COLUMNS).columns for rows in (current, missing))
 
     assert [replace(column, odd="") for column in found] == list(wanted)
 
@@ -227,40 +232,96 @@ def test_numbers_that_no_float_holds_are_as_missing_as_the_model_finds_them(wint
 @pytest.mark.parametrize(
     "kind", ["BOOLEAN", "BIGINT", "DECIMAL(38, 0)", "VARCHAR"], ids=lambda kind: kind.split("(")[0]
 )
-def test_a_column_may_be_of_any_type_that_models_take_and_of_any_name(winter, tmp_path, kind):
+def test_a_column_may_be_of_any_type_that_models_take_and_of_any_name(winter, kind):
     name = 'a "quoted" [0] < 1; b'
     value = "temp > 50" if kind == "BOOLEAN" else "(temp * 100)::BIGINT * 10000000000000"
     odd = duckdb_connection().from_arrow(winter)
     odd = odd.project(f"*, ({value})::{kind} AS {quoted(name)}").to_arrow_table()
     columns = Columns((name,), ()) if kind == "VARCHAR" else Columns((), (name,))
 
-    found = drift(odd, odd, columns, DriftRule(), tmp_path / "drift.html")
+    found = judged(odd, odd, columns)
 
     assert [(column.column, column.score) for column in found.columns] == [(name, 0), ("probability", 0)]
 
 
 @pytest.mark.parametrize("rows", [0, 199])
-def test_too_few_rows_are_not_judged(winter, tmp_path, rows):
+def test_too_few_rows_are_not_judged(winter, rows):
     shifted = changed(winter, temp="temp + 60").slice(0, rows)
 
-    found = drift(winter, shifted, COLUMNS, DriftRule(), tmp_path / "drift.html")
+    found = judged(winter, shifted, COLUMNS)
 
     assert not found.drifted
     assert "Not enough rows" in found.reason
-    assert not list(tmp_path.iterdir())
 
 
-def test_the_report_is_one_html_file_that_loads_nothing(winter, tmp_path):
+def test_a_verdict_has_the_scores_of_evidentlys_own_report(winter):
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    week = changed(winter, temp="temp + 9", origin="IF(origin = 'EWR', 'JFK', origin)")
+    found, names = judged(winter, week), (*COLUMNS.names, "probability")
+    kinds = {name: CATEGORICAL if name in COLUMNS.categorical else NUMERIC for name in names}
+    definition = DataDefinition(
+        categorical_columns=list(COLUMNS.categorical), numerical_columns=[*COLUMNS.numeric, "probability"]
+    )
+    metrics = [ValueDrift(column=name, method=kind, threshold=0.1) for name, kind in kinds.items()]
+    before = sketch(winter, COLUMNS)
+    frames = sketch(week, COLUMNS, limits=before.limits).frame, before.frame
+    now, then = (Dataset.from_pandas(frame[list(names)], definition) for frame in frames)
+    scores = {m["config"]["column"]: m["value"] for m in Report(metrics).run(now, then).dict()["metrics"]}
+
+    assert {column.column: column.score for column in found.columns} == pytest.approx(scores)
+    assert scores["origin"] > 0.1
+
+
+def test_a_reference_comes_back_as_it_was_kept(winter):
+    odd = changed(winter, wind_dir="NULL", origin="NULL", temp="IF(temp > 60, 'inf', temp)")
+    for rows in (winter, odd):
+        made = Reference.of(rows, COLUMNS)
+
+        again = Reference.load(made.dump())
+
+        assert again.whole.frame.equals(made.whole.frame)
+        assert replace(again, whole=made.whole) == made
+        assert replace(again.whole, frame=made.whole.frame) == made.whole
+        assert again.fits(COLUMNS, WEEK)
+        assert not again.fits(COLUMNS, WEEK / 7)
+        assert not again.fits(replace(COLUMNS, numeric=(*COLUMNS.numeric, "snow")), WEEK)
+
+
+def drawn_page(reference: pa.Table, current: pa.Table, columns: Columns, report: Path) -> str:
+    known = Reference.of(reference, columns)
+    now = sketch(current, columns, limits=known.whole.limits)
+    assert draw(known, now, drift(known, now, columns, DriftRule()), columns, DriftRule(), report)
+    return report.read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_html_file_that_loads_nothing(winter, tmp_path):
     report = tmp_path / "reports" / "2013-03.html"
 
-    found = drift(winter, winter, COLUMNS, DriftRule(), report)
+    drawn = drawn_page(winter, changed(winter, wind_dir="NULL"), COLUMNS, report)
 
-    page = report.read_text(encoding="utf-8")
-    assert found.report == str(report)
     assert list(report.parent.iterdir()) == [report]
-    assert all(name in page for name in (*COLUMNS.names, "probability"))
+    assert all(name in drawn for name in (*COLUMNS.names, "probability") if name != "wind_dir")
     loads = r"<(?:script|img|iframe|link)[^>]*\s(?:src|href)=|@import\s+url|url\(.?https?:"
-    assert not re.findall(loads, page)
+    assert not re.findall(loads, drawn)
+
+
+def test_nothing_that_comes_from_data_runs_in_the_page(winter, tmp_path, page):
+    hostile = "</script><script>document.title = 'ran'</script><img src=x onerror=\"document.title='ran'\">"
+    spoilt = duckdb_connection().from_arrow(changed(winter, origin=f"$${hostile}$$ || origin"))
+    spoilt = spoilt.project(f"*, wind_speed AS {quoted(hostile)}").to_arrow_table()
+    columns = Columns(("origin",), ("temp", hostile))
+    report = tmp_path / "page.html"
+
+    drawn_page(spoilt, spoilt, columns, report)
+
+    page.goto(report.as_uri())
+    page.get_by_text("Dataset Drift").first.wait_for()
+    for row in page.locator("tbody tr button").all():
+        row.click()
+    page.wait_for_timeout(1000)
+    assert page.title() != "ran"
 
 
 def test_performance_is_judged_by_skill_not_by_how_hard_the_week_was():
@@ -362,8 +423,41 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     assert not first.drift.drifted
     assert [f.performance.scores.rows for f in (late, first)] == [500, 300]
     assert not (late.performance.worse or first.performance.worse)
-    assert len({f.drift.report for f in (late, first)}) == 2
+    assert [f.name for f in (late, first)] == ["toy-2013-04-08T000000Z", f"toy-2013-04-08T000000Z-v{old}"]
+    assert [f.report for f in (late, first)] == ["", ""]
     assert judge(TOY, lake, Window(week.end, week.end + WEEK), utc(2013, 4, 15), tmp_path / "reports") == []
+
+    drawn = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports", draw=True)
+    assert [Path(f.report).name for f in drawn] == [f"{f.name}.html" for f in (late, first)]
+    assert [f.drift for f in drawn] == [late.drift, first.drift]
+
+
+def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_damaged(tmp_path, monkeypatch):
+    tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
+    lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    version = toy_release(lake, tmp_path, 0.0)
+    rows = toy_rows(week, 1000, 300, 0.0)
+    made = {"probability": np.linspace(0.1, 0.9, 300), "model_version": np.full(300, version)}
+    made = pa.table({**{name: rows[name] for name in rows.column_names}, **made})
+    lake.table("predictions/toy").overwrite(made, week, "event_timestamp")
+    reads = []
+    read = dataset.read
+    monkeypatch.setattr(dataset, "read", lambda *args: reads.append(args) or read(*args))
+
+    def look() -> Drift:
+        (found,) = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports")
+        return found.drift
+
+    first = look()
+    assert look() == first
+    assert len(reads) == 1
+    (kept,) = tmp_path.rglob("reference.parquet")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert look() == first
+    assert len(reads) == 2
+    kept.unlink()
+    assert look() == first
+    assert len(reads) == 3
 
 
 def test_a_model_that_fails_is_said_to_fail_wherever_it_is_told(tmp_path, monkeypatch):

@@ -787,7 +787,7 @@ def test_a_version_that_cannot_be_read_is_named(pinned):
     with pytest.raises(NotBuilt):
         features.historical(open_store(Path(lake.root) / "no", store_objects(store)), "both", asked)
     Path(lake.table("features/s").open().file_uris()[0]).unlink()
-    with pytest.raises(DamagedTable, match="`features/s` is damaged: .* is missing"):
+    with pytest.raises(DamagedTable, match=r"`features/s` is damaged: .* is missing"):
         features.historical(store, "both", asked)
 
 

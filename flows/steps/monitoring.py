@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from math import isnan, nan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -69,7 +68,7 @@ def unanswered_drift(spec: Pipeline) -> dict[str, Any] | None:
 
 @step("judge {window}")
 def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
-    """Measure drift and performance of a window; keep the report in MLflow."""
+    """Measure drift and performance of a window; note them, and Evidently's page of a drift, in MLflow."""
     from headrace.monitoring.watch import judge
 
     prepare_mlflow()
@@ -103,7 +102,7 @@ def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
         "worse": worse,
         "performance": fared,
         "champion": findings[0].release.version,
-        "report": findings[0].drift.report,
+        "report": findings[0].report,
         **measured[0],
     }
 
@@ -123,21 +122,25 @@ def _measured(finding: Finding) -> dict[str, float]:
 
 
 def _page(spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str, float]) -> str:
-    """Keep a finding's report in MLflow; return what the artifact says of it."""
+    """Note a finding in MLflow; return what the artifact says of it."""
     settings, serving, fared = Settings(), finding.release, finding.performance
-    page, scored = settings.mlflow_page, ""
-    if finding.drift.report:
-        report = Path(finding.drift.report)
-        page += tracking.log_watch(
-            spec.name, report.stem, metrics, report, home=settings.home, as_of=window.end
+    scored = (
+        f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}." if fared.scores else ""
+    )
+    noted = settings.mlflow_page + tracking.log_watch(
+        spec.name, finding.name, metrics, finding.report, home=settings.home, as_of=window.end
+    )
+    if finding.report:
+        drawn = f"[Evidently report]({noted}) (served by `make up`)."
+    else:
+        drawn = (
+            f"[Its run in MLflow]({noted}); `headrace report {spec.name} --at {window.label}` draws a page."
         )
-    if fared.scores:
-        scored = f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}."
     return (
         f"{finding.drift.reason}\n\n{fared.reason} {scored}\n\n"
         f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
         f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}, "
-        f"with {finding.rows:,} predictions. [Evidently report]({page}) (served by `make up`)."
+        f"with {finding.rows:,} predictions. {drawn}"
     )
 
 

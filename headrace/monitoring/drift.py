@@ -1,7 +1,7 @@
 """Drift: has the world that the champion learnt from gone?
 
-reference ─▶ sketch, and one per window ─▶ how far its own windows stray
-current   ─▶ sketch ─▶ Evidently: how far is this one? ─▶ drifted columns ─▶ drifted or not
+reference, current ─▶ how far is each column? ─▶ farther than the reference's own windows? ─▶ drifted or not
+                                                                                           └▶ Evidently's page
 """
 
 from __future__ import annotations
@@ -9,25 +9,21 @@ from __future__ import annotations
 import tempfile
 import warnings
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
+from html import escape
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
-from headrace.monitoring.sketch import PREDICTION, Sketch, sketch, sketch_windows
+from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference, distance
+from headrace.monitoring.sketch import PREDICTION, Sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    import duckdb
-    import pyarrow as pa
+    import pandas as pd
 
     from headrace.monitoring.rule import DriftRule
     from headrace.pipeline import Columns
-
-# One method per kind of column, whatever the number of rows: Evidently's own
-# choice changes with it, and then scores of two windows cannot be compared.
-NUMERIC, CATEGORICAL = "wasserstein", "jensenshannon"
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,12 @@ class ColumnDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """Whether a window has drifted, and why; ``report`` is the HTML file, empty if there is none."""
+    """Whether a window has drifted, and why."""
 
     drifted: bool
     share: float
     columns: tuple[ColumnDrift, ...]
     reason: str
-    report: str
 
     def table(self) -> list[dict[str, str | float]]:
         """Return one row per column, the one farthest beyond its threshold first."""
@@ -99,138 +94,96 @@ class Drift:
         ]
 
 
-def drift(
-    reference: duckdb.DuckDBPyRelation | pa.Table,
-    current: duckdb.DuckDBPyRelation | pa.Table,
-    columns: Columns,
-    rule: DriftRule,
-    report: Path,
-    *,
-    every: timedelta = timedelta(weeks=1),
-) -> Drift:
+def drift(reference: Reference, current: Sketch, columns: Columns, rule: DriftRule) -> Drift:
     """Compare one window with the rows its champion was trained and proven on.
 
     Args:
-        reference: The champion's training and held-out rows: inputs, its
-            ``probability`` for each, and ``event_timestamp`` (UTC).
-        current: Inputs and ``probability`` of one window.
+        reference: A summary of those rows.
+        current: A sketch of the window's inputs and ``probability``, within the reference's limits.
         columns: The inputs.
         rule: When a column, and when the window, counts as drifted.
-        report: Where to write Evidently's report: about 5 MB of HTML that
-            needs no network; the file appears whole or not at all.
-        every: The length of a window, by which the reference is cut too.
 
     Returns:
-        The verdict. With too few rows on either side nothing has drifted and
-        no report is written.
+        The verdict. With too few rows on either side nothing has drifted, and it has no columns.
     """
-    whole, windows = sketch_windows(reference, columns, every)
-    now = sketch(current, columns, limits=whole.limits)
-    if min(whole.rows, now.rows) < rule.min_rows:
+    whole = reference.whole
+    if min(whole.rows, current.rows) < rule.min_rows:
         reason = (
-            f"Not enough rows to judge: {now.rows:,} against {whole.rows:,} of the reference; "
+            f"Not enough rows to judge: {current.rows:,} against {whole.rows:,} of the reference; "
             f"both must be {rule.min_rows:,} or more."
         )
-        return Drift(False, 0.0, (), reason, "")
-
-    names = (*columns.names, PREDICTION)
-    missing, missing_now = whole.frame.isna().mean(), now.frame.isna().mean()
-    filled = [name for name in names if max(missing[name], missing_now[name]) < 1]
-    kinds = {name: CATEGORICAL if name in columns.categorical else NUMERIC for name in filled}
-    # A window of its grid that the reference holds only partly strays for that reason alone.
-    full = [part for part in windows if part.rows * 2 >= median(w.rows for w in windows)]
-    thresholds = _thresholds(whole, full, kinds, rule)
-    scores = _evidently(whole, now, kinds, thresholds, share=rule.share, report=report) if filled else {}
-    missing_thresholds = _missing_thresholds(whole, full, rule)
+        return Drift(False, 0.0, (), reason)
     compared = tuple(
-        ColumnDrift(
-            name,
-            scores.get(name, 0.0),
-            thresholds.get(name, rule.least_score),
-            float(missing_now[name]),
-            float(missing[name]),
-            missing_thresholds[name],
-            str(now.odd.get(name, "")),
-        )
-        for name in names
+        _column(reference, current, name, columns, rule) for name in (*columns.names, PREDICTION)
     )
     share = sum(column.drifted for column in compared) / len(compared)
     drifted = share >= rule.share
-    odd = _left_out(now, "the window") + _left_out(whole, "the reference")
-    reason = _reason(compared, drifted, rule) + odd
-    return Drift(drifted, share, compared, reason, str(report) if filled else "")
+    odd = _left_out(current, "the window") + _left_out(whole, "the reference")
+    return Drift(drifted, share, compared, _reason(compared, drifted, rule) + odd)
 
 
-def _thresholds(
-    whole: Sketch, windows: Sequence[Sketch], kinds: Mapping[str, str], rule: DriftRule
-) -> dict[str, float]:
-    """Return the farthest that any of the reference's own windows strays from the others, per column."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what its own dependencies deprecate
-        from evidently.legacy.calculations.stattests import get_stattest
-        from evidently.legacy.core import ColumnType
-
-    found = dict.fromkeys(kinds, rule.least_score)
-    for name, method in kinds.items():
-        kind = ColumnType.Numerical if method == NUMERIC else ColumnType.Categorical
-        all_rows = whole.frame[name].dropna()
-        for window in windows if len(windows) > 1 else ():
-            rows = window.frame[name].dropna()
-            if rows.empty:
-                continue
-            score = get_stattest(all_rows, rows, kind, method)(all_rows, rows, kind, 0.0).drift_score
-            # The window is part of the whole, which pulls the whole towards it by its share.
-            found[name] = max(found[name], float(score) / (1 - window.rows / whole.rows))
-    return found
+def _column(
+    reference: Reference, current: Sketch, name: str, columns: Columns, rule: DriftRule
+) -> ColumnDrift:
+    before, now = reference.whole.frame[name], current.frame[name]
+    return ColumnDrift(
+        name,
+        distance(before, now, categorical=name in columns.categorical),
+        max(rule.least_score, reference.strays[name]),
+        float(now.isna().mean()),
+        float(before.isna().mean()),
+        max(rule.least_score, reference.missing_strays[name]),
+        str(current.odd.get(name, "")),
+    )
 
 
-def _missing_thresholds(whole: Sketch, windows: Sequence[Sketch], rule: DriftRule) -> dict[str, float]:
-    """Return the farthest that the share of rows without a value strays in any window, per column."""
-    missing = whole.frame.isna().mean()
-    found = dict.fromkeys(map(str, missing.index), rule.least_score)
-    for window in windows if len(windows) > 1 else ():
-        strays = (window.frame.isna().mean() - missing).abs() / (1 - window.rows / whole.rows)
-        found = {name: max(least, float(strays[name])) for name, least in found.items()}
-    return found
+def draw(
+    reference: Reference, current: Sketch, found: Drift, columns: Columns, rule: DriftRule, report: Path
+) -> bool:
+    """Write Evidently's page of what ``drift`` found to ``report``, unless no column can be compared.
 
-
-def _evidently(
-    whole: Sketch,
-    now: Sketch,
-    kinds: Mapping[str, str],
-    thresholds: Mapping[str, float],
-    *,
-    share: float,
-    report: Path,
-) -> dict[str, float]:
-    """Return the drift score of each column, and write the report."""
+    It is some 5 MB of HTML that need no network, and appears whole or not at all.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what its own dependencies deprecate
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
 
+    frames = reference.whole.frame, current.frame
+    compared = [c for c in found.columns if not any(frame[c.column].isna().all() for frame in frames)]
+    if not compared:
+        return False
+    names = [column.column for column in compared]
+    # Evidently puts names and categories into its pages as they are.
+    shown = {name: escape(name, quote=False) for name in names}
+    before, now = (_escaped(frame[names], columns).rename(columns=shown) for frame in frames)
     definition = DataDefinition(
-        numerical_columns=[name for name, method in kinds.items() if method == NUMERIC],
-        categorical_columns=[name for name, method in kinds.items() if method == CATEGORICAL],
+        numerical_columns=[shown[name] for name in names if name not in columns.categorical],
+        categorical_columns=[shown[name] for name in names if name in columns.categorical],
     )
     preset = DataDriftPreset(
-        columns=list(kinds),
-        drift_share=share,
+        columns=list(shown.values()),
+        drift_share=rule.share,
         num_method=NUMERIC,
         cat_method=CATEGORICAL,
-        per_column_threshold=dict(thresholds),
+        per_column_threshold={shown[column.column]: column.threshold for column in compared},
     )
     result = Report([preset], include_tests=False).run(
-        Dataset.from_pandas(now.frame[list(kinds)], definition),
-        Dataset.from_pandas(whole.frame[list(kinds)], definition),
+        Dataset.from_pandas(now, definition), Dataset.from_pandas(before, definition)
     )
     report.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=report.parent) as folder:
         page = Path(folder, report.name)
         page.write_text(result.get_html_str(as_iframe=False), encoding="utf-8")
         page.replace(report)
-    metrics = result.dict()["metrics"]
-    return {m["config"]["column"]: float(m["value"]) for m in metrics if "column" in m["config"]}
+    return True
+
+
+def _escaped(frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    texts = [name for name in frame.columns if name in columns.categorical]
+    return frame.assign(
+        **{name: frame[name].map(partial(escape, quote=False), na_action="ignore") for name in texts}
+    )
 
 
 def _reason(columns: Sequence[ColumnDrift], drifted: bool, rule: DriftRule) -> str:

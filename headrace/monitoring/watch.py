@@ -11,33 +11,47 @@ from typing import TYPE_CHECKING
 
 from headrace import registry, tracking
 from headrace.evaluation import Scores
-from headrace.monitoring.drift import Drift, drift
+from headrace.monitoring import drift as drifts
 from headrace.monitoring.performance import Performance, performance
+from headrace.monitoring.reference import Reference
+from headrace.monitoring.sketch import sketch
 from headrace.serving import log
 from headrace.training import dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
 
     from headrace.lake import Lake, Window
+    from headrace.monitoring.drift import Drift
     from headrace.pipeline import Pipeline
     from headrace.registry import Release
+
+REFERENCE = "reference.parquet"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the ``rows`` that one version predicted in a window show."""
+    """What the ``rows`` that one version predicted in a window show.
 
+    ``name`` is that of the finding, by pipeline, window and version; ``report`` the file of
+    Evidently's page, empty if there is none.
+    """
+
+    name: str
     release: Release
     rows: int
     drift: Drift
     performance: Performance
+    report: str
 
 
-def judge(spec: Pipeline, lake: Lake, window: Window, as_of: datetime, reports: Path) -> list[Finding]:
+def judge(
+    spec: Pipeline, lake: Lake, window: Window, as_of: datetime, reports: Path, *, draw: bool = False
+) -> list[Finding]:
     """Judge a window, each version on the rows that it predicted; the one with the most comes first.
 
     There may be two: rows that came late are predicted by whoever serves by then. By now another
@@ -48,32 +62,54 @@ def judge(spec: Pipeline, lake: Lake, window: Window, as_of: datetime, reports: 
         lake: Where its predictions, and what its versions learnt from, are.
         window: What to judge.
         as_of: The instant (UTC) up to which a truth counts.
-        reports: A folder for Evidently's reports, one per version.
+        reports: A folder for Evidently's pages, one per version.
+        draw: Whether to draw a page in any case, and not only of drift.
 
     Returns:
         A finding per version; none if nothing was predicted.
 
     Raises:
-        VersionGone: What a version learnt from can no longer be read.
+        VersionGone: What a version learnt from has no summary, and can no longer be read.
     """
-    import pyarrow.compute as pc
-
-    predictions, known = log.read(spec, lake, window), log.outcomes(spec, lake, window, as_of)
-    counts = Counter(predictions["model_version"].to_pylist())
+    known = log.outcomes(spec, lake, window, as_of)
     findings: list[Finding] = []
-    for version, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    for version, made in _by_version(log.read(spec, lake, window)):
         name = f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}" + (f"-v{version}" if findings else "")
         release = registry.version(spec.name, version)
-        made, came = (rows.filter(pc.equal(rows["model_version"], version)) for rows in (predictions, known))
-        report = reports / f"{name}.html"
-        found = drift(_learnt(spec, lake, release), made, spec.columns, spec.drift, report, every=spec.window)
+        reference = _reference(spec, lake, release)
+        current = sketch(made, spec.columns, limits=reference.whole.limits)
+        found = drifts.drift(reference, current, spec.columns, spec.drift)
+        page = reports / f"{name}.html"
+        drawn = (draw or found.drifted) and drifts.draw(
+            reference, current, found, spec.columns, spec.drift, page
+        )
+        came = _of(known, version)
         labels, probabilities = (came[column].to_numpy() for column in ("label", "probability"))
         fared = performance(labels, probabilities, Scores.of(release.metrics), spec.drift)
-        findings.append(Finding(release, count, found, fared))
+        findings.append(Finding(name, release, made.num_rows, found, fared, str(page) if drawn else ""))
     return findings
 
 
-def _learnt(spec: Pipeline, lake: Lake, release: Release) -> pa.Table:
-    """Return what a version was trained and proven on, with its own ``probability`` of each row."""
+def _by_version(predictions: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    counts = Counter(predictions["model_version"].to_pylist())
+    for version, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        yield version, _of(predictions, version)
+
+
+def _of(rows: pa.Table, version: int) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.equal(rows["model_version"], version))
+
+
+def _reference(spec: Pipeline, lake: Lake, release: Release) -> Reference:
+    """Return the summary of what a version was trained and proven on; made once, and kept with it."""
+    if data := tracking.kept(release.run_id, REFERENCE):
+        reference = Reference.load(data)
+        if reference.fits(spec.columns, spec.window):
+            return reference
     seen = dataset.read(spec, release.training, lake)
-    return seen.append_column("probability", [tracking.load_model(release.model_uri).predict(seen)])
+    scored = seen.append_column("probability", [tracking.load_model(release.model_uri).predict(seen)])
+    reference = Reference.of(scored, spec.columns, spec.window)
+    tracking.keep(release.run_id, REFERENCE, reference.dump())
+    return reference

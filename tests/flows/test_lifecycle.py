@@ -86,16 +86,39 @@ def test_an_event_that_arrives_again_trains_nothing(river: River) -> None:
 
 
 def test_every_kind_of_run_leaves_artifacts_that_link_onwards(river: River) -> None:
-    artifacts = {artifact["key"]: artifact for artifact in river.prefect("artifacts", sort="UPDATED_DESC")}
+    made = river.prefect("artifacts", sort="UPDATED_DESC")
+    artifacts = {artifact["key"]: artifact for artifact in made}
     assert {
         *("landed-flights", "features-flights", "candidates-flights", "verdict-flights", "scored-flights"),
         *("monitor-flights", "drift-flights", "lifecycle-flights", "freshness-flights"),
     } <= set(artifacts)
     assert f"{river.settings.mlflow_page}/#/models/flights/versions/" in artifacts["verdict-flights"]["data"]
-    assert "Evidently report](http" in artifacts["monitor-flights"]["data"]
+    drift, *quiet = (artifact["data"] for artifact in made if artifact["key"] == "monitor-flights")
+    assert "[Evidently report](http" in drift
+    assert all("[Its run in MLflow](http" in page for page in quiet)
     assert river.summary["weeks"][0]["feature_age_h.origin_delays"] == 1.0  # hourly, and logged as a metric
     candidates = json.loads(artifacts["candidates-flights"]["data"])
     assert {row["candidate"] for row in candidates} == {"xgboost", "torch", "baseline"}
+
+
+def test_a_page_is_drawn_of_drift_and_of_a_quiet_week_when_somebody_asks(river: River) -> None:
+    reports = river.settings.home / "reports"
+
+    def asked(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "headrace.cli", "report", "flights", *arguments]
+        env = services.environment(river.settings)
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    drawn = {
+        week["as_of"][:10]: Path(week["report"]).name for week in river.summary["weeks"] if week["report"]
+    }
+    assert drawn == {"2013-04-29": "flights-2013-04-29T000000Z.html"}
+    last, quiet, none = asked(), asked("--at", "2013-04-10"), asked("--at", "2013-01-02")
+    assert f"Written to {reports / drawn['2013-04-29']}" in last.stdout
+    assert "2013-04-08T00:00Z/2013-04-15T00:00Z, version 1, 6,614 predictions." in quiet.stdout
+    assert "Dataset Drift" in (reports / "flights-2013-04-15T000000Z.html").read_text(encoding="utf-8")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "made no predictions in 2012-12-31T00:00Z/2013-01-07T00:00Z" in none.stderr
 
 
 def test_the_registered_model_says_which_rows_made_it(river: River) -> None:

@@ -1,0 +1,56 @@
+"""``headrace report``: Evidently's page of any window that was predicted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from headrace.cli.instant import utc
+from headrace.errors import NothingPredicted
+from headrace.legible import legible
+from headrace.settings import Settings
+
+console = Console()
+
+
+def report(
+    pipeline: Annotated[str, typer.Argument(help="Such as flights.")],
+    at: Annotated[
+        str, typer.Option(help="An instant in the window, UTC; the last window judged if left out.")
+    ] = "",
+) -> None:
+    """Draw Evidently's page of a window: how its rows lie beside those that its model learnt from."""
+    from headrace import tracking
+    from headrace.instants import read
+    from headrace.lake import Lake, Window, edge
+    from headrace.ledger import Ledger
+    from headrace.monitoring.watch import judge
+    from headrace.pipeline import load
+    from headrace.serving.log import table_of
+
+    settings, spec = Settings(), load(pipeline)
+    last = Ledger(settings.ledger).last(spec.name, "judgement")
+    if at:
+        start = edge(utc(at), spec.window)
+    elif last:
+        start = read(last.detail["end"]) - spec.window
+    else:
+        raise NothingPredicted(spec.name, "any window that `monitor` has judged")
+    window = Window(start, start + spec.window)
+    lake = Lake(settings.lake)
+    tracking.prepare(settings.mlflow, settings.home)
+    made = lake.table(table_of(spec)).exists()
+    reports = settings.home / "reports"
+    findings = judge(spec, lake, window, datetime.now(UTC), reports, draw=True) if made else []
+    if not findings:
+        raise NothingPredicted(spec.name, str(window))
+    for found in findings:
+        console.print(
+            f"{window}, version {found.release.version}, {found.rows:,} predictions.", highlight=False
+        )
+        console.print(legible(found.drift.reason), highlight=False, markup=False)
+        if found.report:
+            console.print(f"Written to {found.report}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,124 @@
+"""What a window is compared with: a summary of the rows that a version learnt from, kept with the version.
+
+rows ─▶ sketch, and one per window ─▶ how far its own windows stray ─▶ one small file
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from statistics import median
+from typing import TYPE_CHECKING
+
+from headrace.monitoring.sketch import Odd, Sketch, sketch_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import duckdb
+    import pandas as pd
+    import pyarrow as pa
+
+    from headrace.pipeline import Columns
+
+# One method per kind of column, whatever the number of rows: Evidently's own
+# choice changes with it, and then scores of two windows cannot be compared.
+NUMERIC, CATEGORICAL = "wasserstein", "jensenshannon"
+ABOUT = b"headrace.reference"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The sketch of all rows, and the farthest that any of its windows, ``every`` long, lies from it.
+
+    ``strays`` is told by column in drift scores, ``missing_strays`` in shares of rows without a value.
+    """
+
+    whole: Sketch
+    every: timedelta
+    strays: Mapping[str, float]
+    missing_strays: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        rows: duckdb.DuckDBPyRelation | pa.Table,
+        columns: Columns,
+        every: timedelta = timedelta(weeks=1),
+    ) -> Reference:
+        """Summarise ``rows``: the inputs, the ``probability`` and ``event_timestamp`` (UTC) of each."""
+        whole, windows = sketch_windows(rows, columns, every)
+        names = list(whole.frame.columns)
+        missing = whole.frame.isna().mean()
+        strays, missing_strays = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+        # A window of its grid that the rows hold only partly strays for that reason alone.
+        full = [part for part in windows if part.rows * 2 >= median(w.rows for w in windows)]
+        for part in full if len(full) > 1 else ():
+            # It is part of the whole, which pulls the whole towards it by its share.
+            pull = 1 - part.rows / whole.rows
+            for name in names:
+                far = distance(whole.frame[name], part.frame[name], categorical=name in columns.categorical)
+                strays[name] = max(strays[name], far / pull)
+                gone = abs(float(part.frame[name].isna().mean() - missing[name]))
+                missing_strays[name] = max(missing_strays[name], gone / pull)
+        return cls(whole, every, strays, missing_strays)
+
+    def fits(self, columns: Columns, every: timedelta) -> bool:
+        """Say whether it is a summary of those inputs, in windows of that length."""
+        return {*columns.names} < {*self.whole.frame.columns} and self.every == every
+
+    def dump(self) -> bytes:
+        """Return the summary as a Parquet file: the sketch's columns; the rest in its metadata."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        about = {
+            "rows": self.whole.rows,
+            "limits": {name: list(ends) for name, ends in self.whole.limits.items()},
+            "odd": {name: asdict(odd) for name, odd in self.whole.odd.items()},
+            "every": self.every.total_seconds(),
+            "strays": dict(self.strays),
+            "missing_strays": dict(self.missing_strays),
+        }
+        table = pa.Table.from_pandas(self.whole.frame, preserve_index=False)
+        file = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({ABOUT: json.dumps(about)}), file, compression="zstd")
+        return file.getvalue()
+
+    @classmethod
+    def load(cls, data: bytes) -> Reference:
+        """Return what ``dump`` wrote."""
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(io.BytesIO(data))
+        about = json.loads(table.schema.metadata[ABOUT])
+        frame = table.replace_schema_metadata(None).to_pandas()
+        # An all-null column of categories comes back as one of numbers, and the other way round.
+        for name in frame.columns:
+            frame[name] = frame[name].astype(np.float64 if name in about["limits"] else object)
+        whole = Sketch(
+            about["rows"],
+            frame,
+            {name: (low, high) for name, (low, high) in about["limits"].items()},
+            {name: Odd(**odd) for name, odd in about["odd"].items()},
+        )
+        every = timedelta(seconds=about["every"])
+        return cls(whole, every, about["strays"], about["missing_strays"])
+
+
+def distance(reference: pd.Series, current: pd.Series, *, categorical: bool) -> float:
+    """Return Evidently's drift score of one column of a sketch; 0 where either has no value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what its own dependencies deprecate
+        from evidently.legacy.calculations.stattests import get_stattest
+        from evidently.legacy.core import ColumnType
+
+    before, now = reference.dropna(), current.dropna()
+    if before.empty or now.empty:
+        return 0.0
+    kind, method = (ColumnType.Categorical, CATEGORICAL) if categorical else (ColumnType.Numerical, NUMERIC)
+    return float(get_stattest(before, now, kind, method)(before, now, kind, 0.0).drift_score)
