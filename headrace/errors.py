@@ -51,6 +51,7 @@ HeadraceError
 ├── DamagedModel
 ├── StaleFeatures
 ├── ParityBroken
+├── ChangesWithinWindow
 ├── NothingToCompare
 ├── NothingPredicted
 ├── UnknownFeature
@@ -721,6 +722,21 @@ class ParityBroken(HeadraceError):
             "in place of what is there. The store keeps each key's newest row. If it has gone on past that "
             "instant, name a later one to both; windows before it can be scored if the views have the "
             "instant in their keys, as `known_hour` in `features/flights.py`."
+        )
+
+
+class ChangesWithinWindow(HeadraceError):
+    """A view has, in the window of a prediction, a row of its keys that became known only later."""
+
+    def __init__(self, pipeline: str, view: str, window: str, rows: int, of: int, example: str) -> None:
+        self.pipeline, self.view, self.window, self.rows = pipeline, view, window, rows
+        super().__init__(
+            f"View `{view}` of `{pipeline}` changes while a window is open, so it cannot be served as it is "
+            f"trained on: of {of:,} predictions in {window}, {rows:,} are made before a row of the same keys "
+            f"became known in it ({example}). Predictions are made when a window has closed, and the online store "
+            "keeps each key's newest row only. Either let its SQL give each key one row, as of the window's "
+            "start; or put the instant into its keys, as `known_hour` in `features/flights.py`; or make the "
+            "windows so short that a change may wait for the next. Nothing was brought online."
         )
 
 

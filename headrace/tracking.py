@@ -183,10 +183,8 @@ def log_candidate(
         experiment, name, source_run_id=run_id, tags=tags, params=params, model_type=model.framework
     )
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    client.log_inputs(
-        run_id,
-        [_input(training, lake, "training"), *(_input(source, lake, "source") for source in sources)],
-    )
+    inputs = [_input(training, lake, "training"), *(_input(source, lake, "source") for source in sources)]
+    _note_inputs(client, run_id, inputs)
     now = time.time_ns() // 1_000_000
     client.log_batch(
         run_id,
@@ -344,6 +342,20 @@ def _commit() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"mlflow.source.git.commit": done.stdout.strip()}
+
+
+def _note_inputs(client: MlflowClient, run_id: str, inputs: Sequence[DatasetInput]) -> None:
+    """Note them: of candidates that note new data sets at once MLflow lets one, and fails the others."""
+    from mlflow import MlflowException
+
+    for left in (2, 1, 0):
+        try:
+            client.log_inputs(run_id, inputs)
+        except MlflowException as error:
+            if not left or "unique constraint" not in str(error).lower():
+                raise
+        else:
+            return
 
 
 def _input(ref: DatasetRef, lake: Lake, context: str) -> DatasetInput:

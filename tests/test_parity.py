@@ -16,10 +16,10 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from headrace.errors import MissingKeys, NothingToCompare, ParityBroken, UnknownService
+from headrace.errors import ChangesWithinWindow, MissingKeys, NothingToCompare, ParityBroken, UnknownService
 from headrace.feature_store import freshness
 from headrace.feature_store import store as features
-from headrace.feature_store.parity import Cause, compare
+from headrace.feature_store.parity import Cause, compare, refuse_changing
 from headrace.lake import Lake, Window
 from headrace.pipeline import load
 from headrace.settings import Settings
@@ -361,3 +361,15 @@ def test_what_holds_for_ever_is_never_overdue(toy: Toy) -> None:
     for_ever = freshness.Freshness("toy", timedelta(0), None, None, utc(2013))
     assert not for_ever.overdue
     assert for_ever.line()["ttl"] == "for ever"
+
+
+def test_a_view_that_changes_while_a_window_is_open_is_refused_before_it_is_brought_online(toy: Toy) -> None:
+    window, three = Window(FIRST, SIX), utc(2013, 1, 1, 3)
+    refuse_changing(toy.feast, "toys", lambda: toy.asked(FIVE), window)  # both of its rows were known by then
+    refuse_changing(toy.feast, "toys", lambda: toy.asked(three), Window(FIRST, THEN))
+    told = (
+        r"`toy` .*changes while a window is open.*of 5 predictions in 2013-01-01T00:00Z/2013-01-01T06:00Z, 3 "
+        r"are made before.*\(k a is predicted at 2013-01-01T03:00:00Z, and has another row at 2013-01-01T04:"
+    )
+    with pytest.raises(ChangesWithinWindow, match=told):
+        refuse_changing(toy.feast, "toys", lambda: toy.asked(three), window)

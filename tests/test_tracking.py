@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -37,6 +39,7 @@ SMALL = Candidate("small", "xgboost", {"max_depth": 2, "rounds": 3})
 COLUMNS = Columns(categorical=("carrier",), numeric=("hour", "distance"))
 SPEC = Pipeline("late", "", "", AS_OF, (), (), "", (), "", "", COLUMNS, (SMALL,))
 NOON = datetime(2013, 6, 3, 12, tzinfo=UTC)
+AT_ONCE = 8
 
 
 def rows(n=300):
@@ -104,6 +107,29 @@ def client():
 def runs():
     experiment = client().get_experiment_by_name("late").experiment_id
     return client().search_runs([experiment])
+
+
+def test_candidates_that_are_logged_at_once_share_their_data_sets(home, log, monkeypatch):
+    from mlflow import MlflowClient
+
+    note, all_there = MlflowClient.log_inputs, threading.Barrier(AT_ONCE)
+
+    def together(*args):
+        with contextlib.suppress(threading.BrokenBarrierError):  # second tries are not waited for
+            all_there.wait(2)
+        return note(*args)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", together)
+    candidates = [dataclasses.replace(SMALL, name=f"small{number}") for number in range(AT_ONCE)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        logged = [done.result() for done in [pool.submit(log, candidate=c) for c in candidates]]
+
+    client = MlflowClient()
+    runs = [client.get_run(each.run_id) for each in logged]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(client.search_runs([logged[0].experiment])) == AT_ONCE
+    names = {f"{ref.table}@v{ref.version}" for ref in (TRAINING, RAW)}
+    assert all({given.dataset.name for given in run.inputs.dataset_inputs} == names for run in runs)
 
 
 def test_processes_that_start_at_once_in_an_empty_home_all_find_one_sound_database(tmp_path):

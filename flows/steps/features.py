@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import partial
 
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
@@ -80,11 +81,17 @@ def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) ->
     lie inside the next window, and with it all of the view would have to go online again.
     And no further than can be predicted: the store keeps each key's newest row only, and
     a window that still waits for another table must find this one as it was.
+
+    Raises:
+        ChangesWithinWindow: For predictions of the last such window it would serve what came later.
     """
-    complete = progress(spec, at)
+    store, complete = open_store(), progress(spec, at)
     until = log.predictable(spec, complete)
+    if closed := windows(spec.start, until, spec.window):
+        asked = partial(parity.spine, spec, Lake(Settings().lake), closed[-1])
+        parity.refuse_changing(store, spec.feature_service, asked, closed[-1])
     reached = tables.edges(spec.feature_tables, complete, until)
-    feature_store.materialize(open_store(), spec.feature_service, until, since, reached)
+    feature_store.materialize(store, spec.feature_service, until, since, reached)
 
 
 @step("show what was built")

@@ -22,6 +22,7 @@ from headrace.ingest import Settled, Staged
 from headrace.instants import shown
 from headrace.lake import Lake, Window, edge, windows
 from headrace.ledger import Ledger
+from headrace.legible import markdown
 from headrace.pipeline import Pipeline, Source
 from headrace.settings import Settings
 from headrace.validation import publish
@@ -186,7 +187,7 @@ def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
                 "rows": f"{s.batch.lot.rows:,}",
                 "landed": f"{s.landed:,}",
                 "in quarantine": f"{s.entry.held.rows:,}" if s.entry else "",
-                "kept aside": ", ".join(s.aside),
+                "kept aside": markdown(", ".join(s.aside)),
                 "expectations failed": len(s.validation.failures),
                 "expectations": len(s.validation.outcomes),
                 "seconds to validate": f"{s.validation.seconds:.2f}",
@@ -213,11 +214,12 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
         key=slug("checked", s.batch.lot.table),
         # What failed comes first, and what was observed must not be pushed out of sight.
         table=[
-            row | {"rule": shorten(row["rule"], 70, placeholder="…")}
+            {name: markdown(value) for name, value in row.items()}
+            | {"rule": markdown(shorten(row["rule"], 70, placeholder="…"))}
             for row in sorted(s.validation.table(), key=lambda row: row["result"] == "passed")
         ],
         description=f"## {s.batch}: {held}\n\n"
-        + "\n".join(f"- {reason}" for reason in reasons)
+        + "\n".join(f"- {markdown(reason)}" for reason in reasons)
         + f"\n\n[Data Docs]({link})"
         + (f" · `headrace quarantine show {entry.id}`" if entry else ""),
     )

@@ -20,6 +20,7 @@ from headrace.feature_store import freshness
 from headrace.instants import read, shown, stamp
 from headrace.lake import Lake, Window, windows
 from headrace.ledger import CLAIMED, DONE, Ledger
+from headrace.legible import markdown
 from headrace.pipeline import Pipeline
 from headrace.serving import log
 from headrace.settings import Settings
@@ -90,7 +91,12 @@ def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
     found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"
     fared = _told(findings, lambda finding: finding.performance.reason)
     create_markdown_artifact(key=slug("monitor", spec.name), markdown=f"## {found}\n\n" + "\n\n".join(pages))
-    rows = [{"version": f.release.version, **row} for f in findings for row in f.drift.table()]
+    texts = ("column", "odd readings")
+    rows = [
+        {"version": f.release.version, **row, **{name: markdown(row[name]) for name in texts}}
+        for f in findings
+        for row in f.drift.table()
+    ]
     create_table_artifact(key=slug("drift", spec.name), table=rows, description=f"## {found}\n\n{fared}")
     if worse:
         logger().warning("Worse than promised in %s. %s", window, fared)
@@ -137,7 +143,7 @@ def _page(spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str
             f"[Its run in MLflow]({noted}); `headrace report {spec.name} --at {window.label}` draws a page."
         )
     return (
-        f"{finding.drift.reason}\n\n{fared.reason} {scored}\n\n"
+        f"{markdown(finding.drift.reason)}\n\n{fared.reason} {scored}\n\n"
         f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
         f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}, "
         f"with {finding.rows:,} predictions. {drawn}"

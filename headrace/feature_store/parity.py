@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import NothingToCompare, ParityBroken
+from headrace.errors import ChangesWithinWindow, NothingToCompare, ParityBroken
 from headrace.feature_store.store import (
     BATCH,
     NOBODY,
@@ -28,7 +28,7 @@ from headrace.feature_store.store import (
 from headrace.lake import duckdb_connection, quoted, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pyarrow as pa
     from feast import FeatureStore
@@ -109,6 +109,48 @@ def check(
     if found.mismatches:
         raise ParityBroken(spec, window, found)
     return found
+
+
+def refuse_changing(store: FeatureStore, service: str, spine: Callable[[], pa.Table], window: Window) -> None:
+    """Refuse a view that, for a prediction of ``spine``, has a row that became known later in ``window``.
+
+    The online store would serve that row, for it keeps each key's newest one. Views with an
+    instant among their keys have a key for each: if there are no others, ``spine`` is not asked for.
+
+    Raises:
+        ChangesWithinWindow: There is such a view.
+    """
+    from feast.types import UnixTimestamp
+
+    from headrace.feature_store import sources
+
+    asked = None
+    for projection in store.get_feature_service(service).feature_view_projections:
+        view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+        source = getattr(view, "batch_source", None)
+        if source is None or any(column.dtype == UnixTimestamp for column in view.entity_columns):
+            continue
+        asked, con, keys = asked or spine(), duckdb_connection(), given_by(store, projection)
+        con.from_arrow(asked).create_view("asked")
+        equal = [f"asked.{quoted(column)} = rows.{quoted(key)}" for key, column in keys.items()]
+        time = f"rows.{quoted(source.timestamp_field)}"
+        known = f"greatest({time}, rows.{quoted(source.created_timestamp_column or source.timestamp_field)})"
+        sources.view_rows(con, store.config, source, window.start).create_view("rows")
+        within = [f"{known} > asked.event_timestamp", f"{known} < '{window.end.isoformat()}'"]
+        columns = dict.fromkeys([*keys.values(), "event_timestamp"])
+        shown = ", ".join(f"asked.{quoted(column)}" for column in columns)
+        found = con.sql(f"""
+            SELECT {shown}, min({known}) AS later FROM asked JOIN rows ON {" AND ".join([*equal, *within])}
+            GROUP BY ALL ORDER BY ALL
+        """).to_arrow_table()
+        if found.num_rows:
+            first = found.slice(0, 1).to_pylist()[0]
+            at, later = (f"{first.pop(name):%Y-%m-%dT%H:%M:%SZ}" for name in ("event_timestamp", "later"))
+            example = ", ".join(f"{key} {value}" for key, value in first.items())
+            example = f"{example} is predicted at {at}, and has another row at {later}"
+            raise ChangesWithinWindow(
+                service, stored_as(projection), str(window), found.num_rows, asked.num_rows, example
+            )
 
 
 def compare(store: FeatureStore, service: str, spine: pa.Table) -> Parity:

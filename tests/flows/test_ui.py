@@ -5,6 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import Page, expect
 
 from headrace import services
+from headrace.legible import markdown
 from tests.flows.conftest import River
 
 
@@ -43,3 +44,19 @@ def test_the_catalog_shows_where_features_come_from_and_what_uses_them(river: Ri
         expect(page.get_by_text("registered model", exact=True)).to_be_visible()
         expect(page.get_by_role("link", name="wind_gust", exact=True)).to_be_visible()
     assert not [url for url in asked if not url.startswith((server.page, "data:", "blob:"))]
+
+
+def test_what_comes_from_data_is_text_in_an_artifact(in_river: River, page: Page) -> None:
+    from prefect.artifacts import create_table_artifact
+
+    hostile = '`a_b` <img src=x onerror="document.title=1"> ![x](http://127.0.0.1/x.png) *b* ``<b>`` c|d'
+    told = {"key": "hostile", "table": [{"rule": markdown(hostile)}], "description": markdown(hostile)}
+    made = create_table_artifact(**told)
+
+    page.goto(f"{in_river.settings.prefect_page}/artifacts/artifact/{made}")
+
+    shown = page.get_by_text(hostile.replace("`a_b` ", "").strip())
+    expect(shown.first).to_be_visible(timeout=30_000)
+    expect(shown).to_have_count(2)
+    expect(page.get_by_text("a_b", exact=True)).to_have_count(2)
+    expect(page.locator("main img")).to_have_count(0)
