@@ -594,8 +594,8 @@ class NotBuilt(HeadraceError):
         super().__init__(
             f"Table `{table}` does not exist yet. "
             + (
-                f"Run the `{step}` flow for this pipeline first. If it has run, no declaration in "
-                "`pipelines/` makes a table of this name."
+                f"Run the `{step}` flow for this pipeline first. If it has run, nothing that belongs in it "
+                "became known since the pipeline's `start`, or no declaration in `pipelines/` makes it."
                 if step
                 else "No flow makes it: write it first, or correct the path of the source that names it."
             )
@@ -733,10 +733,10 @@ class ChangesWithinWindow(HeadraceError):
         super().__init__(
             f"View `{view}` of `{pipeline}` changes while a window is open, so it cannot be served as it is "
             f"trained on: of {of:,} predictions in {window}, {rows:,} are made before a row of the same keys "
-            f"became known in it ({example}). Predictions are made when a window has closed, and the online store "
-            "keeps each key's newest row only. Either let its SQL give each key one row, as of the window's "
-            "start; or put the instant into its keys, as `known_hour` in `features/flights.py`; or make the "
-            "windows so short that a change may wait for the next. Nothing was brought online."
+            f"became known in it ({example}). Predictions are made when a window has closed, and of each key "
+            "the online store keeps the newest row only. Either let the view's SQL give each key one row, as "
+            "of the window's start; or put the instant into its keys, as `known_hour` in "
+            "`features/flights.py`; or make windows shorter. Nothing was brought online."
         )
 
 

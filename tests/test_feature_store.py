@@ -35,7 +35,7 @@ from headrace.errors import (
 from headrace.feature_store import brought
 from headrace.feature_store import store as features
 from headrace.feature_store.query import reads
-from headrace.feature_store.tables import Cause, build, stale
+from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
 from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, Columns, load
@@ -374,6 +374,16 @@ def test_a_truth_that_is_neither_0_nor_1_stops_the_training_set(lake, label, fir
     assert 0 < refused.value.bad <= refused.value.rows
 
 
+def test_what_is_null_in_a_training_set_is_counted(lake):
+    value = "CASE WHEN flight % 4 > 0 THEN distance END"
+    spine = f"SELECT *, {value} AS gone, NULL::DOUBLE AS never FROM ({FLIGHTS.spine})"
+    spec = replace(FLIGHTS, spine=spine, columns=Columns((), ("hour", "gone", "never")))
+    data = dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
+    share = dataset.read(spec, data, lake)["gone"].null_count / data.rows
+    assert list(dataset.nulls(spec, data, lake).items()) == [("never", 1), ("gone", pytest.approx(share))]
+    assert 0 < share < 1
+
+
 def test_the_column_that_the_gate_groups_by_is_kept_or_missed_by_name(lake):
     spec = replace(FLIGHTS, columns=Columns((), ("hour",)), gate=Gate(group="tailnum"))
     data = dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
@@ -506,6 +516,19 @@ def test_a_window_is_stale_until_it_is_built_from_all_raw_rows(lake):
     assert stale(table, raw, [FIRST, SECOND], lake)[SECOND] == Cause.RAW
     build(table, raw, SECOND, lake)
     assert stale(table, raw, [SECOND], lake) == {}
+
+
+def test_windows_that_a_lookup_is_too_old_for_are_named(lake, tmp_path):
+    """The aircraft are known from the start: a query that looks back a week loses them in the third."""
+    table = replace(FLIGHTS.feature_tables[1], name="sizes", sql=tmp_path / "sizes.sql", suite="")
+    table.sql.write_text(
+        "SELECT landed_at AS event_timestamp, available_at, seats "
+        "FROM flights LEFT JOIN planes USING (tailnum)"
+    )
+    due = [FIRST, SECOND, THIRD]
+    far, near = (replace(table, lookback=timedelta(weeks=weeks)) for weeks in (4, 1))
+    assert look(far, FLIGHTS.raw, due, lake).unseen == {"flights": [], "planes": []}
+    assert look(near, FLIGHTS.raw, due, lake).unseen == {"flights": [], "planes": [THIRD]}
 
 
 def test_a_window_is_stale_when_its_tables_definition_has_changed_in_more_than_looks(lake, tmp_path):

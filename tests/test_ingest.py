@@ -99,6 +99,24 @@ def landed(lake: Lake, columns: str = "meter, value") -> list[tuple]:
     return lake.connect({"t": "raw/meter"}).sql(f"SELECT {columns} FROM t ORDER BY ALL").fetchall()
 
 
+# ── what is left out ───────────────────────────────────────────────────────────
+
+
+def test_rows_from_before_the_start_are_counted_as_long_as_nothing_has_landed(
+    lake: Lake, meter: Meter
+) -> None:
+    old = Window(FIRST.start - timedelta(weeks=52), FIRST.start)
+    source = meter([*readings(old, 5), *readings(FIRST, 3), ("m9", None, 50.5)])
+
+    def earlier(source: Source, as_of: datetime) -> int:
+        with ingest.workspace(Path(lake.root).parent) as folder:
+            return ingest.stage(METER, source, as_of, lake, ledger(lake), folder).earlier
+
+    assert earlier(source, FIRST.end) == 5
+    run(source, FIRST.end, lake, METER)
+    assert earlier(source, SECOND.end) == 0
+
+
 # ── what lands ─────────────────────────────────────────────────────────────────
 
 

@@ -596,6 +596,15 @@ def test_a_query_brings_the_span_and_what_has_no_time_in_the_databases_types(
     assert part.found[:2] == ("id", "big")
 
 
+def test_what_is_older_than_a_span_is_counted_by_the_database(database: str) -> None:
+    query, second = Query(database, "SELECT at FROM typed -- all;"), timedelta(seconds=1)
+    early = JANUARY.start - second
+    for before, older in ((early, 0), (JANUARY.start, 1), (JANUARY.start + second, 2), (utc(2100), 25_004)):
+        assert query.earlier("typed", "at", before) == older
+    with pytest.raises(SourceUnreadable, match="gusts"):
+        Query(database, "SELECT gusts FROM typed").earlier("typed", "at", early)
+
+
 def test_a_query_without_rows_gives_a_part_with_the_databases_types(
     database: str, con: duckdb.DuckDBPyConnection
 ) -> None:

@@ -36,7 +36,12 @@ def stale(spec: Pipeline, at: datetime) -> Due:
             logger().warning("%s is complete to %s UTC only; what reads it waits", source.name, came)
     for table in spec.feature_tables:
         closed = windows(spec.start, tables.complete(table, complete), table.window)
-        due[table] = tables.stale(table, spec.raw, closed, lake)
+        seen = tables.look(table, spec.raw, closed, lake)
+        due[table] = seen.causes
+        for view, blind in seen.unseen.items():
+            if late := [window for window in blind if window in seen.causes]:
+                told = "%s: %d windows, from %s, see no row of %s, for all are older than its `lookback`, %s"
+                logger().warning(told, table.name, len(late), late[0].label, view, table.lookback)
         for cause in Cause:
             if found := [window for window, why in due[table].items() if why == cause]:
                 span = " to ".join(dict.fromkeys([min(found).label, max(found).label]))

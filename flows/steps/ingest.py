@@ -43,7 +43,13 @@ def staging() -> Iterator[Path]:
 def read(spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
     """Stage what the source's windows bring."""
     settings = Settings()
-    return ingest.stage(spec, source, at, Lake(settings.lake), Ledger(settings.ledger), folder)
+    staged = ingest.stage(spec, source, at, Lake(settings.lake), Ledger(settings.ledger), folder)
+    if staged.earlier:
+        told = (
+            "%s: %s rows became known before `start`, %s UTC, and are left out; set it earlier to have them"
+        )
+        logger().warning(told, source.name, f"{staged.earlier:,}", shown(spec.start))
+    return staged
 
 
 @dataclass

@@ -23,6 +23,9 @@ from headrace.settings import Settings
 from headrace.tracking import Logged
 from headrace.training import dataset
 
+MUCH = 0.5
+"""The share of nulls in a column from which a person is warned."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -50,15 +53,20 @@ def known_to(spec: Pipeline, at: datetime) -> datetime:
 @step("build the training set")
 def training_set(spec: Pipeline, at: datetime) -> DatasetRef:
     """Join features to labelled predictions, point in time, and pin the result."""
-    store = open_store()
+    store, lake = open_store(), Lake(Settings().lake)
     pins = feature_store.pins(store, spec.feature_service)
-    return dataset.build(
+    data = dataset.build(
         spec,
-        Lake(Settings().lake),
+        lake,
         at,
         lambda spine: feature_store.historical(store, spec.feature_service, spine, pins),
         pins,
     )
+    if missing := dataset.nulls(spec, data, lake):
+        told = ", ".join(f"{name} {share:.1%}" for name, share in missing.items())
+        say = logger().warning if max(missing.values()) >= MUCH else logger().info
+        say("Null in the %s rows of the training set: %s", f"{data.rows:,}", told)
+    return data
 
 
 @step("fit {candidate.name}", minutes=60)

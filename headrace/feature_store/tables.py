@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -102,7 +103,29 @@ def stale(
     due: Sequence[Window],
     lake: Lake,
 ) -> dict[Window, Cause]:
-    """Return why those windows of ``due`` are stale that are: never built, or not as they would be today.
+    """Return why those windows of ``due`` are stale that are: see :func:`look`."""
+    return look(table, raw, due, lake).causes
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the windows of a table are like: why those are stale that are, and what some do not see.
+
+    ``unseen`` has, by view, the windows whose query sees no row of it though there are some from before:
+    all of them became known earlier than ``lookback`` reaches, and what is joined from them is null.
+    """
+
+    causes: dict[Window, Cause]
+    unseen: dict[str, list[Window]]
+
+
+def look(
+    table: FeatureTable,
+    raw: Mapping[str, str | DatasetRef],
+    due: Sequence[Window],
+    lake: Lake,
+) -> Look:
+    """Look at the windows of ``due``: are they built, and as they would be today?
 
     Raw tables only grow, so the number of rows a window's query can see, which
     ``build`` notes beside the window, says whether it would see others today.
@@ -112,10 +135,12 @@ def stale(
     sql = table.sql.read_text()
     read = among(sql, raw)
     con = lake.connect(read)
-    seen = [0] * len(due)
+    seen, unseen = [0] * len(due), {}
     for view in read:
-        more = _counts(con, view, [_visible(table, window) for window in due])
+        more, earlier = _counts(con, view, [_visible(table, window) for window in due])
         seen = [total + rows for total, rows in zip(seen, more, strict=True)]
+        counts = zip(due, more, earlier, strict=True)
+        unseen[view] = [window for window, rows, older in counts if older and not rows]
     held = lake.table(table.table).held([key for w in due for key in (str(w), _definition_of(w))])
     today = _digest(table, sql)
     causes: dict[Window, Cause] = {}
@@ -127,7 +152,7 @@ def stale(
             causes[window] = Cause.DEFINITION
         elif held[str(window)] != rows:
             causes[window] = Cause.RAW
-    return causes
+    return Look(causes, unseen)
 
 
 def _definition_of(window: Window) -> str:
@@ -141,11 +166,13 @@ def _digest(table: FeatureTable, sql: str) -> int:
     return int.from_bytes(hashlib.sha256(parts.encode()).digest()[:8]) >> 1
 
 
-def _counts(con: duckdb.DuckDBPyConnection, view: str, spans: Sequence[Window]) -> list[int]:
-    """Count the rows of ``view`` that became known in each of ``spans``, in one pass over them."""
+def _counts(
+    con: duckdb.DuckDBPyConnection, view: str, spans: Sequence[Window]
+) -> tuple[list[int], list[int]]:
+    """Count the rows of ``view`` that became known in each of ``spans``, and before each, in one pass."""
     cuts = sorted({instant for span in spans for instant in (span.start, span.end)})
     if not cuts:
-        return []
+        return [], []
     found = con.execute(
         # a bin ends with the last microsecond before the cut
         f"SELECT histogram(epoch_us({AVAILABLE}), list_transform(?::TIMESTAMPTZ[], cut -> epoch_us(cut) - 1))"
@@ -154,7 +181,7 @@ def _counts(con: duckdb.DuckDBPyConnection, view: str, spans: Sequence[Window]) 
     )
     ((bins,),) = found.fetchall()  # and one for what comes after the last; None if there are no rows
     before = dict(zip(cuts, accumulate((bins or dict.fromkeys(cuts, 0)).values()), strict=False))
-    return [before[span.end] - before[span.start] for span in spans]
+    return [before[span.end] - before[span.start] for span in spans], [before[span.start] for span in spans]
 
 
 def _visible(table: FeatureTable, window: Window) -> Window:

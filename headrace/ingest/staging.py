@@ -15,6 +15,7 @@ from headrace.ingest.batch import ASIDE, UNDATED, Batch
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, quoted, windows
 from headrace.ledger import EVERY
 from headrace.quarantine import Lot
+from headrace.sources import Files, Query
 from headrace.sources.rows import INSTANT, carried, described, explained, family, text, widest
 from headrace.validation import load_suite
 
@@ -34,6 +35,7 @@ NTH = "headrace_nth"
 """Which of equal rows one is."""
 OURS = {AVAILABLE, ASIDE, NTH, "broken_rules", "file_row_number", "headrace_row"}
 """Columns that no source may have."""
+EVER = datetime(1, 1, 1, tzinfo=UTC)
 MEMORY = "1GB"
 """What DuckDB may take while it cuts a source into windows; beyond it, it spills to disk."""
 
@@ -63,10 +65,15 @@ def workspace(home: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Staged:
-    """What a source brought: batches to settle, and the windows that were ``empty`` and not closed yet."""
+    """What a source brought: batches to settle, and the windows that were ``empty`` and not closed yet.
+
+    ``earlier`` is how many rows became known before the pipeline's start, and are left out; it is
+    counted as long as nothing has landed, where the source is files or a database.
+    """
 
     batches: tuple[Batch, ...] = ()
     empty: tuple[Window, ...] = ()
+    earlier: int = 0
 
 
 def stage(
@@ -98,11 +105,13 @@ def stage(
     con = duckdb_connection(scratch, MEMORY)
     con.execute("PRAGMA disable_checkpoint_on_shutdown")  # it is thrown away
     try:
-        parts = source.origin.read(con, source.name, source.time, Window(look[0].start, look[-1].end))
+        new, files = not raw.exists(), isinstance(source.origin, Files)
+        since = EVER if new and files else look[0].start  # of files, all rows are read in any case
+        parts = source.origin.read(con, source.name, source.time, Window(since, look[-1].end))
         parts = [_carried(con, source, part) for part in parts]
         landed: dict[str, str] = {}
         done = [window for window in look if past[window].landed]
-        if raw.exists():
+        if not new:
             landed, version = raw.columns(con), raw.open().version()
             span = Window(done[0].start, done[-1].end).predicate(quoted(source.time)) if done else "false"
             raw.relation(con, version).filter(span).create(LANDED)
@@ -128,13 +137,22 @@ def stage(
             id, late = f"{source.name}/{label}/{seen.number}", seen.landed or window == UNDATED
             lot = Lot(id, spec.name, source.table, window, file, count, late, lacking)
             batches.append(Batch(lot, _key(window, seen.lots), version if landed else None))
+        earlier = _earlier(con, source, parts, due[0].start) if new else 0
     finally:
         con.close()
         scratch.unlink()
         scratch.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     brought = {batch.lot.window for batch in batches}
     empty = tuple(window for window in look if window not in brought and past[window].empty)
-    return Staged(tuple(batches), empty)
+    return Staged(tuple(batches), empty, earlier)
+
+
+def _earlier(con: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[Part], start: datetime) -> int:
+    """Count the rows from before ``start``; a function is not asked for them."""
+    if isinstance(source.origin, Query):
+        return source.origin.earlier(source.name, source.time, start)
+    before = Window(EVER, start)
+    return sum(len(con.table(p.relation).filter(_when(con, source, before, p))) for p in parts)
 
 
 def _same_windows(spec: Pipeline, source: Source, ledger: Ledger) -> None:

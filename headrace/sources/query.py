@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
@@ -16,6 +17,7 @@ from headrace.sources.rows import INSTANT, Part, explained, must_be_instant, pou
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     import duckdb
     import pyarrow as pa
@@ -50,6 +52,31 @@ class Query:
             SourceUnreadable: The database refuses the query, or ``time`` holds no instants.
             MissingColumns: The query returns no column ``time``.
         """
+        with self._connected(name) as (db, shown), explained(name, [shown]):
+            types = _types(db, self.sql)
+            if time not in types:
+                raise MissingColumns(name, [time], list(types))
+            must_be_instant(name, time, types[time])
+            pour(con, name, _rows(db, name, self.sql, types, time, span), types, time, span)
+        return [Part("part0", (), tuple(types))]
+
+    def earlier(self, name: str, time: str, before: datetime) -> int:
+        """Count the rows whose ``time`` is earlier than ``before`` (UTC), as the database counts.
+
+        Raises:
+            ServerUnreachable, SourceUnreadable: As ``read`` does.
+        """
+        with self._connected(name) as (db, _):
+            column = db.dialect.identifier_preparer.quote(time)
+            condition, bound = f"{column} < :before", {"before": _bound(db, before)}
+            if db.dialect.name == "sqlite":
+                condition = f"julianday({column}) < julianday(:before)"
+            counted = _wrapped(self.sql, condition, "count(*)")
+            return int(db.execute(counted, bound).scalar_one())
+
+    @contextmanager
+    def _connected(self, name: str) -> Iterator[tuple[sa.Connection, str]]:
+        """Open the database, for the source ``name``; its address comes along, as it may be shown."""
         import sqlalchemy as sa
 
         if unset := [v for v in re.findall(r"\$\{?(\w+)", self.url) if v not in os.environ]:
@@ -67,17 +94,14 @@ class Query:
         except sa.exc.DBAPIError as error:
             raise ServerUnreachable(f"The database of `{name}`", shown, _first_line(error)) from None
         try:
-            with db, explained(name, [shown]):
-                types = _types(db, self.sql)
-                if time not in types:
-                    raise MissingColumns(name, [time], list(types))
-                must_be_instant(name, time, types[time])
-                pour(con, name, _rows(db, name, self.sql, types, time, span), types, time, span)
+            with db:
+                if db.dialect.name == "postgresql":
+                    db.exec_driver_sql("SET TIME ZONE 'UTC'")
+                yield db, shown
         except sa.exc.DBAPIError as error:
             if error.connection_invalidated:
                 raise ServerUnreachable(f"The database of `{name}`", shown, _first_line(error)) from None
             raise SourceUnreadable(name, [shown], _first_line(error)) from None
-        return [Part("part0", (), tuple(types))]
 
 
 POSTGRES = {  # https://www.postgresql.org/docs/current/catalog-pg-type.html
@@ -115,7 +139,6 @@ def _types(db: sa.Connection, sql: str) -> dict[str, str]:
     described = db.execute(_wrapped(sql, "1 = 0")).cursor.description
     if db.dialect.name != "postgresql":
         return {column[0]: "" for column in described}
-    db.exec_driver_sql("SET TIME ZONE 'UTC'")
     return {name: _of_postgres(oid, *scaled) for name, oid, _, _, *scaled, _ in described}
 
 
@@ -132,12 +155,12 @@ def _of_sqlite(declared: str) -> str:
     return next((kind for words, kind in SQLITE.items() if re.search(words, declared)), "")
 
 
-def _wrapped(sql: str, condition: str) -> sa.TextClause:
-    """Return the rows of a query, taken word for word, that meet the condition."""
+def _wrapped(sql: str, condition: str, what: str = "*") -> sa.TextClause:
+    """Return ``what`` of the rows of a query, taken word for word, that meet the condition."""
     import sqlalchemy as sa
 
     verbatim = sql.strip().rstrip(";").replace(":", r"\:")
-    return sa.text(f"SELECT * FROM ({verbatim}\n) q WHERE {condition}")
+    return sa.text(f"SELECT {what} FROM ({verbatim}\n) q WHERE {condition}")
 
 
 def _rows(
@@ -147,23 +170,22 @@ def _rows(
     import pyarrow as pa
 
     column = db.dialect.identifier_preparer.quote(time)
-    start, end = span.start, span.end
     condition = f"({column} >= :start AND {column} < :end) OR {column} IS NULL"
     if db.dialect.name == "sqlite":  # has no times: only its own functions see that two texts mean one
         condition = f"date({column}) BETWEEN date(:start) AND date(:end) OR date({column}) IS NULL"
-        bound: dict[str, Any] = {"start": start.isoformat(), "end": end.isoformat()}
-    elif db.dialect.name == "postgresql":
-        bound = {"start": start, "end": end}
-    else:
-        bound = {
-            "start": start.astimezone(UTC).replace(tzinfo=None),
-            "end": end.astimezone(UTC).replace(tzinfo=None),
-        }
+    bound = {"start": _bound(db, span.start), "end": _bound(db, span.end)}
     yield pa.table({name: pa.nulls(0) for name in types})
     streamed = db.execution_options(stream_results=True, yield_per=CHUNK)
     for rows in streamed.execute(_wrapped(sql, condition), bound).partitions(CHUNK):
         columns = zip(types.items(), zip(*rows, strict=True), strict=True)
         yield pa.table({name: _array(source, name, kind, values) for (name, kind), values in columns})
+
+
+def _bound(db: sa.Connection, at: datetime) -> Any:
+    """Return an instant as the database compares its times with it."""
+    if db.dialect.name == "sqlite":
+        return at.isoformat()
+    return at if db.dialect.name == "postgresql" else at.astimezone(UTC).replace(tzinfo=None)
 
 
 def _array(source: str, column: str, kind: str, values: Sequence[Any]) -> pa.Array:

@@ -127,6 +127,17 @@ def build(
     return replace(table.snapshot(version), pins=tuple(sorted(pins.items())))
 
 
+def nulls(spec: Pipeline, ref: DatasetRef, lake: Lake) -> dict[str, float]:
+    """Return the share of rows in which an input is null, of the inputs that ever are; most first."""
+    con = lake.connect({"training": ref})
+    names = spec.columns.names
+    ((rows, *known),) = con.sql(
+        f"SELECT count(*), {', '.join(f'count({quoted(name)})' for name in names)} FROM training"
+    ).fetchall()
+    shares = {name: 1 - count / rows for name, count in zip(names, known, strict=True) if count < rows}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
 def must_be_binary(spec: Pipeline, labels: pa.ChunkedArray) -> None:
     """Refuse labels other than 0 and 1, or false and true, of whatever type.
 
