@@ -56,6 +56,7 @@ HeadraceError
 ├── NothingPredicted
 ├── UnknownFeature
 ├── AlreadyClaimed
+├── NotClaimed
 ├── NotTakenUp
 ├── NotAProject
 ├── PortInUse
@@ -783,7 +784,18 @@ class AlreadyClaimed(HeadraceError):
         self.what, self.holder, self.until = what, holder, until
         super().__init__(
             f"{what} is being worked on by {holder} until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. "
-            "Wait for it; if that run died unseen, run again after that time to take the work over."
+            "Wait for it. If it died unseen, the work can be taken over after that time, or at once if you "
+            "free it: `headrace claims` says how."
+        )
+
+
+class NotClaimed(HeadraceError):
+    """A claim is to be freed that nobody holds."""
+
+    def __init__(self, pipeline: str, kind: str, key: str) -> None:
+        super().__init__(
+            f"Nobody holds a claim on {kind} {key} of `{pipeline}`: it is done, free, or was never begun. "
+            "`headrace claims list` shows those that hold."
         )
 
 

@@ -10,24 +10,28 @@ the lease has ended.
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.addresses import database, public, revealed
 from headrace.errors import AlreadyClaimed, BadSetting
-from headrace.instants import read
+from headrace.instants import plain, read
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from pydantic import SecretStr
     from sqlalchemy import Engine
     from sqlalchemy import Table as SqlTable
 
 CLAIMED, GIVEN_UP, DONE = "claimed", "given up", "done"
+STARTED, ENDS = "machine's start", "lease ends"
+"""In the detail of a claim in a file: the id of that start, and seconds since it."""
 EVERY = ""
 """The pipeline of what is so for all of them, such as the windows of a source that they share."""
 
@@ -36,9 +40,8 @@ EVERY = ""
 class Entry:
     """One line of the ledger.
 
-    ``at`` is when it was written (UTC), by the clock on the wall: by it leases end, and people
-    look for what happened. The ``as_of`` that a run believes in may lie years away; where one
-    matters, ``detail`` has it.
+    ``at`` is when it was written (UTC), by the database's clock: people look for what happened by it.
+    The ``as_of`` that a run believes in may lie years away; where one matters, ``detail`` has it.
     """
 
     pipeline: str
@@ -61,13 +64,12 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({public(revealed(self.url))!r})"
 
-    def claim(
-        self, pipeline: str, kind: str, key: str, *, holder: str, now: datetime, lease: timedelta
-    ) -> Entry | None:
+    def claim(self, pipeline: str, kind: str, key: str, *, holder: str, lease: timedelta) -> Entry | None:
         """Claim a piece of work, or return the entry that says it is done already.
 
-        Claiming again as the same ``holder`` succeeds: a retried run goes on
-        with its own work. ``now`` is wall-clock time (UTC).
+        Claiming again as the same ``holder`` succeeds: a retried run goes on with its own work.
+        One clock tells when a lease ends: the database's, or, in a file, this machine's since it was
+        started, which nobody sets; what was claimed before that is free.
 
         Returns:
             ``None`` if the work is now the caller's, else its ``done`` entry.
@@ -82,41 +84,29 @@ class Ledger:
             return done
         held = max(past, key=lambda entry: entry.attempt, default=None)
         given_up = {entry.attempt for entry in past if entry.state == GIVEN_UP}
-        until = held.until if held and held.attempt not in given_up else now
-        if held and held.holder == holder and until > now:
-            return None
-        if held and until > now:
+        if held and held.attempt not in given_up and self._runs(held):
+            if held.holder == holder:
+                return None
             raise AlreadyClaimed(f"{kind} {key} of `{pipeline}`", held.holder, held.until)
+        now, attempt = self.now(), held.attempt + 1 if held else 1
+        detail = (
+            {STARTED: started(), ENDS: _since_start() + lease.total_seconds()} if self._in_a_file() else {}
+        )
         try:
-            self._write(
-                Entry(
-                    pipeline,
-                    kind,
-                    key,
-                    CLAIMED,
-                    held.attempt + 1 if held else 1,
-                    holder,
-                    now,
-                    now + lease,
-                    {},
-                )
-            )
+            self._write(Entry(pipeline, kind, key, CLAIMED, attempt, holder, now, now + lease, detail))
         except IntegrityError:  # another run claimed it between our look and our write
-            return self.claim(pipeline, kind, key, holder=holder, now=now, lease=lease)
+            return self.claim(pipeline, kind, key, holder=holder, lease=lease)
         return None
 
-    def finish(
-        self, pipeline: str, kind: str, key: str, *, holder: str, now: datetime, **detail: Any
-    ) -> Entry:
+    def finish(self, pipeline: str, kind: str, key: str, *, holder: str, **detail: Any) -> Entry:
         """Record that a piece of work is done, and its result; the first record stands.
-
-        ``now`` is wall-clock time (UTC).
 
         Returns:
             The entry that stands: this one, or an earlier one.
         """
         from sqlalchemy.exc import IntegrityError
 
+        now = self.now()
         entry = Entry(pipeline, kind, key, DONE, 0, holder, now, now, detail)
         try:
             self._write(entry)
@@ -124,17 +114,57 @@ class Ledger:
             return next(e for e in self.entries(pipeline, kind, key) if e.state == DONE)
         return entry
 
-    def give_up(self, pipeline: str, holder: str, now: datetime) -> None:
+    def give_up(self, pipeline: str, holder: str) -> None:
         """End the leases of a holder that failed or died, so that the work can be taken over at once."""
-        from sqlalchemy.exc import IntegrityError
-
         for claim in self.entries(pipeline):
             if claim.state == CLAIMED and claim.holder == holder:
-                with suppress(IntegrityError):  # given up before
-                    self._write(replace(claim, state=GIVEN_UP, at=now, until=now))
+                self.free(claim)
 
-    def entries(self, pipeline: str, kind: str | None = None, key: str | None = None) -> list[Entry]:
-        """Return the entries of a pipeline, oldest first, of one kind or key if given."""
+    def free(self, claim: Entry) -> None:
+        """End one claim's lease. If its holder is at work after all, the work may be done twice."""
+        from sqlalchemy.exc import IntegrityError
+
+        now = self.now()
+        with suppress(IntegrityError):  # given up before
+            self._write(replace(claim, state=GIVEN_UP, at=now, until=now))
+
+    def running(self) -> list[Entry]:
+        """Return the claims, of all pipelines, whose lease has not ended and whose work is not done."""
+        entries = self.entries()
+        done = {(e.pipeline, e.kind, e.key) for e in entries if e.state == DONE}
+        freed = {(e.pipeline, e.kind, e.key, e.attempt) for e in entries if e.state == GIVEN_UP}
+        return [
+            e
+            for e in entries
+            if e.state == CLAIMED
+            and (e.pipeline, e.kind, e.key) not in done
+            and (e.pipeline, e.kind, e.key, e.attempt) not in freed
+            and self._runs(e)
+        ]
+
+    def now(self) -> datetime:
+        """Return the present (UTC) by the database's clock; a file has this machine's."""
+        from sqlalchemy import text
+
+        engine, _ = _connected(revealed(self.url))
+        if engine.dialect.name != "postgresql":
+            return datetime.now(UTC)
+        with engine.connect() as connection:
+            return plain(connection.execute(text("SELECT clock_timestamp()")).scalar_one())
+
+    def _in_a_file(self) -> bool:
+        return _connected(revealed(self.url))[0].dialect.name == "sqlite"
+
+    def _runs(self, claim: Entry) -> bool:
+        """Say whether the lease of a claim has not ended."""
+        if since := claim.detail.get(STARTED):
+            return bool(since == started() and claim.detail[ENDS] > _since_start())
+        return claim.until > self.now()
+
+    def entries(
+        self, pipeline: str | None = None, kind: str | None = None, key: str | None = None
+    ) -> list[Entry]:
+        """Return the entries, oldest first: of a pipeline, a kind or a key if given."""
         from sqlalchemy import select
 
         engine, table = _connected(revealed(self.url))
@@ -172,6 +202,19 @@ def _entry(row: Any) -> Entry:
     return Entry(
         **{k: v for k, v in row.items() if k != "id"} | instants | {"detail": json.loads(row["detail"])}
     )
+
+
+@cache
+def started() -> str:
+    """Return the id of this machine's start, by which Linux tells one from the next; empty elsewhere."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _since_start() -> float:
+    """Return the seconds since the machine was started, its sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if started() else 0.0
 
 
 @cache

@@ -267,22 +267,20 @@ def find(lake: Lake, id: str) -> Entry:
 
 
 @contextmanager
-def deciding(
-    entry: Entry, lake: Lake, ledger: Ledger, holder: str, now: datetime
-) -> Iterator[Callable[..., object]]:
+def deciding(entry: Entry, lake: Lake, ledger: Ledger, holder: str) -> Iterator[Callable[..., object]]:
     """Claim the decision on an entry; the block calls what it is given with it once it is carried out.
 
     Raises:
         AlreadyDecided: There is one. If its release was killed once the rows had landed, that is said now.
         AlreadyClaimed: Someone else is deciding.
     """
-    made = ledger.claim(entry.pipeline, KIND, entry.id, holder=holder, now=now, lease=LEASE)
+    made = ledger.claim(entry.pipeline, KIND, entry.id, holder=holder, lease=LEASE)
     if made:
         raise AlreadyDecided(entry.id, made.detail["decision"], made.at)
 
     def decide(decision: str, **detail: object) -> None:
         told = {"decision": decision, **detail}
-        stands = ledger.finish(entry.pipeline, KIND, entry.id, holder=holder, now=now, **told)
+        stands = ledger.finish(entry.pipeline, KIND, entry.id, holder=holder, **told)
         if (stands.holder, stands.detail) != (holder, told):
             raise AlreadyDecided(entry.id, stands.detail["decision"], stands.at)
 
@@ -290,21 +288,21 @@ def deciding(
         landed = lake.table(entry.table).held([entry.release_key])
         if landed:
             decide("released", rows=landed[entry.release_key])
-            raise AlreadyDecided(entry.id, "released", now)
+            raise AlreadyDecided(entry.id, "released", ledger.now())
         yield decide
     except BaseException:
-        ledger.give_up(entry.pipeline, holder, now)
+        ledger.give_up(entry.pipeline, holder)
         raise
 
 
-def drop(entry: Entry, lake: Lake, ledger: Ledger, *, reason: str, holder: str, now: datetime) -> None:
+def drop(entry: Entry, lake: Lake, ledger: Ledger, *, reason: str, holder: str) -> None:
     """Decide that an entry's rows shall never land. They are kept, and its source never brings them again.
 
     Raises:
         AlreadyDecided: It was released or dropped before.
         Superseded: Its source brought the window anew.
     """
-    with deciding(entry, lake, ledger, holder, now) as decide:
+    with deciding(entry, lake, ledger, holder) as decide:
         if superseded(entry, lake):
             raise Superseded(entry.id)
         decide("dropped", rows=entry.held.rows, reason=reason)

@@ -293,7 +293,7 @@ def test_a_source_of_two_pipelines_has_the_windows_by_which_it_landed(lake: Lake
 
 
 def test_windows_that_were_noted_for_one_pipeline_hold_for_all(lake: Lake, meter: Meter) -> None:
-    noted = {"holder": "the first ingest", "now": FIRST.end, "window": str(timedelta(days=1))}
+    noted = {"holder": "the first ingest", "window": str(timedelta(days=1))}
     ledger(lake).finish("meter", "windows", "raw/meter", **noted)
     run(meter(readings(FIRST, 3), window=timedelta(days=1)), FIRST.end, lake, METER)
     with pytest.raises(WindowsChanged):
@@ -309,7 +309,7 @@ def test_what_one_pipeline_decides_on_a_source_holds_for_another_that_shares_it(
     assert quarantine.waiting(lake, ledger(lake), shared) == [entry]
     assert ingest.complete(shared, FIRST.end, lake, ledger(lake)) == {"meter": FIRST.start}
 
-    quarantine.drop(entry, lake, ledger(lake), reason="", holder="a person", now=SECOND.end)
+    quarantine.drop(entry, lake, ledger(lake), reason="", holder="a person")
 
     assert quarantine.waiting(lake, ledger(lake), shared) == []
     assert ingest.complete(shared, FIRST.end, lake, ledger(lake)) == {"meter": FIRST.end}
@@ -329,7 +329,7 @@ def release(entry: quarantine.Entry, source: Source, lake: Lake, folder: Path, m
     rows.write_text(mended)
     return ingest.release(
         dataclasses.replace(METER, sources=(source,)), entry, lake, ledger(lake), folder=folder,
-        as_of=SECOND.end, holder="a person", now=SECOND.end, rows=rows if mended else None,
+        as_of=SECOND.end, holder="a person", rows=rows if mended else None,
     )  # fmt: skip
 
 
@@ -374,7 +374,7 @@ def test_what_its_source_brought_anew_cannot_be_dropped(lake: Lake, meter: Meter
     old = held_row(lake, meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 5.5)]))
     new = held_row(lake, meter([*readings(FIRST, 3), (None, FIRST.start.isoformat(), 6.5)]))
     with pytest.raises(Superseded):
-        quarantine.drop(old, lake, ledger(lake), reason="", holder="a person", now=SECOND.end)
+        quarantine.drop(old, lake, ledger(lake), reason="", holder="a person")
     assert quarantine.waiting(lake, ledger(lake), METER) == [new]
 
 

@@ -147,7 +147,6 @@ def test_what_a_wider_suite_lets_pass_is_released_as_it_is(
             folder=folder,
             as_of=AT,
             holder="a test",
-            now=AT,
         )
     assert landed == 504
     assert land(lake) == []

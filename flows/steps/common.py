@@ -119,21 +119,19 @@ def progress(spec: Pipeline, at: datetime) -> dict[str, datetime]:
 
 def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
     """Claim a piece of work for this flow run, or return the entry that says it is done."""
-    return Ledger(Settings().ledger).claim(
-        spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), lease=LEASE
-    )
+    return Ledger(Settings().ledger).claim(spec.name, kind, key, holder=_holder(), lease=LEASE)
 
 
 def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> Entry:
     """Record the work's result; return the record that stands, which is the first."""
     ledger = Ledger(Settings().ledger)
-    return ledger.finish(spec.name, kind, key, holder=_holder(), now=datetime.now(UTC), **detail)
+    return ledger.finish(spec.name, kind, key, holder=_holder(), **detail)
 
 
 def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:
     """Hook for a run that failed or crashed: let go of its claims."""
     ledger = Ledger(Settings().ledger)
-    ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}", datetime.now(UTC))
+    ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}")
 
 
 def _holder() -> str:

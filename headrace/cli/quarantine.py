@@ -111,10 +111,10 @@ def release(
 
     settings = Settings()
     lake, ledger = _state()
-    entry, now = find(lake, id), datetime.now(UTC)
+    entry = find(lake, id)
     if rows and not Path(rows).exists():
         raise SourceUnreadable(id, [rows], "there is no such file")
-    at = utc(as_of) if as_of else now
+    at = utc(as_of) if as_of else datetime.now(UTC)
     with ingest.workspace(settings.home) as folder:
         landed = ingest.release(
             load(entry.pipeline),
@@ -123,8 +123,7 @@ def release(
             ledger,
             folder=folder,
             as_of=at,
-            holder=_person(ledger, entry, now),
-            now=now,
+            holder=_person(ledger, entry),
             rows=Path(rows) if rows else None,
         )
     instead = f", in place of {entry.held.rows:,}" if landed != entry.held.rows else ""
@@ -144,8 +143,7 @@ def drop(
     entry = quarantine.find(lake, id)
     if not yes:
         typer.confirm(f"Shall the {entry.held.rows:,} rows of {id} never land?", abort=True)
-    now = datetime.now(UTC)
-    quarantine.drop(entry, lake, ledger, reason=reason, holder=_person(ledger, entry, now), now=now)
+    quarantine.drop(entry, lake, ledger, reason=reason, holder=_person(ledger, entry))
     console.print(f"{entry.held.rows:,} rows of {id} will not land.")
 
 
@@ -166,7 +164,7 @@ def _decision(entry: Entry, lake: Lake, ledger: Ledger) -> str:
     return "superseded: its source brought the window anew" if superseded(entry, lake) else WAITS
 
 
-def _person(ledger: Ledger, entry: Entry, now: datetime) -> str:
+def _person(ledger: Ledger, entry: Entry) -> str:
     """Say who decides: the ledger keeps it. What a command that died here had claimed is let go at once."""
     from headrace.quarantine import KIND
 
@@ -174,7 +172,7 @@ def _person(ledger: Ledger, entry: Entry, now: datetime) -> str:
     for made in ledger.entries(entry.pipeline, KIND, entry.id):
         _, here, process = made.holder.partition(place)
         if here and not _runs(int(process)):
-            ledger.give_up(entry.pipeline, made.holder, now)
+            ledger.give_up(entry.pipeline, made.holder)
     return f"{getpass.getuser()}{place}{os.getpid()}"
 
 

@@ -34,7 +34,6 @@ def release(
     folder: Path,
     as_of: datetime,
     holder: str,
-    now: datetime,
     rows: Path | None = None,
 ) -> int:
     """Validate again what is held and land it, once; return the rows landed.
@@ -48,7 +47,6 @@ def release(
         folder: A place for a temporary file.
         as_of: The instant (UTC), from which rows that are late count.
         holder: Who asks.
-        now: Wall-clock time (UTC).
         rows: A file of mended rows, to land instead of the held ones.
 
     Raises:
@@ -62,7 +60,7 @@ def release(
         raise NotReleasable(entry.id, entry.table)
     late = entry.late or not entry.whole
     key = entry.release_key if late else str(entry.window)
-    with quarantine.deciding(entry, lake, ledger, holder, now) as decide, duckdb_connection() as con:
+    with quarantine.deciding(entry, lake, ledger, holder) as decide, duckdb_connection() as con:
         if quarantine.superseded(entry, lake):
             raise Superseded(entry.id)
         file = folder / "released.parquet"

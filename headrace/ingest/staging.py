@@ -160,9 +160,7 @@ def _same_windows(spec: Pipeline, source: Source, ledger: Ledger) -> None:
     now = str(source.window)
     own = ledger.entries(spec.name, "windows", source.table)  # written by earlier releases
     landed = own[0].detail["window"] if own else now
-    first = ledger.finish(
-        EVERY, "windows", source.table, holder="the first ingest", now=datetime.now(UTC), window=landed
-    ).detail
+    first = ledger.finish(EVERY, "windows", source.table, holder="the first ingest", window=landed).detail
     if first["window"] != now:
         raise WindowsChanged(source.name, first["window"], now)
 
