@@ -50,12 +50,14 @@ HeadraceError
 ├── NoChampion
 ├── DamagedModel
 ├── StaleFeatures
+├── EvictingStore
 ├── ParityBroken
 ├── ChangesWithinWindow
 ├── NothingToCompare
 ├── NothingPredicted
 ├── UnknownFeature
 ├── AlreadyClaimed
+├── DamagedLedger
 ├── NotClaimed
 ├── NotTakenUp
 ├── NotAProject
@@ -707,6 +709,18 @@ class StaleFeatures(HeadraceError):
         )
 
 
+class EvictingStore(HeadraceError):
+    """The online store may drop rows to make room for others, and nobody would notice."""
+
+    def __init__(self, address: str, policy: str) -> None:
+        self.address, self.policy = public(address), policy
+        super().__init__(
+            f"Redis at {self.address} drops keys when its memory is full (`maxmemory-policy {policy}`), and "
+            "predictions would be made without their features. Nothing was brought online. Set the policy to "
+            "`noeviction`: a full store then refuses what is written, and that is told."
+        )
+
+
 class ParityBroken(HeadraceError):
     """The online store serves other values than the point-in-time join gives."""
 
@@ -786,6 +800,20 @@ class AlreadyClaimed(HeadraceError):
             f"{what} is being worked on by {holder} until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. "
             "Wait for it. If it died unseen, the work can be taken over after that time, or at once if you "
             "free it: `headrace claims` says how."
+        )
+
+
+class DamagedLedger(HeadraceError):
+    """The ledger's file is not a database, or not a whole one."""
+
+    SAID = ("file is not a database", "database disk image is malformed", "file is encrypted")
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address, self.reason = public(address), reason
+        super().__init__(
+            f"The ledger at {self.address} is damaged: {reason}. Nothing was done. Restore it from a backup: "
+            "it says what was done, and what serves since when. Without one, move the file away: work that "
+            "was done once may then be done again, and scoring waits for the next promotion."
         )
 
 
@@ -880,6 +908,6 @@ class ServerUnreachable(HeadraceError):
     def __init__(self, service: str, address: str, reason: str) -> None:
         self.service, self.address, self.reason = service, public(address), scrubbed(reason, address)
         super().__init__(
-            f"{service} does not answer at {self.address}: {self.reason}. Start it with `make up`, or point "
-            "headrace at a running one (see README, “Real servers”)."
+            f"{service} does not answer at {self.address}: {self.reason}. Start it (`make up` starts Prefect "
+            "and MLflow), or point headrace at a running one (see README, “Real servers”)."
         )

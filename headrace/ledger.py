@@ -10,28 +10,35 @@ the lease has ended.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.addresses import database, public, revealed
-from headrace.errors import AlreadyClaimed, BadSetting
+from headrace.errors import AlreadyClaimed, BadSetting, DamagedLedger, ServerUnreachable
 from headrace.instants import plain, read
+from headrace.outages import outages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
 
     from pydantic import SecretStr
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
     from sqlalchemy import Table as SqlTable
+    from tenacity import RetryCallState
 
+T = TypeVar("T")
 CLAIMED, GIVEN_UP, DONE = "claimed", "given up", "done"
 STARTED, ENDS = "machine's start", "lease ends"
 """In the detail of a claim in a file: the id of that start, and seconds since it."""
+PATIENCE = 60
+"""Seconds to wait for a server that is gone."""
 EVERY = ""
 """The pipeline of what is so for all of them, such as the windows of a source that they share."""
 
@@ -146,14 +153,12 @@ class Ledger:
         """Return the present (UTC) by the database's clock; a file has this machine's."""
         from sqlalchemy import text
 
-        engine, _ = _connected(revealed(self.url))
-        if engine.dialect.name != "postgresql":
+        if database(revealed(self.url)).get_backend_name() != "postgresql":
             return datetime.now(UTC)
-        with engine.connect() as connection:
-            return plain(connection.execute(text("SELECT clock_timestamp()")).scalar_one())
+        return plain(self._do(lambda con, _: con.execute(text("SELECT clock_timestamp()")).scalar_one()))
 
     def _in_a_file(self) -> bool:
-        return _connected(revealed(self.url))[0].dialect.name == "sqlite"
+        return database(revealed(self.url)).get_backend_name() == "sqlite"
 
     def _runs(self, claim: Entry) -> bool:
         """Say whether the lease of a claim has not ended."""
@@ -167,34 +172,74 @@ class Ledger:
         """Return the entries, oldest first: of a pipeline, a kind or a key if given."""
         from sqlalchemy import select
 
-        engine, table = _connected(revealed(self.url))
         wanted = {"pipeline": pipeline, "kind": kind, "key": key}
-        query = select(table).order_by(table.c.id)
-        for column, value in wanted.items():
-            if value is not None:
-                query = query.where(table.c[column] == value)
-        with engine.connect() as connection:
+
+        def read_all(connection: Connection, table: SqlTable) -> list[Entry]:
+            query = select(table).order_by(table.c.id)
+            for column, value in wanted.items():
+                if value is not None:
+                    query = query.where(table.c[column] == value)
             return [_entry(row) for row in connection.execute(query).mappings()]
+
+        return self._do(read_all)
 
     def last(self, pipeline: str, kind: str) -> Entry | None:
         """Return the newest entry of a kind that says that something is done; None without one."""
         from sqlalchemy import select
 
-        engine, table = _connected(revealed(self.url))
-        query = select(table).where(table.c.pipeline == pipeline, table.c.kind == kind, table.c.state == DONE)
-        with engine.connect() as connection:
-            row = connection.execute(query.order_by(table.c.id.desc()).limit(1)).mappings().first()
-        return _entry(row) if row else None
+        def read_last(connection: Connection, table: SqlTable) -> Entry | None:
+            wanted = table.c.pipeline == pipeline, table.c.kind == kind, table.c.state == DONE
+            query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(1)
+            row = connection.execute(query).mappings().first()
+            return _entry(row) if row else None
+
+        return self._do(read_last)
 
     def _write(self, entry: Entry) -> None:
-        engine, table = _connected(revealed(self.url))
         values = vars(entry) | {
             "at": entry.at.isoformat(),
             "until": entry.until.isoformat(),
             "detail": json.dumps(entry.detail, default=str),
         }
-        with engine.begin() as connection:
-            connection.execute(table.insert().values(**values))
+        self._do(lambda connection, table: connection.execute(table.insert().values(**values)))
+
+    def _do(self, work: Callable[[Connection, SqlTable], T]) -> T:
+        """Do something in one transaction; a server that is gone for a moment is waited for.
+
+        Raises:
+            ServerUnreachable: It is gone for longer.
+            DamagedLedger: The file is no database.
+        """
+        from sqlalchemy.exc import DatabaseError
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+        def once() -> T:
+            engine, table = _connected(url)
+            with engine.begin() as connection:
+                return work(connection, table)
+
+        url = revealed(self.url)
+        if database(url).get_backend_name() == "sqlite":
+            try:
+                return once()
+            except DatabaseError as error:
+                if not any(said in str(error) for said in DamagedLedger.SAID):
+                    raise
+                raise DamagedLedger(url, str(error.orig)) from None
+        again = Retrying(
+            retry=retry_if_exception_type(ServerUnreachable),
+            wait=wait_exponential(max=8),
+            stop=stop_after_delay(PATIENCE),
+            before_sleep=_say,
+            reraise=True,
+        )
+        return again(outages("The ledger", url)(once))
+
+
+def _say(waiting: RetryCallState) -> None:
+    if waiting.attempt_number == 1 and waiting.outcome:
+        told = "%s Trying for %s s more."
+        logging.getLogger(__name__).warning(told, waiting.outcome.exception(), PATIENCE)
 
 
 def _entry(row: Any) -> Entry:

@@ -45,7 +45,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.errors import BadFeature, BadKey, NoFeastType, NotAFeature, NotAKey, NotATime, NotInSource
+from headrace.errors import (
+    BadFeature,
+    BadKey,
+    EvictingStore,
+    NoFeastType,
+    NotAFeature,
+    NotAKey,
+    NotATime,
+    NotInSource,
+)
 from headrace.feature_store import embedded, encoding, engine, freshness, latest, parity, writers
 from headrace.feature_store import store as features
 from headrace.lake import Lake, duckdb_connection
@@ -91,7 +100,8 @@ class Place:
     def cells(self) -> list[tuple]:
         if self.kind == "redis":
             client = self._redis()
-            return sorted((key, *sorted(client.hgetall(key).items())) for key in client.keys("*"))
+            keys = (key for key in client.keys("*") if not key.startswith(b"headrace:"))
+            return sorted((key, *sorted(client.hgetall(key).items())) for key in keys)
         columns = "entity_key, feature_name, value, value_text, event_ts, created_ts"
         with contextlib.closing(self._connect()) as con:
             rows = [
@@ -124,7 +134,7 @@ class Place:
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         if self.kind == "postgres":
             query = f"SELECT tablename FROM pg_tables WHERE schemaname = '{self.online['db_schema']}'"
-        return [f'"{name}"' for (name,) in con.execute(query)]
+        return [f'"{name}"' for (name,) in con.execute(query) if name != "headrace_notes"]
 
 
 @pytest.fixture(scope="module")
@@ -980,7 +990,7 @@ def test_a_view_that_is_not_online_is_left_alone(home, places):
 def test_keys_in_redis_expire_as_configured(home, places):
     place = Place("redis", places[0].online | {"key_ttl_seconds": 1000})
     opened(home, place).materialize(START, END)
-    assert {900 < place._redis().ttl(key) <= 1000 for key in place._redis().keys("*")} == {True}
+    assert {900 < place._redis().ttl(key) <= 1000 for key, *_ in place.cells()} == {True}
 
 
 @pytest.mark.parametrize("places", ["redis"], indirect=True)
@@ -1104,3 +1114,104 @@ def test_large_integers_beside_nulls_stay_exact():
     number, nothing = encoding.values(column, ValueType.INT64).to_pylist()
     assert python_values_to_proto_values([2**62 + 1], ValueType.INT64)[0].SerializeToString() == number
     assert nothing == b""
+
+
+# Stores that lose what was brought to them
+
+
+def service_at(home: Path, place: Place, **options: Any) -> FeatureStore:
+    store = opened(home, place, **options)
+    store.apply([FeatureService(name="all", features=[store.get_feature_view("flights")])])
+    return store
+
+
+@every_store
+def test_a_store_that_was_emptied_is_filled_again_and_one_that_was_not_is_left_alone(home, places, caplog):
+    (place, _), half = places, START + timedelta(hours=HOURS // 2)
+    store = service_at(home, place, registry={"path": str(home / f"emptied-{place.kind}.db")})
+    features.materialize(store, "all", half, START)
+    features.materialize(store, "all", END)
+    whole = place.cells()
+    assert "lost" not in caplog.text
+    features.materialize(store, "all", half, START)  # what lies behind is asked for, and is there
+    assert "lost" not in caplog.text
+
+    place.clear()
+    features.materialize(store, "all", END)
+
+    assert place.cells() == whole
+    assert "The online store has lost rows of view `flights`, or all" in caplog.text
+    caplog.clear()
+    features.materialize(store, "all", END)
+    assert "lost" not in caplog.text
+
+
+@every_store
+def test_what_a_store_lost_is_not_hidden_by_a_part_that_others_bring(home, places):
+    """As `feast materialize-incremental` does, which knows the registry alone."""
+    (place, _), half = places, START + timedelta(hours=HOURS // 2)
+    store = service_at(home, place, registry={"path": str(home / f"hidden-{place.kind}.db")})
+    features.materialize(store, "all", half, START)
+    place.clear()
+    store.materialize(half, END)
+    features.materialize(store, "all", END)
+    whole = place.cells()
+    place.clear()
+    bring(store, START, END)
+    assert whole == place.cells()
+
+
+def test_a_file_or_database_that_is_another_is_noticed(home, tmp_path):
+    place = Place("sqlite", {"type": "sqlite", "path": str(tmp_path / "online.db")})
+    store = service_at(home, place, registry={"path": str(tmp_path / "registry.db")})
+    features.materialize(store, "all", END, START)
+    whole = place.cells()
+    Path(place.online["path"]).unlink()
+    store = service_at(home, place, registry={"path": str(tmp_path / "registry.db")})
+    features.materialize(store, "all", END)
+    assert place.cells() == whole
+
+
+@pytest.mark.parametrize("places", ["redis"], indirect=True)
+def test_a_key_that_is_deleted_from_redis_is_noticed_and_brought_again(home, places, caplog):
+    (place, _), path = places, home / "deleted.db"
+    store = service_at(home, place, registry={"path": str(path)})
+    features.materialize(store, "all", END, START)
+    whole, client = place.cells(), place._redis()
+    client.delete(next(key for key in client.keys("*") if not key.startswith(b"headrace:")))
+    assert len(place.cells()) == len(whole) - 1
+    spine = pa.Table.from_pylist([{**key, "event_timestamp": END} for key in ASKED[:35]])
+    causes = {m.cause for m in parity.compare(store, "all", spine).mismatches}
+    assert parity.Cause.MISSING in causes
+    assert parity.Cause.STALE not in causes
+
+    features.materialize(store, "all", END)
+
+    assert place.cells() == whole
+    client.set("another's", "key")
+    features.materialize(store, "all", END)
+    client.delete("another's")
+    client.set("another's, for a moment", "key", px=1)
+    time.sleep(0.05)
+    client.get("another's, for a moment")
+    caplog.clear()
+    features.materialize(store, "all", END)
+    assert "lost" not in caplog.text
+
+
+@pytest.mark.parametrize("places", ["redis"], indirect=True)
+def test_a_redis_that_may_drop_keys_is_refused(home, places):
+    (place, _), path = places, home / "evicting.db"
+    store = service_at(home, place, registry={"path": str(path)})
+    client = place._redis()
+    try:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        features.materialize(store, "all", START + timedelta(hours=1), START)  # no limit, nothing to drop
+        client.config_set("maxmemory", 2**30)
+        with pytest.raises(EvictingStore, match="maxmemory-policy allkeys-lru"):
+            features.materialize(store, "all", END)
+        client.config_set("maxmemory-policy", "volatile-lru")
+        features.materialize(store, "all", END)  # its keys do not expire
+    finally:
+        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")

@@ -24,7 +24,7 @@ from headrace.ledger import Entry, Ledger
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
     from headrace.pipeline import Pipeline
 
@@ -67,14 +67,14 @@ def train_name() -> str:
 
 
 def step(name: str, *, minutes: float = 10, log_prints: bool = True) -> Callable[[F], Any]:
-    """Dress a function as a task: two retries, unless what went wrong would go wrong again.
+    """Dress a function as a task: two retries, or three of what may pass; none of what would go wrong again.
 
     What libraries print belongs to the run, not on the terminal.
     """
     dress = task(
         task_run_name=name,
-        retries=2,
-        retry_delay_seconds=[2, 10],
+        retries=3,
+        retry_delay_seconds=[2, 10, 30],
         retry_condition_fn=_worth_retrying,
         timeout_seconds=minutes * 60,
         cache_policy=NO_CACHE,
@@ -84,9 +84,9 @@ def step(name: str, *, minutes: float = 10, log_prints: bool = True) -> Callable
     return lambda function: dress(interruptible()(function))
 
 
-def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
+def _worth_retrying(_task: Any, run: TaskRun, state: State) -> bool:
     error = state.result(raise_on_failure=False)
-    return error.transient if isinstance(error, HeadraceError) else True
+    return error.transient if isinstance(error, HeadraceError) else run.run_count < 3
 
 
 def slug(*words: str) -> str:

@@ -24,6 +24,7 @@ from feast.value_type import ValueType
 from headrace.cluster import cluster, crew
 from headrace.errors import NotAFeature, NotAKey
 from headrace.feature_store.brought import owed as owed_of
+from headrace.feature_store.brought import reached
 from headrace.feature_store.embedded import settings_beside
 from headrace.feature_store.encoding import KEYED
 from headrace.feature_store.latest import MEMORY, Column, KnownFrom, Latest
@@ -130,15 +131,22 @@ class DaskComputeEngine(ComputeEngine):
             NotATime: Its column of the event time, or of the time of creation, is of another type.
         """
         view, source = task.feature_view, task.feature_view.batch_source
-        place = writer(self.repo_config, self.online_store, view) if _is_plain(task) else None
-        if not (place and source):
-            return self._local._materialize_one(registry, task, **kwargs)
+        place, owed = writer(self.repo_config, self.online_store, view), owed_of(view)
+        again = bool(owed and task.start_time <= owed[0] and owed[1] <= task.end_time)
+        # What was lost before is not made good by a part of it.
+        whole = bool(place and view.online and (again or not reached(view) or place.noted()))
+        if not (place and source and _is_plain(task)):
+            done = self._local._materialize_one(registry, task, **kwargs)
+            if place and whole and not done.error():
+                place.note(task.end_time)
+            return done
         if view.online:
-            latest, owed = self._latest(task, source), owed_of(view)
-            again = bool(owed and task.start_time <= owed[0] and owed[1] <= task.end_time)
+            latest = self._latest(task, source)
             self._bring(latest, place, task.end_time if again else None)
             if again:
                 _sweep(latest, place, task.end_time)
+            if whole:
+                place.note(task.end_time)
         job = f"{view.name}-{task.start_time}-{task.end_time}"
         return LocalMaterializationJob(job, MaterializationJobStatus.SUCCEEDED)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from headrace.errors import BadFeature, BadKey, BrokenDeclaration, MissingKeys, UnknownPins, UnknownService
 from headrace.feature_store import brought
 from headrace.imports import lean
+from headrace.outages import outages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -254,23 +255,30 @@ def lookup(store: FeatureStore, refs: list[str], keys: Mapping[str, list[Any]]) 
 
     Raises:
         BadKey: An instant is asked for within a second.
+        ServerUnreachable: The online store is gone.
     """
-    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
-
     online = store.config.online_store
     if getattr(online, "expires", False):
         store = copy(store)
         store.config = store.config.model_copy()
         store.config._online_store = online.model_copy(update={"expires": False})
     asked = {name: [_asked(name, key) for key in column] for name, column in keys.items()}
-    answer = store.get_online_features(refs, asked).proto
+    with outages("Feast's online store", _address(store)):
+        answer = store.get_online_features(refs, asked).proto
     return {
         name: [
-            Served(value, None if status == FieldStatus.NOT_FOUND else at.ToMicroseconds())
+            Served(value, None if _is_absent(value, at, status) else at.ToMicroseconds())
             for value, at, status in zip(found.values, found.event_timestamps, found.statuses, strict=True)
         ]
         for name, found in zip(answer.metadata.feature_names.val, answer.results, strict=True)
     }
+
+
+def _is_absent(value: Value, at: Any, status: int) -> bool:
+    """Say whether there is no row: of a key that is gone, Feast's Redis says that it is null, as of 1970."""
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+
+    return status == FieldStatus.NOT_FOUND or (not value.WhichOneof("val") and not at.ToMicroseconds())
 
 
 def _asked(name: str, key: Any) -> Any:
@@ -322,13 +330,27 @@ def materialize(
     Raises:
         NotBuilt: A feature table does not exist.
         FeatureViewNotFoundException: A view of the service is not registered.
+        ServerUnreachable: The online store, or a registry that is a database, is gone, or full.
+        EvictingStore: The online store may drop rows to make room.
     """
+    with outages("Feast's online store", _address(store)):
+        _materialize(store, service, end, start, reached or {})
+
+
+def _materialize(
+    store: FeatureStore, service: str, end: datetime, start: datetime | None, reached: Mapping[str, datetime]
+) -> None:
     due: dict[tuple[datetime, datetime], list[str]] = {}
     for view in stored_views(store, service):
         if not view.online:
             continue
+        if lost(store, view):
+            told = "The online store has lost rows of view `%s`, or all; all of it is brought again"
+            logging.getLogger(__name__).warning(told, view.name)
+            brought.forget(store, view)
+            view = store.registry.get_feature_view(view.name, store.project)  # noqa: PLW2901
         # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
-        upto = min(end, (reached or {}).get(_table(store, view), end))
+        upto = min(end, reached.get(_table(store, view), end))
         last = upto - brought.TICK  # Feast takes the end as included
         first = upto - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
         first = start or min([first, *(begin for begin, _ in brought.intervals(view))])
@@ -340,6 +362,31 @@ def materialize(
             due.setdefault(span, []).append(view.name)
     for (begin, until), views in due.items():
         store.materialize(begin, until, views)
+
+
+def _address(store: FeatureStore) -> str:
+    """Return where the online store is, as it may be shown."""
+    online = store.config.online_store
+    if hasattr(online, "connection_string"):  # Redis: its password may follow
+        return str(online.connection_string).partition(",")[0]
+    if hasattr(online, "host"):
+        return f"{online.host}:{online.port}/{getattr(online, 'database', '')}"
+    return str(getattr(online, "path", type(online).__name__))
+
+
+def lost(store: FeatureStore, view: FeatureView) -> bool:
+    """Say whether the online store holds less of a view than Feast's registry says was brought to it.
+
+    It is asked for its own note, where headrace writes one.
+
+    Raises:
+        EvictingStore: It may drop rows to make room.
+    """
+    from headrace.feature_store.writers import writer
+
+    place, upto = writer(store.config, store._get_provider().online_store, view), brought.reached(view)
+    noted = place.noted() if place else None
+    return bool(place and upto and (noted is None or noted < upto))
 
 
 def forget(store: FeatureStore, service: str, since: datetime, table: str = "") -> None:

@@ -12,9 +12,10 @@ no row took the place of is then swept away.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain, compress, islice, repeat
@@ -31,7 +32,10 @@ from feast.infra.online_stores.helpers import (
 )
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id
 
+from headrace.addresses import public
+from headrace.errors import EvictingStore
 from headrace.feature_store.encoding import stored, texts, timestamps
+from headrace.instants import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -146,6 +150,16 @@ class Writer(Protocol):
     def remove(self, keys: list[bytes], features: Sequence[str], upto: datetime) -> None:
         """Remove the rows of ``keys``, with all ``features``, unless they are later than ``upto`` (UTC)."""
 
+    def note(self, until: datetime) -> None:
+        """Note, in the store itself, up to when (UTC) the view was brought; the latest instant stays."""
+
+    def noted(self) -> datetime | None:
+        """Return up to when (UTC) the view was brought, by the store's own note; None if it has lost rows.
+
+        Raises:
+            EvictingStore: The store may drop rows to make room.
+        """
+
 
 def writer(config: RepoConfig, store: OnlineStore, view: FeatureView) -> Writer | None:
     """Return the bulk writer for the view's place in ``store``, or None if Feast's own has to do it."""
@@ -161,6 +175,20 @@ def writer(config: RepoConfig, store: OnlineStore, view: FeatureView) -> Writer 
     if kind == "RedisOnlineStore" and online.redis_type != "redis_cluster":
         return Redis(online, config.project, compute_versioned_name(view, versioned))
     return None
+
+
+# The note of a view has whether there were rows of it: then there still are some.
+NOTES = "CREATE TABLE IF NOT EXISTS headrace_notes (place TEXT PRIMARY KEY, until TEXT, filled BOOLEAN)"
+NOTE = """
+    INSERT INTO headrace_notes AS kept (place, until, filled)
+    SELECT {mark}, {mark}, EXISTS (SELECT 1 FROM {table})
+    ON CONFLICT (place) DO UPDATE SET filled = excluded.filled,
+        until = CASE WHEN excluded.until > kept.until THEN excluded.until ELSE kept.until END
+"""
+NOTED = """
+    SELECT until FROM headrace_notes
+    WHERE place = {mark} AND (NOT filled OR EXISTS (SELECT 1 FROM {table}))
+"""
 
 
 @dataclass(frozen=True)
@@ -214,6 +242,25 @@ class Sqlite:
                 f"DELETE FROM {_quote_id(self.table)} WHERE entity_key = ? AND event_ts <= {_local(upto)}"
             )
             con.executemany(statement, zip(keys))
+
+    def note(self, until: datetime) -> None:
+        """Note, in a table of ours beside Feast's, up to when the view was brought."""
+        with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con, con:
+            con.execute(NOTES)
+            statement = NOTE.format(mark="?", table=_quote_id(self.table))
+            con.execute(statement, [self.table, until.isoformat()])
+
+    def noted(self) -> datetime | None:
+        """Return up to when the view was brought; None without a note, or if no row is left."""
+        with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as con:
+            statement = NOTED.format(mark="?", table=_quote_id(self.table))
+            try:
+                found = con.execute(statement, [self.table]).fetchone()
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    raise
+                return None
+            return read(found[0]) if found else None
 
     def _upsert(self, features: Sequence[str], upto: datetime | None) -> str:
         """Return one statement for all of an entity's rows: a third less work than one for each."""
@@ -275,6 +322,32 @@ class Postgres:
             con.execute(sql.SQL(statement).format(sql.Identifier(self.table)), [keys, _clock(upto)])
             con.commit()
 
+    def note(self, until: datetime) -> None:
+        """Note, in a table of ours beside Feast's, up to when the view was brought."""
+        from feast.infra.utils.postgres.connection_utils import _get_conn
+        from psycopg import errors, sql
+
+        statement = sql.SQL(NOTE).format(mark=sql.Placeholder(), table=sql.Identifier(self.table))
+        with closing(_get_conn(self.config)) as con:
+            with suppress(errors.UniqueViolation):  # another process makes the table at this moment
+                con.execute(NOTES)
+            con.commit()
+            con.execute(statement, [self.table, until.isoformat()])
+            con.commit()
+
+    def noted(self) -> datetime | None:
+        """Return up to when the view was brought; None without a note, or if no row is left."""
+        from feast.infra.utils.postgres.connection_utils import _get_conn
+        from psycopg import errors, sql
+
+        statement = sql.SQL(NOTED).format(mark=sql.Placeholder(), table=sql.Identifier(self.table))
+        with closing(_get_conn(self.config)) as con:
+            try:
+                found = con.execute(statement, [self.table]).fetchone()
+            except errors.UndefinedTable:
+                return None
+            return read(found[0]) if found else None
+
 
 @dataclass(frozen=True)
 class Redis:
@@ -286,9 +359,7 @@ class Redis:
 
     def write(self, chunks: Iterable[Chunk], upto: datetime | None = None) -> None:
         """Send chunk by chunk, each while the next is prepared; a row is compared and set in one step."""
-        from feast.infra.online_stores.redis import RedisOnlineStore
-
-        with closing(RedisOnlineStore()._get_client(self.config)) as client, ThreadPoolExecutor(1) as sender:
+        with self._client() as client, ThreadPoolExecutor(1) as sender:
             script, sent = client.register_script(SET_IF_NOT_OLDER), None
             for chunk in chunks:
                 pipe = client.pipeline(transaction=False)
@@ -302,10 +373,8 @@ class Redis:
 
     def held(self) -> Iterator[list[bytes]]:
         """Return the entity keys that are there, in batches: among all of the project those with a time."""
-        from feast.infra.online_stores.redis import RedisOnlineStore
-
         project = self.project.encode()
-        with closing(RedisOnlineStore()._get_client(self.config)) as client:
+        with self._client() as client:
             every = client.scan_iter(b"*" + project, count=BATCH)
             while batch := list(islice(every, BATCH)):
                 pipe = client.pipeline(transaction=False)
@@ -316,15 +385,51 @@ class Redis:
 
     def remove(self, keys: list[bytes], features: Sequence[str], upto: datetime) -> None:
         """Remove the view's fields of ``keys``, unless they are later than ``upto``."""
-        from feast.infra.online_stores.redis import RedisOnlineStore
-
         project = self.project.encode()
         args = [_timestamp(upto), f"_ts:{self.view}", *self._fields(features)]
-        with closing(RedisOnlineStore()._get_client(self.config)) as client:
+        with self._client() as client:
             script, pipe = client.register_script(REMOVE_IF_NOT_LATER), client.pipeline(transaction=False)
             for key in keys:
                 script(keys=[key + project], args=args, client=pipe)
             pipe.execute()
+
+    def note(self, until: datetime) -> None:
+        """Note, under a key of ours, up to when the view was brought, and how many keys the database has."""
+        place, latest = f"headrace:{self.project}", until.isoformat()
+        with self._client() as client:
+            latest = max(latest, (client.hget(place, self.view) or b"").decode())
+            client.hset(
+                place, mapping={self.view: latest, "": ""}
+            )  # a key of its own, before they are counted
+            client.hset(place, "", json.dumps(_state(client)))
+
+    def noted(self) -> datetime | None:
+        """Return up to when the view was brought; None without a note, or if keys are gone since.
+
+        Keys go when they are deleted, or evicted. Those that expire, as ``key_ttl_seconds`` bids
+        them, count as there, if they do so while Redis runs.
+        """
+        with self._client() as client:
+            memory = client.info("memory")
+            policy, ttl = memory["maxmemory_policy"], self.config.key_ttl_seconds
+            if memory["maxmemory"] and (policy.startswith("allkeys") or (ttl and policy != "noeviction")):
+                raise EvictingStore(public(self.config.connection_string.partition(",")[0]), policy)
+            until, state = client.hmget(f"headrace:{self.project}", [self.view, ""])
+            if not (until and state):
+                return None
+            now, then = _state(client), json.loads(state)
+            if now["run"] != then["run"]:
+                then |= {"evicted": 0, "expired": 0}
+            expired = now["expired"] - then["expired"]
+            lost = now["evicted"] > then["evicted"] or now["keys"] + expired < then["keys"]
+            return None if lost else read(until.decode())
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        from feast.infra.online_stores.redis import RedisOnlineStore
+
+        with closing(RedisOnlineStore()._get_client(self.config)) as client:
+            yield client
 
     def _fields(self, features: Iterable[str]) -> list[bytes]:
         return [_mmh3(f"{self.view}:{name}") for name in features]
@@ -339,6 +444,17 @@ class Redis:
         step = max(ARGUMENTS // len(columns), 1)
         for at in range(0, len(keys), step):
             yield keys[at : at + step], [*head, *chain.from_iterable(rows[at : at + step])]
+
+
+def _state(client: Any) -> dict[str, Any]:
+    """Return what tells if keys have gone from a Redis database; its counters begin anew with each run."""
+    stats, server = client.info("stats"), client.info("server")
+    return {
+        "keys": client.dbsize(),
+        "evicted": stats["evicted_keys"],
+        "expired": stats["expired_keys"],
+        "run": server["run_id"],
+    }
 
 
 def _cells(chunk: Chunk) -> Iterator[tuple[Any, ...]]:
