@@ -38,7 +38,8 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
         return Verdict.of(done.detail)
     at = steps.known_to(spec, at)
     data = steps.training_set(spec, at)
-    fits = [steps.fit.submit(spec, candidate, data, at, cause) for candidate in spec.candidates]
+    sources = steps.sources(data)
+    fits = [steps.fit.submit(spec, candidate, data, sources, at, cause) for candidate in spec.candidates]
     fitted, failed = steps.outcome(spec, fits)
     version = steps.register(spec, fitted, failed, data)
     verdict = steps.judge(spec, version, data, at)

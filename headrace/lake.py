@@ -132,6 +132,23 @@ class Lake:
         """Name a table at a version, without looking at its rows."""
         return DatasetRef(name, version, rows=-1, fingerprint="")
 
+    def check(self, ref: DatasetRef) -> None:
+        """Compare a snapshot with the rows that it was taken of.
+
+        Raises:
+            DamagedTable: There are other rows, or a file cannot be read.
+            VersionGone: The table cannot be read at that version any more.
+        """
+        import duckdb
+
+        table = self.table(ref.table)
+        try:
+            found = table.snapshot(ref.version)
+        except duckdb.Error as error:
+            raise table.damaged(str(error)) from None
+        if (found.rows, found.fingerprint) != (ref.rows, ref.fingerprint):
+            raise table.damaged(f"version {ref.version} has other rows than were written")
+
     def has_landed(self) -> bool:
         """Say whether there is, or was, any raw row."""
         import fsspec
@@ -190,14 +207,15 @@ class Table:
             if isinstance(error, TableNotFoundError):  # nor while somebody is making it
                 return None
             if str(error).startswith("Kernel error"):  # of what the log says, not of getting at it
-                raise self._damaged(f"its log: {error}") from None
+                raise self.damaged(f"its log: {error}") from None
             raise
         commit = Path(self.uri, "_delta_log", f"{table.version():020}.json")
         if commit.exists() and not commit.stat().st_size:  # as a machine leaves it that lost its power
-            raise self._damaged(f"{commit.name} of its log is empty")
+            raise self.damaged(f"{commit.name} of its log is empty")
         return table
 
-    def _damaged(self, reason: str) -> DamagedTable:
+    def damaged(self, reason: str) -> DamagedTable:
+        """Return the error that says so, and what makes the table again."""
         step = MADE_BY.get(self.name.split("/")[0])
         return DamagedTable(self.name, self.uri, reason.splitlines()[0], step)
 
@@ -403,7 +421,7 @@ class Table:
         try:
             return con.read_parquet(files, union_by_name=True)
         except duckdb.Error as error:
-            raise self._damaged(str(error)) from None
+            raise self.damaged(str(error)) from None
 
     def refuse_lost(self, files: Iterable[str], version: int) -> None:
         """Refuse a ``version`` if one of its local ``files`` is gone.
@@ -417,7 +435,7 @@ class Table:
             return
         if version < (newest := self.open().version()):
             raise VersionGone(self.name, version, newest)
-        raise self._damaged(f"{Path(lost).name} is missing")
+        raise self.damaged(f"{Path(lost).name} is missing")
 
     def columns(self, con: duckdb.DuckDBPyConnection) -> dict[str, str]:
         """Return the columns with DuckDB's types, from the table's log alone; none if it does not exist."""

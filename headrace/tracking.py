@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.addresses import public, revealed
 from headrace.errors import DamagedModel, ServerUnreachable
+from headrace.lake import DatasetRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from mlflow import MlflowClient
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from mlflow.models import Model as Package
     from pydantic import SecretStr
 
-    from headrace.lake import DatasetRef, Lake
+    from headrace.lake import Lake
     from headrace.pipeline import Candidate, Columns, Pipeline
     from headrace.training.model import Model
 
+T = TypeVar("T")
 LOADER = "headrace.training.model"
 """The module whose ``_load_pyfunc`` MLflow calls to load our models."""
 
@@ -272,22 +274,50 @@ def load_model(uri: str) -> Model:
     """
     if "@" in uri:
         raise ValueError(f"Need the address of one fixed version, got {uri}.")
+    from headrace.training.model import load
+
+    return _of_model(uri, load)
+
+
+def check_model(uri: str) -> None:
+    """Compare a version's files with what was written; nothing parses them.
+
+    Raises:
+        DamagedModel: One differs, or is gone.
+    """
+    from headrace.training.model import check
+
+    _of_model(uri, check)
+
+
+def _of_model(uri: str, use: Callable[[Path, str], T]) -> T:
+    """Return what ``use`` makes of a model's own directory and of the digest that MLflow has of it."""
     from mlflow import MlflowException
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
-
-    from headrace.training.model import load
 
     # Only our own directory: asked for the whole model, MLflow writes a file into the store.
     digest = _digest(uri)  # before the files: a version that never was is not a damaged one
     store: Any = ModelsArtifactRepository(uri)
     try:
-        return load(Path(store.download_artifacts(INSIDE)), digest)
+        return use(Path(store.download_artifacts(INSIDE)), digest)
     except DamagedModel as error:
         raise DamagedModel(error.place, error.wrong, uri) from None
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise DamagedModel("its artifacts", {INSIDE: "is missing"}, uri) from None
+
+
+def inputs(run_id: str) -> list[DatasetRef]:
+    """Return the snapshots that a candidate was made from: its training set, then that one's sources."""
+    from mlflow import MlflowClient
+
+    inputs, found = MlflowClient().get_run(run_id).inputs, list[DatasetRef]()
+    for dataset in [given.dataset for given in inputs.dataset_inputs] if inputs else []:
+        table, _, version = dataset.name.rpartition("@v")
+        rows = json.loads(dataset.profile or "{}").get("num_rows", -1)
+        found.append(DatasetRef(table, int(version), rows, dataset.digest))
+    return sorted(found, key=lambda ref: (not ref.table.startswith("training/"), ref.table))
 
 
 def _digest(uri: str) -> str:

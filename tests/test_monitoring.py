@@ -404,6 +404,12 @@ def toy_release(lake: Lake, home: Path, around: float) -> int:
     return registry.register("toy", logged)
 
 
+def predicted(week: Window, version: int) -> pa.Table:
+    rows = toy_rows(week, 1000, 300, 0.0)
+    made = {"probability": np.linspace(0.1, 0.9, 300), "model_version": np.full(300, version)}
+    return pa.table({**{name: rows[name] for name in rows.column_names}, **made})
+
+
 def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_path):
     tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
     lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
@@ -436,10 +442,7 @@ def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_dama
     tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
     lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
     version = toy_release(lake, tmp_path, 0.0)
-    rows = toy_rows(week, 1000, 300, 0.0)
-    made = {"probability": np.linspace(0.1, 0.9, 300), "model_version": np.full(300, version)}
-    made = pa.table({**{name: rows[name] for name in rows.column_names}, **made})
-    lake.table("predictions/toy").overwrite(made, week, "event_timestamp")
+    lake.table("predictions/toy").overwrite(predicted(week, version), week, "event_timestamp")
     reads = []
     read = dataset.read
     monkeypatch.setattr(dataset, "read", lambda *args: reads.append(args) or read(*args))

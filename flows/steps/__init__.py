@@ -35,7 +35,16 @@ from flows.steps.monitoring import (
     watch,
 )
 from flows.steps.scoring import champion, released, score, unscored
-from flows.steps.training import fit, judge, known_to, outcome, register, release, training_set
+from flows.steps.training import (
+    fit,
+    judge,
+    known_to,
+    outcome,
+    register,
+    release,
+    sources,
+    training_set,
+)
 
 __all__ = [
     "Parts",
@@ -76,6 +85,7 @@ __all__ = [
     "settle",
     "settle_dead_parts",
     "slug",
+    "sources",
     "staging",
     "stale",
     "tell",

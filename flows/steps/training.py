@@ -69,8 +69,22 @@ def training_set(spec: Pipeline, at: datetime) -> DatasetRef:
     return data
 
 
+@step("pin its sources")
+def sources(data: DatasetRef) -> list[DatasetRef]:
+    """Take the fingerprints of the tables that the training set was made from, as they were then."""
+    lake = Lake(Settings().lake)
+    return [lake.table(name).snapshot(version) for name, version in data.pins]
+
+
 @step("fit {candidate.name}", minutes=60)
-def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, cause: str) -> Fitted:
+def fit(
+    spec: Pipeline,
+    candidate: Candidate,
+    data: DatasetRef,
+    sources: list[DatasetRef],
+    at: datetime,
+    cause: str,
+) -> Fitted:
     """Fit one candidate on the cluster, score it on the holdout and log both to MLflow."""
     from headrace import training
     from headrace.cluster import cluster
@@ -89,7 +103,7 @@ def fit(spec: Pipeline, candidate: Candidate, data: DatasetRef, at: datetime, ca
         model,
         metrics,
         training=data,
-        sources=[lake.table(name).snapshot(version) for name, version in data.pins],
+        sources=sources,
         lake=lake,
         home=settings.home,
         cause=cause,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from headrace.cli import claims, features, live, quarantine, report
+from headrace.cli import claims, features, live, quarantine, report, verify
 from headrace.errors import HeadraceError, NotAProject, disks_explained
 from headrace.lake import interruptible
 from headrace.legible import legible_lines
@@ -44,6 +44,7 @@ app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)
 app.command()(report.report)
+app.command()(verify.verify)
 app.add_typer(claims.app, name="claims")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(features.app, name="features")

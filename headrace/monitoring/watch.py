@@ -70,6 +70,7 @@ def judge(
 
     Raises:
         VersionGone: What a version learnt from has no summary, and can no longer be read.
+        DamagedTable: Nor are its rows those that it learnt from.
     """
     known = log.outcomes(spec, lake, window, as_of)
     findings: list[Finding] = []
@@ -103,11 +104,16 @@ def _of(rows: pa.Table, version: int) -> pa.Table:
 
 
 def _reference(spec: Pipeline, lake: Lake, release: Release) -> Reference:
-    """Return the summary of what a version was trained and proven on; made once, and kept with it."""
+    """Return the summary of what a version was trained and proven on; made once, and kept with it.
+
+    Raises:
+        DamagedTable: It cannot be made, for the rows are no longer those that the version learnt from.
+    """
     if data := tracking.kept(release.run_id, REFERENCE):
         reference = Reference.load(data)
         if reference.fits(spec.columns, spec.window):
             return reference
+    lake.check(release.training)
     seen = dataset.read(spec, release.training, lake)
     scored = seen.append_column("probability", [tracking.load_model(release.model_uri).predict(seen)])
     reference = Reference.of(scored, spec.columns, spec.window)

@@ -121,6 +121,13 @@ def test_a_page_is_drawn_of_drift_and_of_a_quiet_week_when_somebody_asks(river: 
     assert "made no predictions in 2012-12-31T00:00Z/2013-01-07T00:00Z" in none.stderr
 
 
+def test_all_that_models_were_made_of_is_as_it_was_written(river: River) -> None:
+    done = river.command("headrace.cli", "verify", "flights")
+    assert "no" not in done.stdout.split()
+    for what in ("model", "training/flights@v1", "raw/flights@v", "features/origin_weather@v"):
+        assert what in done.stdout
+
+
 def test_the_registered_model_says_which_rows_made_it(river: River) -> None:
     from mlflow import MlflowClient
 

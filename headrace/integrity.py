@@ -1,0 +1,50 @@
+"""Integrity: are the rows and files that models were made of, and are, still those that were written?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace import registry, tracking
+from headrace.errors import DamagedModel, DamagedTable, NotBuilt, VersionGone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.lake import DatasetRef, Lake
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was compared, for which version of a pipeline's model; ``wrong`` is empty if it is as written."""
+
+    version: int
+    what: str
+    wrong: str
+
+
+def check(pipeline: str, lake: Lake) -> Iterator[Checked]:
+    """Compare the files of each version, and each snapshot that it was made from, with what was noted then.
+
+    A snapshot that several versions were made from is read once. All of its rows are read.
+    """
+    read: dict[DatasetRef, str] = {}
+    for release in registry.versions(pipeline):
+        try:
+            tracking.check_model(release.model_uri)
+            wrong = ""
+        except DamagedModel as error:
+            wrong = str(error)
+        yield Checked(release.version, "model", wrong)
+        for ref in tracking.inputs(release.run_id):
+            if ref not in read:
+                read[ref] = _compared(ref, lake)
+            yield Checked(release.version, f"{ref.table}@v{ref.version}", read[ref])
+
+
+def _compared(ref: DatasetRef, lake: Lake) -> str:
+    try:
+        lake.check(ref)
+    except (DamagedTable, VersionGone, NotBuilt) as error:
+        return str(error)
+    return ""

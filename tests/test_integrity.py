@@ -1,0 +1,92 @@
+"""Bytes that are not what was written: found on demand, and where they are relied on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from headrace import integrity, tracking
+from headrace.errors import DamagedTable
+from headrace.lake import Lake, Window
+from headrace.monitoring.watch import judge
+from tests.conftest import utc
+from tests.test_monitoring import TOY, predicted, toy_release
+
+FLIPS = 200
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Path, int]:
+    home = tmp_path_factory.mktemp("lived")
+    tracking.prepare(f"sqlite:///{home}/mlflow/mlflow.db", home)
+    lake = Lake(f"{home}/lake")
+    return lake, home, toy_release(lake, home, 0.0)
+
+
+def wrong(lake: Lake) -> dict[str, str]:
+    return {checked.what: checked.wrong for checked in integrity.check("toy", lake)}
+
+
+def test_what_is_as_it_was_written_passes(lived: tuple[Lake, Path, int]) -> None:
+    assert wrong(lived[0]) == {"model": "", "training/toy@v1": ""}
+
+
+def test_no_flipped_bit_of_a_training_set_is_read_as_another_row_in_silence(
+    lived: tuple[Lake, Path, int],
+) -> None:
+    lake, home, _ = lived
+    (file,) = (home / "lake/training/toy").glob("*.parquet")
+    whole, rows = file.read_bytes(), pq.read_table(file)
+    draw, silent, found = np.random.default_rng(0), 0, 0
+    try:
+        for at in draw.integers(0, len(whole), FLIPS):
+            spoilt = bytearray(whole)
+            spoilt[at] ^= 1 << int(draw.integers(8))
+            file.write_bytes(spoilt)
+            if said := wrong(lake)["training/toy@v1"]:
+                assert "Table `training/toy` is damaged: " in said
+                found += 1
+                continue
+            with suppress(OSError, ValueError):  # else it is a bit that no reader looks at
+                silent += not pq.read_table(file).equals(rows)
+    finally:
+        file.write_bytes(whole)
+    assert silent == 0
+    assert found > FLIPS / 2
+
+
+def test_a_damaged_model_and_a_lost_training_set_are_named(lived: tuple[Lake, Path, int]) -> None:
+    lake, home, _ = lived
+    (model,) = home.glob("mlflow/artifacts/**/model.ubj")
+    (rows,) = (home / "lake/training/toy").glob("*.parquet")
+    whole = {file: file.read_bytes() for file in (model, rows)}
+    model.write_bytes(whole[model][:-1] + b"?")
+    rows.unlink()
+    try:
+        found = wrong(lake)
+        assert "`model.ubj` is not as it was written" in found["model"]
+        assert f"{rows.name} is missing" in found["training/toy@v1"]
+    finally:
+        for file, data in whole.items():
+            file.write_bytes(data)
+
+
+def test_a_reference_is_not_made_of_other_rows_than_were_learnt_from(lived: tuple[Lake, Path, int]) -> None:
+    lake, home, version = lived
+    week = Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    lake.table("predictions/toy").overwrite(predicted(week, version), week, "event_timestamp")
+    (file,) = (home / "lake/training/toy").glob("*.parquet")
+    whole, table = file.read_bytes(), pq.read_table(file)
+    changed = table["x"].to_numpy().copy()
+    changed[7] += 1e-9
+    pq.write_table(table.set_column(table.schema.get_field_index("x"), "x", [changed]), file)
+    try:
+        with pytest.raises(DamagedTable, match="version 1 has other rows than were written"):
+            judge(TOY, lake, week, week.end, home / "reports")
+    finally:
+        file.write_bytes(whole)
+    assert judge(TOY, lake, week, week.end, home / "reports")
