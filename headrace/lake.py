@@ -144,7 +144,7 @@ class Lake:
         table = self.table(ref.table)
         try:
             found = table.snapshot(ref.version)
-        except duckdb.Error as error:
+        except (duckdb.Error, UnicodeDecodeError) as error:  # of names that are none
             raise table.damaged(str(error)) from None
         if (found.rows, found.fingerprint) != (ref.rows, ref.fingerprint):
             raise table.damaged(f"version {ref.version} has other rows than were written")
@@ -420,7 +420,7 @@ class Table:
 
         try:
             return con.read_parquet(files, union_by_name=True)
-        except duckdb.Error as error:
+        except (duckdb.Error, UnicodeDecodeError) as error:  # of names that are none
             raise self.damaged(str(error)) from None
 
     def refuse_lost(self, files: Iterable[str], version: int) -> None:
