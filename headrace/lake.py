@@ -65,8 +65,8 @@ class Window:
 
     def __str__(self) -> str:
         """Name it by both ends: to the second, which whole minutes need not say; tables are keyed by this."""
-        ends = (self.start, self.end)
-        return "/".join(f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}" for at in ends)
+        ends = (self.start.isoformat(), self.end.isoformat())  # several times faster than by a format
+        return "/".join(f"{at[:16]}Z" if at[16:19] == ":00" else f"{at[:19]}Z" for at in ends)
 
     @property
     def label(self) -> str:
@@ -180,10 +180,10 @@ class Table:
         """Say whether the table has ever been written."""
         from deltalake import DeltaTable
 
-        return DeltaTable.is_deltatable(self.uri)
+        return bool(_known(self.uri)) or DeltaTable.is_deltatable(self.uri)
 
     def open(self, version: int | None = None) -> DeltaTable:
-        """Open the table at ``version``, or the newest.
+        """Open the table at ``version``, or the newest, to read it: others may be given the same object.
 
         Raises:
             NotBuilt: The table does not exist.
@@ -196,6 +196,17 @@ class Table:
         return table
 
     def _opened(self, version: int | None = None) -> DeltaTable | None:
+        """Open it to be read, unless this process knows that version already."""
+        known = _known(self.uri)
+        if known and version in (None, known.version):
+            return known.table
+        table = self._fresh(version)
+        if table and version is None:
+            _remember(self.uri, table)
+        return table
+
+    def _fresh(self, version: int | None = None) -> DeltaTable | None:
+        """Open it for this caller alone, as who writes must: Delta refuses what came after one's own look."""
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -227,7 +238,10 @@ class Table:
         Raises:
             NotBuilt: The table does not exist.
         """
-        return self._told(self.open())
+        table = self._fresh()
+        if table is None:
+            raise NotBuilt(self.name, MADE_BY.get(self.name.split("/")[0]))
+        return self._told(table)
 
     def _told(self, table: DeltaTable) -> DeltaTable:
         from deltalake.exceptions import CommitFailedError
@@ -236,7 +250,7 @@ class Table:
             return table
         with suppress(CommitFailedError):  # somebody else wrote meanwhile: the next write sees to it
             table.alter.set_table_properties(PROPERTIES)
-        return self.open()
+        return self._fresh() or table
 
     def append(
         self,
@@ -279,7 +293,7 @@ class Table:
         from deltalake import CommitProperties, DeltaTable
         from deltalake.exceptions import DeltaError
 
-        if table := self._opened():
+        if table := self._fresh():
             return self._told(table)
         # Without retries: delta-rs would commit the loser's creation once more on top of the winner's.
         once = CommitProperties(max_commit_retries=0)
@@ -297,11 +311,11 @@ class Table:
     def held(self, keys: Iterable[str]) -> dict[str, int]:
         """Return, for those of ``keys`` under which a write was committed, the number it carried."""
         wanted = list(keys)
-        known = _transactions(self.uri) if len(wanted) > FEW else None
-        if known is None:
-            table = self._opened()
-            known = {key: table.transaction_version(key) for key in wanted} if table else {}
-        numbers = {key: known.get(key) for key in wanted}
+        table = self._opened()
+        noted = _keys(self.uri) if table and len(wanted) > FEW else None
+        if noted is None:
+            noted = {key: table.transaction_version(key) for key in wanted} if table else {}
+        numbers = {key: noted.get(key) for key in wanted}
         return {key: number for key, number in numbers.items() if number is not None}
 
     def overwrite(
@@ -385,7 +399,7 @@ class Table:
         if not table or files <= above:
             return 0
         try:
-            self._told(table).optimize.compact()
+            self.lasting().optimize.compact()
         except CommitFailedError:
             return 0
         return files
@@ -463,6 +477,84 @@ class Table:
         return int(count)
 
 
+@dataclass
+class _Known:
+    """The newest version of a local table that this process has opened, and the ``keys`` in its log.
+
+    It is the newest as long as its commit is the file it was, and there is none with the next number:
+    to look for these takes the same time however long the log is; to open a table does not.
+    """
+
+    table: DeltaTable
+    version: int
+    commit: tuple[int, int, int]
+    keys: Mapping[str, int | None] | None = None
+
+
+_KNOWN: dict[str, _Known] = {}
+TABLES = 256
+"""How many tables a process remembers."""
+
+
+def _commit(uri: str, version: int) -> tuple[int, int, int] | None:
+    """Return what tells a commit's file from another: its inode, time and size; None if there is none."""
+    with suppress(OSError):
+        found = Path(uri, "_delta_log", f"{version:020}.json").stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
+def _known(uri: str) -> _Known | None:
+    """Return what this process knows of a table, if nobody has written to it since."""
+    known = _KNOWN.get(str(Path(uri).absolute()))
+    if known and known.version == known.table.version():
+        unchanged = _commit(uri, known.version) == known.commit and not _commit(uri, known.version + 1)
+        return known if unchanged else None
+    return None
+
+
+def _remember(uri: str, table: DeltaTable) -> None:
+    """Keep a table that was just opened, and the keys of the version before with those that came since."""
+    place, version = str(Path(uri).absolute()), table.version()
+    commit, before = _commit(uri, version), _KNOWN.pop(place, None)
+    if "://" in uri or not commit:
+        return
+    keys = None
+    if before and before.keys is not None and _commit(uri, before.version) == before.commit:
+        since = _noted(Path(uri, "_delta_log"), range(before.version + 1, version + 1))
+        keys = None if since is None else {**before.keys, **since}
+    if len(_KNOWN) >= TABLES:
+        _KNOWN.clear()
+    _KNOWN[place] = _Known(table, version, commit, keys)
+
+
+def _noted(log: Path, versions: Iterable[int]) -> dict[str, int] | None:
+    """Return the keys under which some versions were committed; None if one has no commit's file."""
+    found: dict[str, int] = {}
+    for version in versions:
+        try:
+            lines = (log / f"{version:020}.json").read_bytes().splitlines()
+        except OSError:
+            return None
+        found |= _of_actions(lines)
+    return found
+
+
+def _of_actions(lines: Iterable[bytes]) -> dict[str, int]:
+    actions = (json.loads(line) for line in lines if b'"txn"' in line)
+    return {action["txn"]["appId"]: action["txn"]["version"] for action in actions if "txn" in action}
+
+
+def _keys(uri: str) -> Mapping[str, int | None] | None:
+    """Return what ``_transactions`` does, remembered for as long as nobody writes to the table."""
+    known = _known(uri)
+    if not known:
+        return _transactions(uri)
+    if known.keys is None:
+        known.keys = _transactions(uri)
+    return known.keys
+
+
 def _transactions(uri: str) -> Mapping[str, int | None] | None:
     """Return all keys under which writes to a table were committed, with their numbers, from one look.
 
@@ -492,8 +584,7 @@ def _transactions(uri: str) -> Mapping[str, int | None] | None:
         if (name := f"{number:020}.json") not in names:
             return None
         with files.open_input_file(f"_delta_log/{name}") as file:
-            actions = [json.loads(line) for line in file.read().splitlines() if b'"txn"' in line]
-        found |= {action["txn"]["appId"]: action["txn"]["version"] for action in actions if "txn" in action}
+            found |= _of_actions(file.read().splitlines())
     return found
 
 

@@ -52,6 +52,10 @@ def rules(column: str) -> gx.ExpectationSuite:
 def test_no_script_of_the_data_runs_in_data_docs(
     tmp_path: Path, page: Page, caplog: pytest.LogCaptureFixture
 ) -> None:
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
     for name in ("name", SCRIPT):
         found = validate([batch(tmp_path, SCRIPT, name)], rules(name))
         assert sum(not outcome.success for outcome in found.outcomes) >= 8
@@ -61,9 +65,12 @@ def test_no_script_of_the_data_runs_in_data_docs(
             page.goto(place.as_uri())
             page.wait_for_timeout(300)
             assert page.evaluate("window.harmed") is None, place
+            assert "default-src 'none'" in place.read_text(encoding="utf-8")
         page.goto(shown.as_uri())
         expect(page.get_by_text(SCRIPT).first).to_be_attached()
     assert "Exception occurred" not in caplog.text
+    assert said == []
+    assert {*asked} <= {file.as_uri() for file in tmp_path.rglob("*.html")}  # nothing from elsewhere
 
 
 def test_what_is_said_of_a_value_is_short_and_has_no_control_characters(tmp_path: Path) -> None:

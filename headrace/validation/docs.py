@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime
 from functools import partial
 from html import escape
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -36,12 +39,10 @@ from great_expectations.render.renderer.page_renderer import (
     ExpectationSuitePageRenderer,
     ValidationResultsPageRenderer,
 )
-from great_expectations.render.renderer.site_index_page_renderer import SiteIndexPageRenderer
-from great_expectations.render.view.view import DefaultJinjaIndexPageView, DefaultJinjaPageView
+from great_expectations.render.view.view import DefaultJinjaPageView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from headrace.validation.found import Validation
 
@@ -50,10 +51,27 @@ LISTED = 100
 """How many results the index lists, the newest first; older ones keep their pages."""
 
 
-OFFLINE = """<ul id="offline" hidden>ROWS</ul>
-<script>document.getElementById("offline").hidden = Boolean(window.jQuery)</script>"""
-OFFLINE_ROW = '<li><a href="{filepath}">{run_name}</a> {verdict}</li>'
-"""GX's index draws its table with scripts from the web: where those cannot be had, a list stands in."""
+REMOTE = re.compile(
+    r'<script\b.*?</script>|<link\b[^>]*>|<img\b[^>]*\bsrc="https?:[^>]*>|\bonclick="[^"]*"', re.DOTALL
+)
+"""What GX's pages would load, from other hosts for the most part, and the scripts that need it."""
+
+HEAD = """<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>"""
+
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Data Docs</title></head><body>
+<nav class="navbar sticky-top"><a class="navbar-brand" href="index.html">Data Docs</a></nav>
+<main><p class="lead">What each batch was checked for, and what was found: the newest {listed}.</p>
+<table><thead><tr><th>found</th><th>batch</th><th>suite</th><th class="number">expectations failed</th>
+<th>checked (UTC)</th></tr></thead><tbody>
+{rows}
+</tbody></table></main></body></html>"""
+ROW = """<tr><td class="{verdict}">{verdict}</td><td><a href="{page}">{batch}</a></td>
+<td><a href="{suite_page}">{suite}</a></td><td class="number">{failed} of {of}</td><td>{checked}</td></tr>"""
 
 
 def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
@@ -62,8 +80,6 @@ def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
     store, site, view = ValidationResultsStore(_files(results)), HtmlSiteStore(_files(docs)), _view()
     pages = {}
     with _alone(folder):
-        if not (docs / "static").exists():
-            site.copy_static_assets()
         for validation in {validation.suite: validation for validation in found.values()}.values():
             suite = SiteSectionIdentifier("expectations", ExpectationSuiteIdentifier(validation.suite))
             site.set(suite, view(ExpectationSuitePageRenderer().render(_suite(validation))))
@@ -78,12 +94,19 @@ def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
                     if other.name != run[-1]:  # of an earlier validation of the same batch
                         shutil.rmtree(other)
             pages[name] = docs.joinpath("validations", *run, f"{batch}.html")
-        site.write_index_page(_index(results, docs / "expectations"))
+        _write_index(results, docs, [key for key, _ in map(_result, found, found.values())])
     return pages
 
 
-def _view() -> Any:
-    return partial(DefaultJinjaPageView().render, show_how_to_buttons=False)
+def _view() -> Callable[[Any], str]:
+    render = partial(DefaultJinjaPageView().render, show_how_to_buttons=False)
+    return lambda content: _by_itself(render(content))
+
+
+def _by_itself(page: str) -> str:
+    """Return a page that loads nothing from other hosts and runs no script, whoever wrote it."""
+    style = Path(__file__).with_name("docs.css").read_text(encoding="utf-8")
+    return REMOTE.sub("", page).replace("</head>", HEAD.format(style=style), 1)
 
 
 def _files(base: Path) -> dict[str, Any]:
@@ -147,40 +170,34 @@ def _suite(validation: Validation) -> ExpectationSuite:
     return ExpectationSuite(validation.suite, [ExpectationConfiguration(**config) for config in said])
 
 
-def _index(results: Path, pages: Path) -> str:
-    # Each batch has a folder in that of its suite; to look into all would take longer with each.
-    suites = [results / page.relative_to(pages).with_suffix("") for page in pages.rglob("*.html")]
-    batches = [folder for suite in suites if suite.exists() for folder in suite.iterdir()]
-    latest = sorted(batches, key=lambda folder: folder.stat().st_mtime_ns)[-LISTED:]
-    files = {file for folder in latest for file in folder.rglob("*.json")}
-    newest = sorted(files, key=lambda file: (file.parent.name, file.name), reverse=True)[:LISTED]
-    links = [_link(file.relative_to(results), json.loads(file.read_text())) for file in newest]
-    named = {link["expectation_suite_name"]: link["expectation_suite_filepath"] for link in links}
-    shown = {
-        "site_name": "headrace",
-        "validations_links": links,
-        "expectations_links": [
-            {"expectation_suite_name": name, "filepath": file} for name, file in sorted(named.items())
-        ],
-    }
-    view = DefaultJinjaIndexPageView()
-    html: str = view.render(SiteIndexPageRenderer().render(shown), show_how_to_buttons=False)
-    plain = "".join(OFFLINE_ROW.format_map({k: escape(str(v)) for k, v in link.items()}) for link in links)
-    return html.replace("</body>", f"{OFFLINE.replace('ROWS', plain)}</body>")
+def _write_index(results: Path, docs: Path, keys: Sequence[ValidationResultIdentifier]) -> None:
+    """Write the page of the newest results; which these are is kept beside it, for next time."""
+    kept = docs / "newest.json"
+    if kept.exists():
+        lines = json.loads(kept.read_text())
+        files = (results.joinpath(*path[:-1], f"{path[-1]}.json") for path in (k.to_tuple() for k in keys))
+        lines += [_line(file, results) for file in files]
+    else:
+        lines = [_line(file, results) for file in results.rglob("*.json")]
+    newest = {(line["suite"], line["batch"]): line for line in sorted(lines, key=itemgetter("checked"))}
+    lines = sorted(newest.values(), key=itemgetter("checked", "page"), reverse=True)[:LISTED]
+    kept.write_text(json.dumps(lines))
+    rows = "\n".join(ROW.format_map({k: escape(str(v)) for k, v in line.items()}) for line in lines)
+    page = _by_itself(INDEX.format(listed=LISTED, rows=rows))
+    (docs / "index.html").write_text(page, encoding="utf-8")
 
 
-def _link(file: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    run, suite = result["meta"]["run_id"], result["suite_name"]
+def _line(file: Path, results: Path) -> dict[str, Any]:
+    """Return what the index says of a stored result."""
+    result, page = json.loads(file.read_text()), file.relative_to(results).with_suffix(".html")
+    run, suite, counted = result["meta"]["run_id"], result["suite_name"], result["statistics"]
     return {
-        "expectation_suite_name": suite,
-        "expectation_suite_filepath": f"expectations/{suite.replace('.', '/')}.html",
-        "filepath": quote(f"validations/{file.with_suffix('.html').as_posix()}"),
-        "run_name": run["run_name"],
-        "run_time": datetime.fromisoformat(run["run_time"]),
-        "batch_identifier": run["run_name"],
-        "batch_kwargs": {},
-        "batch_spec": {},
-        "validation_success": result["success"],
         "verdict": "passed" if result["success"] else "failed",
-        "asset_name": suite,
+        "batch": run["run_name"],
+        "page": quote(f"validations/{page.as_posix()}"),
+        "suite": suite,
+        "suite_page": quote(f"expectations/{suite.replace('.', '/')}.html"),
+        "failed": counted["unsuccessful_expectations"],
+        "of": counted["evaluated_expectations"],
+        "checked": f"{datetime.fromisoformat(run['run_time']):%Y-%m-%d %H:%M:%S}",
     }
