@@ -176,6 +176,10 @@ class Table:
     name: str
     uri: str
 
+    def since(self) -> tuple[int, int, int] | None:
+        """Return what tells a local table from another that is made in its place: its first commit's file."""
+        return _commit(self.uri, 0)
+
     def exists(self) -> bool:
         """Say whether the table has ever been written."""
         from deltalake import DeltaTable

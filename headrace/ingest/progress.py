@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
+from headrace.addresses import revealed
 from headrace.lake import windows
 
 if TYPE_CHECKING:
@@ -41,13 +42,21 @@ def close(source: Source, empty: Sequence[Window], lake: Lake) -> None:
             table.append(nothing, str(window), number=0)
 
 
+_REACHED: dict[tuple[object, ...], datetime] = {}
+"""Up to where this process has found a source complete; what is, stays so."""
+
+
 def _complete(spec: Pipeline, source: Source, as_of: datetime, lake: Lake, ledger: Ledger) -> datetime:
-    due = windows(spec.start, as_of, source.window)
-    landed = lake.table(source.table).held(str(window) for window in due)
+    table = lake.table(source.table)
+    key = table.uri, table.since(), revealed(ledger.url), spec.start, source.window
+    due = windows(_REACHED.get(key, spec.start), as_of, source.window)
+    landed = table.held(str(window) for window in due)
     missing = [window for window in due if str(window) not in landed]
     if missing:
         held = quarantine.entries(lake, source.table)
         decided = quarantine.decisions(ledger, held)
         settled = {entry.window for entry in held if entry.id in decided or not entry.whole}
         missing = [window for window in missing if window not in settled]
+    if due and key[1]:
+        _REACHED[key] = missing[0].start if missing else due[-1].end
     return missing[0].start if missing else as_of
