@@ -81,6 +81,7 @@ def _call(flow: str, parameters: dict[str, Any]) -> Any:
     if missing := [f"--{name}" for name in needed if name not in parameters]:
         raise typer.BadParameter(f"`{flow}` needs {' and '.join(missing)}")
     said = logging.StreamHandler(sys.stdout)
+    said.setFormatter(Legible())
     said.addFilter(lambda record: record.pathname.startswith(str(Path(__file__).parent)))
     # Of the hundreds of steps that a lifecycle takes, none says why it was due.
     for runs in ("flow_runs",) if flow == "lifecycle" else ("flow_runs", "task_runs"):
@@ -89,6 +90,13 @@ def _call(flow: str, parameters: dict[str, Any]) -> Any:
     # that died unseen; here a person looks on.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return dag(**parameters)
+
+
+class Legible(logging.Formatter):
+    """What is logged may hold names and values that came with data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return legible_lines(super().format(record))
 
 
 def _told(returned: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from headrace import quarantine
+from headrace.ingest.landing import named
 from headrace.lake import Lake, Window
 from headrace.quarantine import Lot
 from headrace.settings import Settings
@@ -81,6 +83,13 @@ def test_what_is_said_of_a_value_is_short_and_has_no_control_characters(tmp_path
             assert outcome.sentence.isprintable()
 
 
+def test_what_is_kept_of_long_values_is_small(tmp_path: Path) -> None:
+    publish({"things/2013-01-07/1": validate([batch(tmp_path, LONG)], rules("name"))}, tmp_path)
+    kept = [*tmp_path.glob("results/**/*.json"), *tmp_path.glob("docs/**/*.html")]
+    assert len(kept) == 4
+    assert sum(file.stat().st_size for file in kept) < 2**21
+
+
 def test_the_terminal_shows_what_is_held_and_obeys_none_of_it(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,3 +114,13 @@ def test_the_terminal_shows_what_is_held_and_obeys_none_of_it(
         assert "\x1b]0" not in done.stdout
         assert "\x1b[2J" not in done.stdout
         assert r"\x1b]0;harmed\x07[/red]" in done.stdout
+
+
+def test_what_flows_say_in_a_terminal_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.__main__ import Legible
+
+    said = logging.StreamHandler(sys.stdout)
+    said.setFormatter(Legible())
+    said.handle(logging.makeLogRecord({"msg": "%s: kept aside: %s", "args": ("things", f"odd {TERMINAL}")}))
+    assert capsys.readouterr().out == "things: kept aside: odd \\x1b[2J\\x1b]0;harmed\\x07[/red]\n"
+    assert named(f"odd {TERMINAL}") == r"`odd \x1b[2J\x1b]0;harmed\x07[/red]`"

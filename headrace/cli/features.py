@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from headrace.cli.instant import utc
 from headrace.errors import NothingToCompare
 from headrace.feature_store.parity import SAMPLE
+from headrace.legible import legible
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def parity(
     example = Column("for example", overflow="fold")
     table = Table(_whole("view"), _whole("feature"), "is served", "predictions", example)
     for m in found.mismatches:
-        table.add_row(m.view, m.feature, m.cause, f"{m.rows:,}", escape(m.example))
+        table.add_row(m.view, m.feature, m.cause, f"{m.rows:,}", escape(legible(m.example, 1_000)))
     console.print(table)
     console.print(f"Compared were {compared}.", highlight=False)
     raise typer.Exit(1)

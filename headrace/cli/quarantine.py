@@ -160,7 +160,7 @@ def _decision(entry: Entry, lake: Lake, ledger: Ledger) -> str:
 
     if made := decisions(ledger, [entry]).get(entry.id):
         told = [f"{made.detail['decision']} {made.at:%Y-%m-%d %H:%M} UTC by {made.holder}"]
-        return ": ".join([*told, *filter(None, [made.detail.get("reason")])])
+        return legible(": ".join([*told, *filter(None, [made.detail.get("reason")])]), 1_000)
     return "superseded: its source brought the window anew" if superseded(entry, lake) else WAITS
 
 

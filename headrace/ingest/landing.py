@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headrace import quarantine
 from headrace.ingest.batch import ASIDE, Batch
 from headrace.lake import AVAILABLE, Lake, duckdb_connection, quoted
+from headrace.legible import legible
 from headrace.sources.rows import INSTANT, text
 from headrace.validation import declared, load_suite
 
@@ -79,26 +80,31 @@ def shape_of(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake:
     before = {column: kind for column, kind in landed.items() if column not in (AVAILABLE, ASIDE)}
     known = listed or tuple(before) or tuple(found)
     new = tuple(column for column in found if column not in known)
-    reasons = [f"`{column}` must be in every file, but this batch's lack it" for column in lacking]
+    reasons = [f"{named(column)} must be in every file, but this batch's lack it" for column in lacking]
     reasons += [
-        f"`{column}` must be there, as in batches before, but is not"
+        f"{named(column)} must be there, as in batches before, but is not"
         for column in before
         if column not in {*found, *lacking} and column in known
     ]
     reasons += [
-        f"`{column}` must be {before[column]}, as in batches before, but is {kind}"
+        f"{named(column)} must be {before[column]}, as in batches before, but is {kind}"
         for column, kind in found.items()
         if before.get(column, kind) != kind
     ]
     if new and source.new_columns == "reject":
-        reasons.append(f"the columns must be declared, but {', '.join(f'`{c}`' for c in new)} is not")
+        reasons.append(f"the columns must be declared, but {', '.join(map(named, new))} is not")
     if time in found and found[time] != INSTANT:
-        reasons += [f"`{time}` must be an instant, but is {found[time]}"] if time not in before else []
+        reasons += [f"{named(time)} must be an instant, but is {found[time]}"] if time not in before else []
     elif time in found and lot.filter(f"NOT coalesce(isfinite({quoted(time)}), false)").limit(1).fetchone():
-        reasons.append(f"`{time}` must not be null or infinite: without it a row belongs to no window")
+        reasons.append(f"{named(time)} must not be null or infinite: without it a row belongs to no window")
     shown = tuple(column for column in found if column in known)
     aside = () if source.new_columns == "land" else new
     return Shape(shown, (*shown, *new) if not aside else shown, aside, tuple(reasons))
+
+
+def named(column: str) -> str:
+    """Return a column's name as reasons have it: whoever named it may have meant harm."""
+    return f"`{legible(column)}`"
 
 
 def landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, str]]:
@@ -112,7 +118,7 @@ def landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, 
         found = con.sql(
             f"SELECT lot.file_row_number FROM {rows} lot SEMI JOIN landed USING ({keys}) ORDER BY ALL"
         )
-        rule = f"{', '.join(f'`{key}`' for key in source.keys)} must not have landed before"
+        rule = f"{', '.join(map(named, source.keys))} must not have landed before"
         return [(row, rule) for (row,) in found.fetchall()]
 
 

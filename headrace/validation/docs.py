@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from headrace.validation.found import Validation
 
 
+LONG = 5_000
+"""Characters of a value, or of an exception, that are kept."""
 LISTED = 100
 """How many results the index lists, the newest first; older ones keep their pages."""
 
@@ -141,11 +143,22 @@ def _drawn(value: Any) -> Any:
     return drawn
 
 
+def _cut(value: Any) -> Any:
+    """Return a copy in which no text is so long that twenty of them would fill a disk."""
+    if isinstance(value, dict):
+        return {key: _cut(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut(held) for held in value]
+    if isinstance(value, str) and len(value) > LONG:
+        return f"{value[:LONG]}… ({len(value):,} characters)"
+    return deepcopy(value)
+
+
 def _result(
     name: str, validation: Validation, drawn: Callable[[Any], Any] = deepcopy
 ) -> tuple[ValidationResultIdentifier, ExpectationSuiteValidationResult]:
     """Return GX's result of the batch called ``name``, as it is or as ``drawn``, and where to keep it."""
-    said = deepcopy(validation.result)
+    said = _cut(validation.result)
     for one in said["results"]:
         one |= {part: drawn(one[part]) for part in ("result", "exception_info") if part in one}
         one["expectation_config"] = drawn(one["expectation_config"])
