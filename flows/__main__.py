@@ -96,6 +96,7 @@ class Legible(logging.Formatter):
     """What is logged may hold names and values that came with data."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line, with nothing in it that a terminal obeys."""
         return legible_lines(super().format(record))
 
 
