@@ -11,7 +11,7 @@ from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
 from headrace.instants import read
 from headrace.lake import Lake, Window
-from headrace.ledger import Ledger
+from headrace.ledger import DONE, Ledger
 from headrace.pipeline import Pipeline
 from headrace.registry import Release
 from headrace.serving import log
@@ -35,7 +35,7 @@ def champion(spec: Pipeline) -> Release:
 def first_release(spec: Pipeline) -> datetime | None:
     """Return the ``as_of`` (UTC) of the first release that the ledger knows of; None if it knows of none."""
     promotions = Ledger(Settings().ledger).entries(spec.name, "promotion")
-    return min((read(entry.detail["as_of"]) for entry in promotions if entry.detail), default=None)
+    return min((read(entry.detail["as_of"]) for entry in promotions if entry.state == DONE), default=None)
 
 
 def released(spec: Pipeline) -> bool:
