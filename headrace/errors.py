@@ -44,6 +44,7 @@ HeadraceError
 ├── NotBuilt
 ├── VersionGone
 ├── DamagedTable
+├── DamagedFile
 ├── UnknownPins
 ├── UnknownService
 ├── NotEnoughData
@@ -57,7 +58,7 @@ HeadraceError
 ├── NothingPredicted
 ├── UnknownFeature
 ├── AlreadyClaimed
-├── DamagedLedger
+├── DamagedDatabase
 ├── NotClaimed
 ├── NotTakenUp
 ├── NotAProject
@@ -637,6 +638,17 @@ class DamagedTable(HeadraceError):
         )
 
 
+class DamagedFile(HeadraceError):
+    """A Parquet file cannot be read, and its reader does not say which."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"A Parquet file that was read is damaged: {reason.rstrip('.')}. Which one is not said; "
+            "`headrace verify` finds it, if a model was made of it. Restore its table from a backup."
+        )
+
+
 class UnknownPins(HeadraceError):
     """Versions are pinned of tables that a feature service does not read."""
 
@@ -803,18 +815,29 @@ class AlreadyClaimed(HeadraceError):
         )
 
 
-class DamagedLedger(HeadraceError):
-    """The ledger's file is not a database, or not a whole one."""
+class DamagedDatabase(HeadraceError):
+    """A database's file is no database, or not a whole one."""
 
     SAID = ("file is not a database", "database disk image is malformed", "file is encrypted")
+    WITHOUT: Mapping[str, str] = {
+        "The ledger": "move the file away: work that was done once may then be done again, and scoring waits "
+        "for the next promotion",
+        "MLflow's database": "move the folder `mlflow` away: the models are gone, and `train` makes a first "
+        "one again",
+        "Feast's online store": "move the file away: `materialize` fills it again",
+    }
 
-    def __init__(self, address: str, reason: str) -> None:
-        self.address, self.reason = public(address), reason
+    def __init__(self, what: str, address: str, reason: str) -> None:
+        self.what, self.address, self.reason = what, public(address), scrubbed(reason, address)
         super().__init__(
-            f"The ledger at {self.address} is damaged: {reason}. Nothing was done. Restore it from a backup: "
-            "it says what was done, and what serves since when. Without one, move the file away: work that "
-            "was done once may then be done again, and scoring waits for the next promotion."
+            f"{what} at {self.address} is damaged: {self.reason}. Nothing was done. Restore it from a "
+            f"backup. Without one, {self.WITHOUT[what]}."
         )
+
+    @classmethod
+    def says(cls, error: BaseException) -> str:
+        """Return what SQLite says of a damaged file, if that is what an error is about."""
+        return next((said for said in cls.SAID if said in str(error)), "")
 
 
 class NotClaimed(HeadraceError):

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-from headrace.errors import ColumnsRetyped, DamagedTable, InvalidQuery, NotBuilt, VersionGone
+from headrace.errors import (
+    ColumnsRetyped,
+    DamagedFile,
+    DamagedTable,
+    HeadraceError,
+    InvalidQuery,
+    NotBuilt,
+    VersionGone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -633,6 +641,36 @@ def running(what: str, where: str) -> Iterator[None]:
         yield
     except (duckdb.ProgrammingError, duckdb.DataError) as error:
         raise InvalidQuery(what, where, str(error)) from None
+
+
+UNREADABLE = re.compile(r"\"([^\"]+\.parquet)\"")
+
+
+@contextmanager
+def damage_explained() -> Iterator[None]:
+    """Turn what DuckDB says of a page that it cannot read, when a query comes to it, into the table's error.
+
+    Raises:
+        DamagedTable: A file of a table is damaged.
+        DamagedFile: Some file is.
+    """
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        if type(error).__module__ != "_duckdb":
+            raise
+        if found := UNREADABLE.search(str(error)):
+            folder = next((f for f in Path(found[1]).parents if (f / "_delta_log").exists()), None)
+            if folder:
+                # Of a lake's table the name begins with one of these; another is named by its place.
+                begins = [n for n, part in enumerate(folder.parts) if part in (*MADE_BY, "quarantine")]
+                name = "/".join(folder.parts[begins[-1] :]) if begins else str(folder)
+                raise Table(name, str(folder)).damaged(str(error)) from error
+        if type(error).__name__ == "Error":  # of no kind of its own: of what reads Parquet's structures
+            raise DamagedFile(str(error).splitlines()[0]) from error
+        raise
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.addresses import database, public, revealed
-from headrace.errors import AlreadyClaimed, BadSetting, DamagedLedger, ServerUnreachable
+from headrace.errors import AlreadyClaimed, BadSetting, DamagedDatabase, ServerUnreachable
 from headrace.instants import plain, read
 from headrace.outages import outages
 
@@ -208,7 +208,7 @@ class Ledger:
 
         Raises:
             ServerUnreachable: It is gone for longer.
-            DamagedLedger: The file is no database.
+            DamagedDatabase: The file is none.
         """
         from sqlalchemy.exc import DatabaseError
         from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
@@ -223,9 +223,9 @@ class Ledger:
             try:
                 return once()
             except DatabaseError as error:
-                if not any(said in str(error) for said in DamagedLedger.SAID):
-                    raise
-                raise DamagedLedger(url, str(error.orig)) from None
+                if said := DamagedDatabase.says(error):
+                    raise DamagedDatabase("The ledger", url, said) from None
+                raise
         again = Retrying(
             retry=retry_if_exception_type(ServerUnreachable),
             wait=wait_exponential(max=8),

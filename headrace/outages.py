@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from headrace.errors import HeadraceError, ServerUnreachable
+from headrace.errors import DamagedDatabase, HeadraceError, ServerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,16 +21,19 @@ PASSING = {
 
 @contextmanager
 def outages(service: str, address: str) -> Iterator[None]:
-    """Turn what drivers say of a server that is gone, or full, into ``ServerUnreachable``.
+    """Turn what drivers say of a server that is gone, or full, or of a spoilt file, into an error of ours.
 
     Raises:
         ServerUnreachable: Such an error, or what came of one, left the block.
+        DamagedDatabase: One that says that a file is no database.
     """
     try:
         yield
     except HeadraceError:
         raise
     except Exception as error:
+        if said := DamagedDatabase.says(error):
+            raise DamagedDatabase(service, address, said) from error
         if not (cause := _passing(error)):
             raise
         raise ServerUnreachable(service, address, str(cause).strip().splitlines()[0]) from error

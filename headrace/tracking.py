@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.addresses import public, revealed
-from headrace.errors import DamagedModel, ServerUnreachable
+from headrace.errors import DamagedDatabase, DamagedModel, ServerUnreachable
 from headrace.lake import DatasetRef
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def prepare(address: str | SecretStr, home: Path) -> None:
 
     Raises:
         ServerUnreachable: The server does not answer within seconds, or is not MLflow.
+        DamagedDatabase: The file is no database.
     """
     uri = revealed(address)
     # MLflow's own: seven retries of up to 120 s each, and the lock file of whatever
@@ -110,8 +111,10 @@ def prepare(address: str | SecretStr, home: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
-        except mlflow.MlflowException as error:
-            if not uri.startswith("http"):
+        except Exception as error:
+            if spoilt := DamagedDatabase.says(error):
+                raise DamagedDatabase("MLflow's database", uri, spoilt) from None
+            if not (uri.startswith("http") and isinstance(error, mlflow.MlflowException)):
                 raise
             said = str(error).splitlines()[0]
             raise ServerUnreachable("MLflow", uri, f"it answers, but not as MLflow does ({said})") from None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from headrace import integrity, tracking
-from headrace.errors import DamagedTable
-from headrace.lake import Lake, Window
+from headrace.errors import DamagedDatabase, DamagedFile, DamagedTable
+from headrace.feature_store import writers
+from headrace.lake import Lake, Window, damage_explained, duckdb_connection
 from headrace.monitoring.watch import judge
+from headrace.outages import outages
 from tests.conftest import utc
 from tests.test_monitoring import TOY, predicted, toy_release
 
@@ -92,3 +96,31 @@ def test_a_reference_is_not_made_of_other_rows_than_were_learnt_from(lived: tupl
     finally:
         file.write_bytes(whole)
     assert judge(TOY, lake, week, week.end, home / "reports")
+
+
+def test_a_page_that_cannot_be_read_is_told_with_its_table(tmp_path: Path) -> None:
+    table = Lake(f"{tmp_path}/lake").table("raw/things")
+    table.append(pa.table({"words": ["one", "two", "three"] * 5_000}), "some")
+    (file,) = (tmp_path / "lake/raw/things").glob("*.parquet")
+    whole, told = file.read_bytes(), 0
+    for at in range(4, 400):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            with damage_explained():
+                table.relation(duckdb_connection()).to_arrow_table()
+        except (DamagedTable, DamagedFile) as error:
+            named = isinstance(error, DamagedTable)
+            told += named
+            assert not named or re.match(rf"Table `raw/things` is damaged: .*{file.name}", str(error))
+    assert told
+
+
+def test_mlflow_and_an_online_store_that_are_no_databases_are_told(tmp_path: Path) -> None:
+    for file in (tmp_path / "mlflow.db", tmp_path / "online.db"):
+        file.write_bytes(b"not a database, but as long as its header is " * 9)
+    with pytest.raises(DamagedDatabase, match=r"MLflow's database at .*mlflow\.db is damaged: file is not"):
+        tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    file = str(tmp_path / "online.db")
+    told = pytest.raises(DamagedDatabase, match=r"Feast's online store at .*`materialize` fills it again")
+    with told, outages("Feast's online store", file):
+        writers.Sqlite(file, "t").noted()

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from sqlalchemy.engine import make_url
 
-from headrace.errors import DamagedLedger, ServerUnreachable
+from headrace.errors import DamagedDatabase, ServerUnreachable
 from headrace.feature_store import store as features
 from headrace.ledger import Ledger
 from tests.conftest import free_port
@@ -165,5 +165,5 @@ def test_a_ledger_that_is_no_database_is_told(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for spoilt in (b"not a database, but as long as its header is " * 9, whole[:5000] + b"\xff" * 3000):
         file.write_bytes(spoilt)
-        with pytest.raises(DamagedLedger, match=r"ledger\.db is damaged: .*Restore it from a backup"):
+        with pytest.raises(DamagedDatabase, match=r"ledger\.db is damaged: .*Restore it from a backup"):
             ledger.entries()

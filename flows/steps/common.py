@@ -19,7 +19,7 @@ from headrace import ingest, tracking
 from headrace.errors import BeforeStart, HeadraceError
 from headrace.feature_store import store as feature_store
 from headrace.instants import plain, shown
-from headrace.lake import Lake, interruptible
+from headrace.lake import Lake, damage_explained, interruptible
 from headrace.ledger import Entry, Ledger
 from headrace.settings import Settings
 
@@ -81,7 +81,7 @@ def step(name: str, *, minutes: float = 10, log_prints: bool = True) -> Callable
         persist_result=False,
         log_prints=log_prints,
     )
-    return lambda function: dress(interruptible()(function))
+    return lambda function: dress(interruptible()(damage_explained()(function)))
 
 
 def _worth_retrying(_task: Any, run: TaskRun, state: State) -> bool:

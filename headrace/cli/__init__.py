@@ -13,7 +13,7 @@ from rich.console import Console
 
 from headrace.cli import claims, features, live, quarantine, report, verify
 from headrace.errors import HeadraceError, NotAProject, disks_explained
-from headrace.lake import interruptible
+from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def main() -> None:
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     try:
-        with disks_explained(), interruptible():
+        with disks_explained(), damage_explained(), interruptible():
             app()
     except KeyboardInterrupt:
         sys.exit(130)
