@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +110,7 @@ def test_a_page_that_cannot_be_read_is_told_with_its_table(tmp_path: Path) -> No
         except (DamagedTable, DamagedFile) as error:
             named = isinstance(error, DamagedTable)
             told += named
-            assert not named or re.match(rf"Table `raw/things` is damaged: .*{file.name}", str(error))
+            assert not named or "Table `raw/things` is damaged: " in str(error)
     assert told
 
 
