@@ -35,6 +35,7 @@ HOST = "127.0.0.1"
 PREFECT = [sys.executable, "-m", "prefect"]
 STARTING, SILENT, ASKED, ENDING = 120.0, 60.0, 10.0, 15.0
 """Seconds: that a server may take to start, and may not answer later; between two askings; to end in."""
+MODELS_UI = "?workflowType=machine_learning#/"
 PR_SET_PDEATHSIG = 1
 """From Linux' <sys/prctl.h>."""
 
@@ -117,9 +118,14 @@ def mlflow_server(settings: Settings) -> Service:
         command,
         "`HEADRACE_MLFLOW_PORT`",
         f"{address}/health",
-        f"{address}/?workflowType=machine_learning#/",
+        f"{address}/{MODELS_UI}",
         env,
     )
+
+
+def mlflow_models(settings: Settings) -> str:
+    """Return where MLflow shows the models: its plain address may open what it has for language models."""
+    return f"{settings.mlflow_page}/{MODELS_UI}models"
 
 
 def docs_server(settings: Settings) -> Service:

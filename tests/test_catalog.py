@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -97,18 +99,30 @@ def test_a_person_sees_the_views_and_what_is_overdue(
     from headrace.cli import app
 
     monkeypatch.setenv("HEADRACE_HOME", str(registered.home))
-    monkeypatch.setattr("headrace.cli.features.console", Console(width=160))
+    monkeypatch.setattr("headrace.cli.features.console", Console(width=160, force_terminal=True))
     told = CliRunner().invoke(app, ["features", "list", "--as-of", "2013-07-01"])
     assert told.exit_code == 0, told.output
-    lines = {line.split()[1]: line for line in told.output.splitlines() if line.startswith("│")}
+    text = re.sub(r"\x1b\[[0-9;]*m", "", told.output)
+    lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
     assert "known_hour, origin" in lines["origin_weather"]
     assert "overdue" in lines["origin_weather"]
     assert "for ever" in lines["planes"]
     assert "overdue" not in lines["planes"]
-    monkeypatch.setattr("headrace.cli.features.console", Console(width=80))
+    monkeypatch.setattr("headrace.cli.features.console", Console(width=80, force_terminal=True))
     narrow = CliRunner().invoke(app, ["features", "list", "--as-of", "2013-07-01"]).output
-    assert "│ origin_weather " in narrow
+    assert "│ origin_weather " in re.sub(r"\x1b\[[0-9;]*m", "", narrow)
     assert "…" not in narrow
+
+    monkeypatch.setattr("headrace.cli.features.console", Console())
+    piped = CliRunner().invoke(app, ["features", "list", "--as-of", "2013-07-01"]).output
+    names, *lines = (line.split("\t") for line in piped.splitlines())
+    views = {line[0]: dict(zip(names, line, strict=True)) for line in lines}
+    assert views["origin_weather"]["keys"] == "known_hour; origin"
+    as_json = CliRunner().invoke(app, ["features", "list", "--as-of", "2013-07-01", "--json"]).output
+    weather = {view["view"]: view for view in json.loads(as_json)}["origin_weather"]
+    assert weather["overdue"] is True
+    assert weather["ttl_s"] == 3600
+    assert "wind_gust" in weather["features"]
     wrong = CliRunner().invoke(app, ["features", "list", "--as-of", "soon"])
     assert (wrong.exit_code, "`soon` is no instant" in wrong.output) == (2, True)
 

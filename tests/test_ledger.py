@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -107,7 +108,9 @@ def test_a_claim_is_freed_by_hand_with_a_word_of_warning(
     monkeypatch.setenv("COLUMNS", "160")
     free = ["claims", "free", "flights", "training", "drift/1"]
     told = CliRunner().invoke(app, ["claims", "list"]).output
-    assert "flow run 7" in told
+    assert told.splitlines()[1].startswith("flights\ttraining\tdrift/1\tflow run 7\t")
+    (line,) = json.loads(CliRunner().invoke(app, ["claims", "list", "--json"]).output)
+    assert line["holder"] == "flow run 7"
     assert "flow run 8" not in told
     assert CliRunner().invoke(app, free, input="n\n").exit_code == 1
     with pytest.raises(AlreadyClaimed, match="headrace claims"):

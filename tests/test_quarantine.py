@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -84,6 +85,8 @@ def test_a_rejected_batch_is_inspected_mended_and_released_once(
     assert "weather/2013-01-07/1" in shown
     assert "504" in shown
     assert "weather/2013-01-07/1" in command("list", width=80).stdout
+    (line,) = json.loads(command("list", "--json").stdout)
+    assert (line["entry"], line["rows"], line["of"]) == ("weather/2013-01-07/1", 504, 504)
     shown = command("show", "weather/2013-01-07/1").stdout
     assert "`origin` must be one of EWR, JFK, LGA, but 24 of 504 rows hold others" in shown
     assert shown.count("NYC") == 6 + 1  # what broke a rule comes first; the reason names it too

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from headrace.cli.listing import AsJson, show
 from headrace.errors import NotClaimed
 from headrace.settings import Settings
 
@@ -22,21 +23,28 @@ console = Console()
 
 
 @app.command("list")
-def listed() -> None:
+def listed(as_json: AsJson = False) -> None:
     """List the claims that hold: work that one run does, and no other may."""
-    claims = _ledger().running()
-    if not claims:
-        console.print("Nothing is claimed.")
-        return
-    names = ("pipeline", "kind", "key", "holder", "since (UTC)", "until at the latest")
-    table = Table(*(Column(name, overflow="fold") for name in names))
-    for claim in claims:
-        told = map(escape, (claim.pipeline, claim.kind, claim.key, claim.holder))
-        table.add_row(*told, f"{claim.at:%Y-%m-%d %H:%M:%S}", f"{claim.until:%Y-%m-%d %H:%M:%S}")
-    console.print(table)
-    console.print(
-        "[bold]headrace claims free[/] PIPELINE KIND KEY frees one whose holder is dead.", highlight=False
-    )
+    lines = [
+        {
+            **{"pipeline": claim.pipeline, "kind": claim.kind, "key": claim.key, "holder": claim.holder},
+            **{"since": claim.at, "until": claim.until},
+        }
+        for claim in _ledger().running()
+    ]
+
+    def drawn() -> Table:
+        names = ("pipeline", "kind", "key", "holder", "since (UTC)", "until at the latest")
+        table = Table(*(Column(name, overflow="fold") for name in names))
+        for line in lines:
+            *told, since, until = line.values()
+            table.add_row(
+                *map(escape, map(str, told)), f"{since:%Y-%m-%d %H:%M:%S}", f"{until:%Y-%m-%d %H:%M:%S}"
+            )
+        return table
+
+    hint = "[bold]headrace claims free[/] PIPELINE KIND KEY frees one whose holder is dead."
+    show(console, lines, drawn, as_json=as_json, nothing="Nothing is claimed.", hint=hint)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from headrace.cli.instant import utc
+from headrace.cli.listing import AsJson
+from headrace.cli.listing import show as show_list
 from headrace.errors import NothingToCompare
 from headrace.feature_store.parity import SAMPLE
 from headrace.legible import legible
@@ -33,26 +35,43 @@ AsOf = Annotated[str, typer.Option(help="The instant to believe in, UTC; the pre
 
 
 @app.command("list")
-def listed(as_of: AsOf = "") -> None:
+def listed(as_of: AsOf = "", as_json: AsJson = False) -> None:
     """List the feature views, with the age of what they serve."""
     store, _, _ = _state()
-    rest = ("view", "keys", "features", "ttl", "newest online (UTC)", "age", "service")
-    table = Table(*(Column(name, overflow="fold", no_wrap=name in ("view", "features")) for name in rest))
     found = _views(store, as_of)
-    for view in found:
-        table.add_row(
-            view.name,
-            ", ".join(view.keys),
-            str(len(view.features)),
-            _ttl(view.ttl),
-            *_age(view.freshness),
-            ", ".join(view.services),
-        )
-    if not found:
-        console.print("No feature views are registered yet: [bold]materialize[/] does it.")
-        return
-    console.print(table)
-    console.print("[bold]headrace features show[/] NAME tells more of a view or a feature.", highlight=False)
+    lines = [
+        {
+            **{"view": view.name, "keys": list(view.keys), "features": [f.name for f in view.features]},
+            "ttl_s": view.ttl.total_seconds() if view.ttl else None,
+            "newest_online": view.freshness.online if view.freshness else None,
+            "overdue": bool(view.freshness and view.freshness.overdue),
+            "services": list(view.services),
+        }
+        for view in found
+    ]
+
+    def drawn() -> Table:
+        rest = ("view", "keys", "features", "ttl", "newest online (UTC)", "age", "service")
+        table = Table(*(Column(name, overflow="fold", no_wrap=name in ("view", "features")) for name in rest))
+        for view in found:
+            table.add_row(
+                view.name,
+                ", ".join(view.keys),
+                str(len(view.features)),
+                _ttl(view.ttl),
+                *_age(view.freshness),
+                ", ".join(view.services),
+            )
+        return table
+
+    show_list(
+        console,
+        lines,
+        drawn,
+        as_json=as_json,
+        nothing="No feature views are registered yet: [bold]materialize[/] does it.",
+        hint="[bold]headrace features show[/] NAME tells more of a view or a feature.",
+    )
 
 
 @app.command()

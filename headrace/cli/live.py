@@ -128,7 +128,7 @@ def _addresses(settings: Settings) -> Table:
     table = Table("what", "where", "look at")
     prefect = settings.prefect_page
     table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
-    table.add_row("MLflow", settings.mlflow_page, f"{settings.mlflow_page}/#/models")
+    table.add_row("MLflow", settings.mlflow_page, services.mlflow_models(settings))
     table.add_row("Feast", settings.feast_page, "the features: where from, what they mean, who uses them")
     table.add_row("Data Docs", settings.docs_page, "what each batch was checked for, and what was found")
     table.add_row("state", str(settings.home), "lake, ledger, features, logs")

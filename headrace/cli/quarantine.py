@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from headrace.cli.instant import utc
+from headrace.cli.listing import AsJson
+from headrace.cli.listing import show as show_list
 from headrace.errors import NothingLanded
 from headrace.legible import legible
 from headrace.settings import Settings
@@ -33,31 +35,36 @@ Id = Annotated[str, typer.Argument(help="Such as flights/2013-03-04/1; `list` sh
 @app.command("list")
 def listed(
     everything: Annotated[bool, typer.Option("--all", help="Also what was decided on.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List what waits for a decision."""
     from headrace.quarantine import entries
 
     lake, ledger = _state()
-    entry_id = Column("entry", no_wrap=True)  # it is typed again: never cut
-    table = Table(entry_id, "rows held", "of", "held as of (UTC)", "reasons", "decision")
-    shown = 0
-    for entry in entries(lake):
-        what = _decision(entry, lake, ledger)
-        if what != WAITS and not everything:
-            continue
-        shown += 1
-        more = f"\n… and {len(entry.reasons) - 2} more" if len(entry.reasons) > 2 else ""
-        reasons = escape("\n".join(map(legible, entry.reasons[:2]))) + more
-        table.add_row(
-            entry.id, f"{entry.held.rows:,}", f"{entry.of:,}", f"{entry.as_of:%Y-%m-%d %H:%M}", reasons, what
-        )
-    if shown:
-        console.print(table)
-        console.print("[bold]headrace quarantine show[/] ENTRY shows its rows.", highlight=False)
-    elif lake.has_landed():
-        console.print("Nothing waits in quarantine.")
-    else:
+    held = [(entry, _decision(entry, lake, ledger)) for entry in entries(lake)]
+    held = [(entry, what) for entry, what in held if everything or what == WAITS]
+    if not held and not lake.has_landed():
         raise NothingLanded(lake.root)
+    lines = [
+        {
+            **{"entry": entry.id, "rows": entry.held.rows, "of": entry.of, "as_of": entry.as_of},
+            **{"reasons": list(entry.reasons), "decision": what},
+        }
+        for entry, what in held
+    ]
+
+    def drawn() -> Table:
+        entry_id = Column("entry", no_wrap=True)  # it is typed again: never cut
+        table = Table(entry_id, "rows held", "of", "held as of (UTC)", "reasons", "decision")
+        for entry, what in held:
+            more = f"\n… and {len(entry.reasons) - 2} more" if len(entry.reasons) > 2 else ""
+            reasons = escape("\n".join(map(legible, entry.reasons[:2]))) + more
+            counts = f"{entry.held.rows:,}", f"{entry.of:,}"
+            table.add_row(entry.id, *counts, f"{entry.as_of:%Y-%m-%d %H:%M}", reasons, escape(what))
+        return table
+
+    hint = "[bold]headrace quarantine show[/] ENTRY shows its rows."
+    show_list(console, lines, drawn, as_json=as_json, nothing="Nothing waits in quarantine.", hint=hint)
 
 
 @app.command()
