@@ -26,8 +26,9 @@ import sqlalchemy as sa
 
 from headrace.errors import MissingColumns, ServerUnreachable, SourceUnreadable
 from headrace.lake import Window, duckdb_connection
+from headrace.pipeline import Source
 from headrace.sources import Call, Files, Part, Query
-from tests.conftest import free_port, utc
+from tests.conftest import ROOT, free_port, utc
 
 JANUARY = Window(utc(2024, 1, 1), utc(2024, 2, 1))
 INSTANT = "TIMESTAMP WITH TIME ZONE"
@@ -833,3 +834,28 @@ def test_a_connection_on_disk_that_is_short_of_memory_holds_more_than_fits(tmp_p
         con.execute("SET TimeZone = 'UTC'")
         (part,) = Call(lambda _: iter([table] * 10)).read(con, "t", "at", JANUARY)
         assert con.table(part.relation).count("*").fetchall() == [(500_000,)]
+
+
+# The docs
+
+
+def test_the_docs_sources_can_be_read_as_they_stand(
+    con: duckdb.DuckDBPyConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/orders-1.csv").write_text("order_id,item,placed_at\n1,a,2024-01-02T03:00:00Z\n2,a,2025-01-02T00:00:00Z\n")
+    pq.write_table(pa.table({"item": ["a"], "price": [2.5]}), "data/prices.parquet")
+    monkeypatch.setenv("SHOP_DATABASE", f"sqlite:///{tmp_path}/shop.db")
+    with sa.create_engine(f"sqlite:///{tmp_path}/shop.db").begin() as db:
+        db.exec_driver_sql("CREATE TABLE payments (payment_id INTEGER, booked_at TIMESTAMP)")
+        db.exec_driver_sql("INSERT INTO payments VALUES (7, '2024-01-03 10:00:00')")
+    given: dict[str, Any] = {"Source": Source, "Files": Files, "Query": Query, "Call": Call, "pa": pa}
+    given |= {"Window": Window, "timedelta": timedelta}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/sources.md").read_text(), re.DOTALL):
+        exec(code, given)
+    brought = {}
+    for source in (found for found in given.values() if isinstance(found, Source)):
+        (part,) = source.origin.read(con, source.name, source.time, JANUARY)
+        brought[source.name] = len(con.table(part.relation))
+    assert brought == {"orders": 1, "priced": 1, "payments": 1, "sensors": 1}
