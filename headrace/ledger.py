@@ -153,12 +153,12 @@ class Ledger:
         """Return the present (UTC) by the database's clock; a file has this machine's."""
         from sqlalchemy import text
 
-        if database(revealed(self.url)).get_backend_name() != "postgresql":
+        if _kind(revealed(self.url)) != "postgresql":
             return datetime.now(UTC)
         return plain(self._do(lambda con, _: con.execute(text("SELECT clock_timestamp()")).scalar_one()))
 
     def _in_a_file(self) -> bool:
-        return database(revealed(self.url)).get_backend_name() == "sqlite"
+        return _kind(revealed(self.url)) == "sqlite"
 
     def _runs(self, claim: Entry) -> bool:
         """Say whether the lease of a claim has not ended."""
@@ -219,7 +219,7 @@ class Ledger:
                 return work(connection, table)
 
         url = revealed(self.url)
-        if database(url).get_backend_name() == "sqlite":
+        if _kind(url) == "sqlite":
             try:
                 return once()
             except DatabaseError as error:
@@ -260,6 +260,18 @@ def started() -> str:
 def _since_start() -> float:
     """Return the seconds since the machine was started, its sleep included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if started() else 0.0
+
+
+def _kind(url: str) -> str:
+    """Return which kind of database a URL is of, as SQLAlchemy names them.
+
+    Raises:
+        BadSetting: It is no URL of one.
+    """
+    try:
+        return database(url).get_backend_name()
+    except ValueError as error:
+        raise BadSetting("ledger", url if "://" in url else "…", str(error)) from None
 
 
 @cache

@@ -110,6 +110,16 @@ class Settings(BaseSettings):
         }
         return {**values, "home": home} | {k: values.get(k) or v for k, v in embedded.items()}
 
+    @field_validator("home")
+    @classmethod
+    def _can_be_made(cls, home: Path) -> Path:
+        there = next(place for place in (home, *home.parents) if place.exists())
+        if not there.is_dir():
+            raise ValueError(f"{there} is not a folder")
+        if there != home and not os.access(there, os.W_OK | os.X_OK):
+            raise ValueError(f"in {there} this user can make no folder")
+        return home
+
     @field_validator("lake", "ledger", "mlflow", "dask_address", "prefect_api_url")
     @classmethod
     def _has_a_port(cls, address: str | SecretStr) -> str | SecretStr:

@@ -19,6 +19,7 @@ from headrace.settings import Settings
         ("HEADRACE_MLFLOW_PORT", "abc"),
         ("HEADRACE_DASK_WORKERS", "0"),
         ("PREFECT_API_URL", "http://x:abc/api"),
+        ("HEADRACE_HOME", f"{__file__}/home"),
     ],
 )
 def test_one_that_cannot_be_is_named(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:

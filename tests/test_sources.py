@@ -844,7 +844,9 @@ def test_the_docs_sources_can_be_read_as_they_stand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
-    Path("data/orders-1.csv").write_text("order_id,item,placed_at\n1,a,2024-01-02T03:00:00Z\n2,a,2025-01-02T00:00:00Z\n")
+    Path("data/orders-1.csv").write_text(
+        "order_id,item,placed_at\n1,a,2024-01-02T03:00:00Z\n2,a,2025-01-02T00:00:00Z\n"
+    )
     pq.write_table(pa.table({"item": ["a"], "price": [2.5]}), "data/prices.parquet")
     monkeypatch.setenv("SHOP_DATABASE", f"sqlite:///{tmp_path}/shop.db")
     with sa.create_engine(f"sqlite:///{tmp_path}/shop.db").begin() as db:
