@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from headrace import services
 from headrace.settings import Settings
@@ -125,11 +125,15 @@ def _tell(summary: dict[str, Any]) -> None:
 
 
 def _addresses(settings: Settings) -> Table:
-    table = Table("what", "where", "look at")
-    prefect = settings.prefect_page
-    table.add_row("Prefect", prefect, f"{prefect}/runs, {prefect}/deployments, {prefect}/artifacts")
-    table.add_row("MLflow", settings.mlflow_page, services.mlflow_models(settings))
-    table.add_row("Feast", settings.feast_page, "the features: where from, what they mean, who uses them")
-    table.add_row("Data Docs", settings.docs_page, "what each batch was checked for, and what was found")
-    table.add_row("state", str(settings.home), "lake, ledger, features, logs")
-    return table
+    """Return where to look at what; an address is clicked on, or copied, and never cut."""
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+    for what, where, told in (
+        ("Prefect", settings.prefect_page, "runs, deployments, artifacts, automations"),
+        ("MLflow", services.mlflow_models(settings), "models, their runs, and what the monitor saw"),
+        ("Feast", settings.feast_page, "features: where from, what they mean, who uses them"),
+        ("Data Docs", settings.docs_page, "what each batch was checked for, and what was found"),
+        ("state", str(settings.home), "lake, ledger, features, logs"),
+    ):
+        grid.add_row(f"[bold]{what}[/]", where)
+        grid.add_row("", f"[dim]{told}[/]")
+    return grid
