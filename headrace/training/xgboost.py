@@ -14,7 +14,7 @@ from headrace.training.encoding import Encoder
 from headrace.training.model import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xgboost import Booster
 
+    from headrace.cluster import Worker
     from headrace.pipeline import Columns
 
 DISTRIBUTION = "xgboost"
@@ -48,13 +49,41 @@ def fit(
 ) -> Model:
     """Boost ``params["rounds"]`` (100) trees; every other parameter is XGBoost's own."""
     import numpy as np
-    from dask import array as da
-    from xgboost import collective
-    from xgboost import dask as xgb
 
     workers = crew(client)
     encoder = Encoder.fit(rows, columns)
     options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu")
+    rounds, matrix, target = params.get("rounds", 100), encoder.encode(rows), labels.astype(np.float32)
+    told = {
+        "feature_names": [name.translate(UNNAMEABLE) for name in encoder.names],
+        "feature_types": feature_types(encoder),
+        "enable_categorical": True,
+        "max_bin": options.get("max_bin"),
+    }
+    if len(workers) == 1:
+        options.setdefault("nthread", workers[0].threads)
+        sent = client.scatter([matrix, target], workers=[workers[0].address], hash=False)
+        booster: Booster = client.submit(_alone, options, rounds, *sent, pure=False, **told).result()
+    else:
+        booster = _together(options, rounds, matrix, target, told, workers, client)
+    booster.set_param({"device": "cpu"})  # where it will predict, whatever it was trained on
+    return Model("xgboost", encoder, booster)
+
+
+def _together(
+    options: dict[str, Any],
+    rounds: int,
+    matrix: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    told: Mapping[str, Any],
+    workers: Sequence[Worker],
+    client: Client,
+) -> Booster:
+    """Train on all workers, each on a part of the rows, always the same."""
+    import numpy as np
+    from dask import array as da
+    from xgboost import collective
+    from xgboost import dask as xgb
 
     def pinned(whole: NDArray[np.float32]) -> da.Array:
         parts = np.array_split(whole, len(workers))
@@ -76,23 +105,28 @@ def fit(
     # process has made one since. What makes a client current changes a setting of the whole process, and of
     # two that overlap the one that ends last would leave it changed.
     with CURRENT, client.as_current():
-        data = xgb.DaskQuantileDMatrix(
-            client,
-            pinned(encoder.encode(rows)),
-            pinned(labels.astype(np.float32)),
-            feature_names=[name.translate(UNNAMEABLE) for name in encoder.names],
-            feature_types=feature_types(encoder),
-            enable_categorical=True,
-            max_bin=options.get("max_bin"),
-        )
+        data = xgb.DaskQuantileDMatrix(client, pinned(matrix), pinned(labels), **told)
         # That a partition stays where it was sent is Dask's habit, not its promise, and the model needs it.
         parts = {part.key: part for kept in data.worker_map.values() for part in kept}
         order = zip(workers, data.partition_order, strict=True)
         data.worker_map = {worker.address: [parts[key]] for worker, key in order}
-        trained = xgb.train(client, options, data, params.get("rounds", 100), coll_cfg=network)
-    booster = trained["booster"]
-    booster.set_param({"device": "cpu"})  # where it will predict, whatever it was trained on
-    return Model("xgboost", encoder, booster)
+        trained = xgb.train(client, options, data, rounds, coll_cfg=network)
+    booster: Booster = trained["booster"]
+    return booster
+
+
+def _alone(
+    options: dict[str, Any],
+    rounds: int,
+    matrix: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    **told: Any,
+) -> Booster:
+    """Train where this runs: with one worker there is nobody to agree with."""
+    import xgboost
+
+    data = xgboost.QuantileDMatrix(matrix, labels, **told)
+    return xgboost.train(options, data, rounds)
 
 
 def booster_params(params: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
