@@ -30,7 +30,7 @@ PIPELINE = Pipeline(
         Source("customers", Files({"customers": "customers.csv"}), "since", "shop.rows"),
     ),
     feature_tables=(
-        FeatureTable("buyers", Path("features/sql/buyers.sql"), lookback=timedelta(days=1)),
+        FeatureTable("buyers", Path("features/buyers.sql"), lookback=timedelta(days=1)),
     ),
     feature_service="shop", keys=("order_id", "customer"),
     spine="SELECT order_id, customer, price, placed_at, placed_at AS event_timestamp FROM orders",
@@ -82,9 +82,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         ("pipelines", "shop.py", PIPELINE),
         ("features", "shop.py", VIEW.format(more="", field="")),
         ("validations", "shop.py", SUITE),
-        ("features/sql", "buyers.sql", SQL),
+        ("features", "buyers.sql", SQL),
     ):
-        (tmp_path / part).resolve().mkdir(exist_ok=True)
         (tmp_path / part / name).write_text(text)
     rng, start = np.random.default_rng(0), np.datetime64("2024-01-01T00:00:00")
     since = [*(start - np.timedelta64(d + 1, "D") for d in range(OLD)), *[start] * (CUSTOMERS - OLD)]
