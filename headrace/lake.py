@@ -659,7 +659,8 @@ def damage_explained() -> Iterator[None]:
     except HeadraceError:
         raise
     except Exception as error:
-        if type(error).__module__ != "_duckdb":
+        # What cannot be opened, as where there are too many open files, is not damaged for that.
+        if type(error).__module__ != "_duckdb" or type(error).__name__ == "IOException":
             raise
         if found := UNREADABLE.search(str(error)):
             folder = next((f for f in Path(found[1]).parents if (f / "_delta_log").exists()), None)
