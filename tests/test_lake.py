@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -154,6 +155,32 @@ def test_a_log_that_is_not_whole_is_left_to_delta(lake: Lake) -> None:
     assert _transactions(table.uri) is None
     asked = {key: opened.transaction_version(key) for key in keys}
     assert table.held(keys) == {key: number for key, number in asked.items() if number is not None}
+
+
+def test_what_a_process_knows_of_a_table_ends_with_anybodys_next_commit(lake: Lake) -> None:
+    table, keys = lake.table("raw/toy"), [f"lot {n}" for n in range(8)]
+    table.append(rows((FIRST.start, 0)), "lot 0")
+    known = table.open()
+    assert table.held(keys) == {"lot 0": 1}
+    assert table.open() is known  # nobody wrote: it is not opened again
+    code = f"""
+import pyarrow as pa
+from headrace.lake import Lake
+table = Lake({lake.root!r}).table("raw/toy")
+table.append(table.open().to_pyarrow_table(), "lot 1", number=7)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert table.open() is not known
+    assert table.held(keys) == {"lot 0": 1, "lot 1": 7}
+    assert table.count() == 2
+
+    shutil.rmtree(table.uri)
+    assert not table.exists()
+    assert table.count() == 0
+    for lot in ("lot 2", "lot 3"):  # made again, to the very same version
+        table.append(rows((FIRST.start, 0), (FIRST.start, 1)), lot)
+    assert table.held(keys) == {"lot 2": 1, "lot 3": 1}
+    assert table.count() == 4
 
 
 def test_merging_files_changes_no_row_and_leaves_earlier_versions_readable(lake: Lake) -> None:

@@ -1,7 +1,7 @@
 """Gradient-boosted trees: XGBoost on Dask, one partition per worker.
 
-On one worker the model is byte for byte what ``xgboost.train`` makes. On
-several it is the same in every run, because each worker always gets the same rows.
+One worker runs ``xgboost.train`` itself: there is nobody to agree with. On several the
+model is the same in every run, because each worker always gets the same rows.
 """
 
 from __future__ import annotations
