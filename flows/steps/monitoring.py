@@ -108,7 +108,7 @@ def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
         "worse": worse,
         "performance": fared,
         "champion": findings[0].release.version,
-        "report": findings[0].report,
+        "report": next((finding.report for finding in findings if finding.report), ""),
         **measured[0],
     }
 
