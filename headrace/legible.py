@@ -44,4 +44,5 @@ def markdown(message: object) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]()|~!#])", r"\\\1", escape(text, quote=False))
+    # With `:`, `@` and the dot of `www.`, nothing becomes a link by itself.
+    return re.sub(r"([\\`*_\[\]()|~!#:@]|(?<=www)\.)", r"\\\1", escape(text, quote=False))

@@ -117,7 +117,7 @@ def test_the_terminal_shows_what_is_held_and_obeys_none_of_it(
 
 
 def test_what_flows_say_in_a_terminal_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    from flows.command import Legible
+    from flows._command import Legible
 
     said = logging.StreamHandler(sys.stdout)
     said.setFormatter(Legible())

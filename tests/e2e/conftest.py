@@ -18,6 +18,7 @@ from headrace.ledger import DONE, Entry, Ledger
 from headrace.settings import Settings
 from tests.conftest import free_port
 from tests.e2e import projects
+from tests.flows.conftest import eventually
 
 
 class Project:
@@ -48,6 +49,14 @@ class Project:
     def at_rest(self) -> bool:
         going = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
         return not self.prefect("flow_runs", flow_runs=going)
+
+    def schedule(self, *, on: bool) -> None:
+        """Switch the cycle's schedule on or off; off, wait until nothing runs."""
+        api = self.settings.prefect_api_url
+        made = httpx.get(f"{api}/deployments/name/cycle/pumps", timeout=30).json()
+        httpx.patch(f"{api}/deployments/{made['id']}", json={"paused": not on}, timeout=30).raise_for_status()
+        if not on:
+            eventually(self.at_rest, seconds=180)
 
     def drifts(self) -> list[str]:
         return [entry.detail["cause"] for entry in self.done("judgement") if entry.detail["drifted"]]

@@ -25,8 +25,9 @@ def test_life_by_the_clock_is_exactly_once(project: Project) -> None:
         services.deploy(settings)
         with services.running([services.prefect_worker()], settings) as (worker,):
             eventually(project.judges(3), seconds=240)
-            eventually(project.at_rest)  # else what is cleared away with the worker says that it crashed
+            project.schedule(on=False)  # else what is cleared away with the worker says that it crashed
             worker.process.kill()
+        project.schedule(on=True)
         time.sleep(3 * WINDOW.total_seconds())  # nobody is there
         (project.world / "late").touch()
         with services.running([services.prefect_worker()], settings):
@@ -36,6 +37,7 @@ def test_life_by_the_clock_is_exactly_once(project: Project) -> None:
             eventually(project.judges(5), seconds=240)
             (project.world / "heavier").write_text(f"{time.time():.0f}")
             eventually(lambda: len(project.retrainings()) >= 2, seconds=360)
+            project.schedule(on=False)
         runs = project.prefect("flow_runs", flow_runs={"parent_task_run_id": {"is_null_": True}})
     states = Counter(run["state_name"] for run in runs if run["state_name"] != "Scheduled")
     assert not states["Failed"], states
