@@ -438,7 +438,9 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     assert [f.drift for f in drawn] == [late.drift, first.drift]
 
 
-def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_damaged(tmp_path, monkeypatch):
+def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_damaged(
+    tmp_path, monkeypatch, capfd
+):
     tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
     lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
     version = toy_release(lake, tmp_path, 0.0)
@@ -454,6 +456,7 @@ def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_dama
     first = look()
     assert look() == first
     assert len(reads) == 1
+    assert "Downloading" not in capfd.readouterr().err
     (kept,) = tmp_path.rglob("reference.parquet")
     kept.write_bytes(kept.read_bytes()[:-1])
     assert look() == first
