@@ -23,6 +23,7 @@ from flows.train import train
 from headrace.errors import EmptySpan
 from headrace.instants import shown
 from headrace.lake import Window, windows
+from headrace.legible import markdown
 from headrace.pipeline import load
 
 
@@ -81,7 +82,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     }
     create_table_artifact(
         key=steps.slug("lifecycle", pipeline),
-        table=[{k: str(v) for k, v in week.items()} for week in weeks],
+        table=[{k: markdown(v) for k, v in week.items()} for week in weeks],
         description=f"## `{pipeline}` from {shown(start)} to {shown(end)}",
     )
     return summary

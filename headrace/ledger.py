@@ -211,7 +211,6 @@ class Ledger:
             DamagedDatabase: The file is none.
         """
         from sqlalchemy.exc import DatabaseError
-        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
         def once() -> T:
             engine, table = _connected(url)
@@ -226,6 +225,8 @@ class Ledger:
                 if said := DamagedDatabase.says(error):
                     raise DamagedDatabase("The ledger", url, said) from None
                 raise
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
         again = Retrying(
             retry=retry_if_exception_type(ServerUnreachable),
             wait=wait_exponential(max=8),

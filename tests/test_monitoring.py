@@ -286,6 +286,7 @@ def test_a_reference_comes_back_as_it_was_kept(winter):
         assert replace(again.whole, frame=made.whole.frame) == made.whole
         assert again.fits(COLUMNS, WEEK)
         assert not again.fits(COLUMNS, WEEK / 7)
+        assert not again.fits(Columns(("temp",), ()), WEEK)  # a number then, a category now
         assert not again.fits(replace(COLUMNS, numeric=(*COLUMNS.numeric, "snow")), WEEK)
 
 

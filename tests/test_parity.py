@@ -364,12 +364,20 @@ def test_what_holds_for_ever_is_never_overdue(toy: Toy) -> None:
 
 
 def test_a_view_that_changes_while_a_window_is_open_is_refused_before_it_is_brought_online(toy: Toy) -> None:
+    def refuse(at: datetime, window: Window) -> None:
+        """As if of each key, known or not, there were a prediction ``at`` an instant."""
+        keys = "(VALUES ('a'), ('b'), ('c'), ('d'), (NULL)) AS keys(k)"
+        spine = f"SELECT k, TIMESTAMPTZ '{at.isoformat()}' AS event_timestamp FROM {keys}"
+        spec = replace(load("flights"), sources=(), feature_service="toys", keys=("k",), spine=spine)
+        refuse_changing(toy.feast, spec, toy.lake, window)
+
     window, three = Window(FIRST, SIX), utc(2013, 1, 1, 3)
-    refuse_changing(toy.feast, "toys", lambda: toy.asked(FIVE), window)  # both of its rows were known by then
-    refuse_changing(toy.feast, "toys", lambda: toy.asked(three), Window(FIRST, THEN))
+    refuse(FIVE, window)  # both of its rows were known by then
+    refuse(three, Window(FIRST, THEN))
     told = (
-        r"`toy` .*changes while a window is open.*of 5 predictions in 2013-01-01T00:00Z/2013-01-01T06:00Z, 3 "
-        r"are made before.*\(k a is predicted at 2013-01-01T03:00:00Z, and has another row at 2013-01-01T04:"
+        r"`toy` of `flights` changes while a window is open.*of 5 predictions in "
+        r"2013-01-01T00:00Z/2013-01-01T06:00Z, 3 are made before.*"
+        r"\(k a is predicted at 2013-01-01T03:00:00Z, and has another row at 2013-01-01T04:"
     )
     with pytest.raises(ChangesWithinWindow, match=told):
-        refuse_changing(toy.feast, "toys", lambda: toy.asked(three), window)
+        refuse(three, window)

@@ -124,12 +124,11 @@ def test_candidates_that_are_logged_at_once_share_their_data_sets(home, log, mon
     with ThreadPoolExecutor(AT_ONCE) as pool:
         logged = [done.result() for done in [pool.submit(log, candidate=c) for c in candidates]]
 
-    client = MlflowClient()
-    runs = [client.get_run(each.run_id) for each in logged]
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert len(client.search_runs([logged[0].experiment])) == AT_ONCE
+    assert len(runs()) == len(logged) == AT_ONCE
+    assert {run.info.run_id for run in runs()} == {each.run_id for each in logged}
+    assert {run.info.status for run in runs()} == {"FINISHED"}
     names = {f"{ref.table}@v{ref.version}" for ref in (TRAINING, RAW)}
-    assert all({given.dataset.name for given in run.inputs.dataset_inputs} == names for run in runs)
+    assert all({given.dataset.name for given in run.inputs.dataset_inputs} == names for run in runs())
 
 
 def test_processes_that_start_at_once_in_an_empty_home_all_find_one_sound_database(tmp_path):

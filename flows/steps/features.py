@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from functools import partial
 
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
@@ -93,8 +92,7 @@ def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) ->
     store, complete = open_store(), progress(spec, at)
     until = log.predictable(spec, complete)
     if closed := windows(spec.start, until, spec.window):
-        asked = partial(parity.spine, spec, Lake(Settings().lake), closed[-1])
-        parity.refuse_changing(store, spec.feature_service, asked, closed[-1])
+        parity.refuse_changing(store, spec, Lake(Settings().lake), closed[-1])
     reached = tables.edges(spec.feature_tables, complete, until)
     feature_store.materialize(store, spec.feature_service, until, since, reached)
 

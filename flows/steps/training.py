@@ -18,6 +18,7 @@ from headrace.gate import Verdict
 from headrace.instants import shown
 from headrace.lake import DatasetRef, Lake
 from headrace.ledger import Ledger
+from headrace.legible import markdown
 from headrace.pipeline import Candidate, Pipeline
 from headrace.settings import Settings
 from headrace.tracking import Logged
@@ -160,7 +161,9 @@ def register(spec: Pipeline, fitted: list[Fitted], failed: Mapping[str, str], da
             for f in sorted(fitted, key=lambda f: f.scores["log_loss"])
         ],
         description=f"## Candidates, scored on {best.scores['rows']:,.0f} held-out rows"
-        + "".join(f"\n\nLeft out, for it failed: **{name}**. {reason}" for name, reason in failed.items()),
+        + "".join(
+            f"\n\nLeft out, for it failed: **{name}**. {markdown(reason)}" for name, reason in failed.items()
+        ),
     )
     return version
 

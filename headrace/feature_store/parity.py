@@ -28,7 +28,7 @@ from headrace.feature_store.store import (
 from headrace.lake import duckdb_connection, quoted, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
     from feast import FeatureStore
@@ -111,11 +111,11 @@ def check(
     return found
 
 
-def refuse_changing(store: FeatureStore, service: str, spine: Callable[[], pa.Table], window: Window) -> None:
-    """Refuse a view that, for a prediction of ``spine``, has a row that became known later in ``window``.
+def refuse_changing(store: FeatureStore, spec: Pipeline, lake: Lake, window: Window) -> None:
+    """Refuse a view that, for a prediction of ``window``, has a row that became known later in it.
 
-    The online store would serve that row, for it keeps each key's newest one. Views with an
-    instant among their keys have a key for each: if there are no others, ``spine`` is not asked for.
+    The online store would serve that row, for it keeps each key's newest one. Views with an instant
+    among their keys have a key for each: if there are no others, the predictions are not even read.
 
     Raises:
         ChangesWithinWindow: There is such a view.
@@ -125,12 +125,13 @@ def refuse_changing(store: FeatureStore, service: str, spine: Callable[[], pa.Ta
     from headrace.feature_store import sources
 
     asked = None
-    for projection in store.get_feature_service(service).feature_view_projections:
+    for projection in store.get_feature_service(spec.feature_service).feature_view_projections:
         view: Any = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
         source = getattr(view, "batch_source", None)
         if source is None or any(column.dtype == UnixTimestamp for column in view.entity_columns):
             continue
-        asked, con, keys = asked or spine(), duckdb_connection(), given_by(store, projection)
+        asked = spine(spec, lake, window) if asked is None else asked
+        con, keys = duckdb_connection(), given_by(store, projection)
         con.from_arrow(asked).create_view("asked")
         equal = [f"asked.{quoted(column)} = rows.{quoted(key)}" for key, column in keys.items()]
         time = f"rows.{quoted(source.timestamp_field)}"
@@ -149,7 +150,7 @@ def refuse_changing(store: FeatureStore, service: str, spine: Callable[[], pa.Ta
             example = ", ".join(f"{key} {value}" for key, value in first.items())
             example = f"{example} is predicted at {at}, and has another row at {later}"
             raise ChangesWithinWindow(
-                service, stored_as(projection), str(window), found.num_rows, asked.num_rows, example
+                spec.name, stored_as(projection), str(window), found.num_rows, asked.num_rows, example
             )
 
 

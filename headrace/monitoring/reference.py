@@ -67,8 +67,10 @@ class Reference:
         return cls(whole, every, strays, missing_strays)
 
     def fits(self, columns: Columns, every: timedelta) -> bool:
-        """Say whether it is a summary of those inputs, in windows of that length."""
-        return {*columns.names} < {*self.whole.frame.columns} and self.every == every
+        """Say whether it is a summary of those inputs, each of its kind, in windows of that length."""
+        numbers = {*self.whole.limits}
+        texts = {*self.whole.frame.columns} - numbers
+        return {*columns.numeric} <= numbers and {*columns.categorical} <= texts and self.every == every
 
     def dump(self) -> bytes:
         """Return the summary as a Parquet file: the sketch's columns; the rest in its metadata."""
