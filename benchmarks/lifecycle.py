@@ -40,9 +40,11 @@ from headrace.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from duckdb import DuckDBPyRelation
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
-    from headrace.pipeline import Columns
+    from headrace.pipeline import Candidate, Columns
+    from headrace.training import Model
 
 RELEASE, END = datetime(2013, 7, 1, tzinfo=UTC), datetime(2014, 1, 6, tzinfo=UTC)
 WATCHED = END - WEEK  # the year's last whole week ends here
@@ -145,12 +147,7 @@ def _ours() -> Iterator[tuple[str, str]]:
 
 def _bare() -> Iterator[tuple[str, str]]:
     """Name each stage as it ends, and what it did."""
-    import pyarrow.compute as pc
-
     from benchmarks.data import open_files
-    from headrace import training
-    from headrace.cluster import cluster
-    from headrace.evaluation import evaluate
     from headrace.lake import Window, duckdb_connection
     from headrace.sources import Files
 
@@ -188,16 +185,8 @@ def _bare() -> Iterator[tuple[str, str]]:
             wanted = f"FROM ({wanted}) LEFT JOIN ({features}) USING ({keys})"
     yield "materialize", ""
 
-    labelled = f"FROM ({wanted}) JOIN ({spec.label}) USING ({', '.join(spec.keys)})"
-    learnt = lake.execute(f"{labelled} WHERE available_at < $at {order}", {"at": RELEASE}).to_arrow_table()
-    early = pc.less(learnt["event_timestamp"], RELEASE - spec.holdout)
-    seen, held_out = learnt.filter(early), learnt.filter(pc.invert(early))
-    labels, truth = seen["label"].to_numpy(), held_out["label"].to_numpy()
-    with cluster() as client:
-        fitted = [training.fit(c, seen, labels, spec.columns, client) for c in spec.candidates]
-    losses = [evaluate(truth, model.predict(held_out)).log_loss for model in fitted]
-    model = fitted[losses.index(min(losses))]
-    yield "train", f"log-loss {min(losses):.6f}"
+    model, learnt, told = _trained(lake, wanted)
+    yield "train", told
 
     due = f"FROM ({wanted}) WHERE event_timestamp >= $at {order}"
     scored = lake.execute(due, {"at": RELEASE}).to_arrow_table()
@@ -209,6 +198,38 @@ def _bare() -> Iterator[tuple[str, str]]:
     learnt = learnt.append_column("probability", [model.predict(learnt)])
     _evidently(week, lake.from_arrow(learnt), spec.columns, home / "report.html")
     yield "monitor", ""
+
+
+def _trained(lake: DuckDBPyConnection, wanted: str) -> tuple[Model, pa.Table, str]:
+    """Train on what was known at the release; return the model, what it learnt from, and how good it is."""
+    import pyarrow.compute as pc
+
+    from headrace import training
+    from headrace.cluster import cluster
+
+    spec = load("flights")
+    order = f"ORDER BY event_timestamp, {', '.join(spec.keys)}"
+    labelled = f"FROM ({wanted}) JOIN ({spec.label}) USING ({', '.join(spec.keys)})"
+    learnt = lake.execute(f"{labelled} WHERE available_at < $at {order}", {"at": RELEASE}).to_arrow_table()
+    held = RELEASE - spec.holdout
+    before, chosen = pc.less(learnt["available_at"], held), held - spec.holdout
+    early = pc.less(learnt["event_timestamp"], chosen)
+    known = pc.and_(early, pc.less(learnt["available_at"], chosen))
+    seen, choice = learnt.filter(known), learnt.filter(pc.and_(before, pc.invert(early)))
+    last = pc.greater_equal(learnt["event_timestamp"], held)
+    whole, held_out = learnt.filter(before), learnt.filter(last)
+
+    def fitted(candidate: Candidate, rows: pa.Table) -> Model:
+        targets = spec.problem.encode(rows["label"])
+        return training.fit(candidate, rows, targets, spec.columns, spec.problem, client)
+
+    def loss(model: Model, rows: pa.Table) -> float:
+        return float(spec.problem.losses(spec.problem.encode(rows["label"]), model.predict(rows)).mean())
+
+    with cluster() as client:
+        tried = [loss(fitted(candidate, seen), choice) for candidate in spec.candidates]
+        model = fitted(spec.candidates[tried.index(min(tried))], whole)
+    return model, learnt.filter(pc.or_(before, last)), f"log-loss {loss(model, held_out):.6f}"
 
 
 def _evidently(week: DuckDBPyRelation, learnt: DuckDBPyRelation, columns: Columns, page: Path) -> None:

@@ -20,7 +20,7 @@ from prefect.artifacts import create_table_artifact
 from flows import steps
 from flows.cycle import cycle
 from flows.train import train
-from headrace.errors import EmptySpan
+from headrace.errors import EmptySpan, NotReleased
 from headrace.instants import shown
 from headrace.lake import Window, windows
 from headrace.legible import markdown
@@ -46,6 +46,8 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     with _timed(seconds, "train"):
         verdict = train(pipeline, start, cause="first release")
     say("%s: %s", shown(start), verdict)
+    if not steps.released(spec):
+        raise NotReleased(spec.name, verdict.reason)
 
     weeks = []
     for window in windows(start, end, spec.window):
@@ -108,7 +110,7 @@ def _counted(landed: dict[str, int]) -> str:
 def _line(week: dict[str, Any]) -> str:
     if "champion" not in week:  # nothing was predicted, so nothing was found
         return f"{shown(week['as_of'])}: landed {week['landed']:>6,}. {week['reason']}"
-    skill = f"AUC {week['auc']:.3f}" if week.get("auc") else "truth not known yet"
+    skill = week["score"] or "truth not known yet"
     if week.get("worse"):
         skill += f" (skill {week['skill']:.3f}, {week['skill_promised']:.3f} was promised: worse)"
     return (

@@ -1,6 +1,6 @@
 """Train candidates; release the best if it proves better than the champion.
 
-training set ─▶ fit ─▶ evaluate ─▶ register ─▶ gate ─▶ promote
+training set ─▶ fit all ─▶ choose ─▶ fit again ─▶ register ─▶ gate ─▶ promote
 """
 
 from dataclasses import asdict
@@ -25,8 +25,10 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     """Return the gate's verdict on the best candidate trained on what was known at ``as_of`` (UTC).
 
     The champion keeps serving until the verdict says otherwise; a rejected
-    challenger stays registered, with the reasons. A candidate that fails is told and
-    left out; when none is left, the first one's error is raised. One ``cause`` trains once,
+    challenger stays registered, with the reasons. Without a champion the challenger must
+    beat a guess from the past alone. Of several candidates the best on the selection span is
+    fitted again on all that comes before the holdout, by which the gate judges. One that fails is
+    told and left out; when none is left, the first one's error is raised. One ``cause`` trains once,
     however often its event arrives; left empty, it is this run's instant. What was
     known ends with the last window that had landed, and whose features were built.
     """
@@ -41,9 +43,12 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     sources = steps.sources(data)
     fits = [steps.fit.submit(spec, candidate, data, sources, at, cause) for candidate in spec.candidates]
     fitted, failed = steps.outcome(spec, fits)
-    version = steps.register(spec, fitted, failed, data)
-    verdict = steps.judge(spec, version, data, at)
+    trial = steps.choose(spec, fitted, failed)
+    if len(spec.candidates) > 1:
+        trial = steps.fit_again(spec, trial, data, sources, at, cause)
+    version = steps.register(spec, trial)
+    verdict = steps.judge(spec, version, trial, data, at)
     while not steps.release(spec, version, verdict, at):  # another training was quicker
-        verdict = steps.judge(spec, version, data, at)
+        verdict = steps.judge(spec, version, trial, data, at)
     steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))
     return verdict

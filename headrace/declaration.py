@@ -11,12 +11,14 @@ from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from headrace.training.trainers import missing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from headrace.pipeline import Pipeline
 
-ITS_OWN = ("label", "available_at", "holdout", "probability", "model_version")
+ITS_OWN = ("label", "available_at", "span", "model_version")
 """Columns that headrace puts beside a model's inputs."""
 
 
@@ -76,8 +78,9 @@ def _columns(spec: Pipeline) -> Iterator[str]:
     if not spec.columns.names:
         yield "`columns` names none"
     yield from _doubled("`columns`", spec.columns.names)
+    own = {*ITS_OWN} if any(spec.problem.slips()) else {*ITS_OWN, *spec.problem.columns}
     for name in spec.columns.names:
-        if name in ITS_OWN:
+        if name in own:
             yield f"`columns` names `{name}`, which headrace keeps for itself: give the input another name"
 
 
@@ -90,6 +93,18 @@ def _spans(spec: Pipeline) -> Iterator[str]:
     for i, source in enumerate(spec.sources):
         pauses |= {f"sources[{i}].late": source.late, f"sources[{i}].deadline": source.deadline}
     yield from (f"`{place}` must not be below 0" for place, span in pauses.items() if span < timedelta(0))
+
+
+def _problem(spec: Pipeline) -> Iterator[str]:
+    yield from (f"`problem` {slip}" for slip in spec.problem.slips())
+    if (naive := spec.problem.naive) and not timedelta(0) < naive.span <= naive.season:
+        yield "`problem.naive.span` must be longer than 0, and no longer than its `season`"
+
+
+def _trainers(spec: Pipeline) -> Iterator[str]:
+    for i, candidate in enumerate(spec.candidates):
+        if reason := missing(candidate.trainer):
+            yield f"`candidates[{i}].trainer` names `{candidate.trainer}`: {reason}"
 
 
 def _gate(spec: Pipeline) -> Iterator[str]:
@@ -137,7 +152,9 @@ def _listed(names: Sequence[str]) -> str:
 
 CHECKS = (
     (("sources", "feature_tables", "candidates", "keys"), _names),
-    (("columns",), _columns),
+    (("problem",), _problem),
+    (("columns", "problem"), _columns),
+    (("candidates",), _trainers),
     (("sources", "feature_tables", "window", "holdout"), _spans),
     (("gate",), _gate),
     (("sources", "feature_tables", "suite"), _suites),

@@ -301,15 +301,47 @@ class UnfitInputs(HeadraceError):
 
 
 class BadLabels(HeadraceError):
-    """The truth is something else than 0 or 1."""
+    """The truth is something else than the problem allows."""
 
-    def __init__(self, pipeline: str, bad: int, rows: int, first: object) -> None:
-        self.pipeline, self.bad, self.rows, self.first = pipeline, bad, rows, first
+    def __init__(self, pipeline: str, expected: str, bad: int, rows: int, first: object) -> None:
+        self.pipeline, self.expected = pipeline, expected
+        self.bad, self.rows, self.first = bad, rows, first
         told = "null" if first is None else repr(first)
         super().__init__(
-            f"`label` of pipeline `{pipeline}` must be 0 or 1, but {bad:,} of {rows:,} rows hold others "
-            f"(first: {told}). Nothing was written. Correct the query `label` in `pipelines/{pipeline}.py`; "
-            "rows without a truth it should leave out (`WHERE … IS NOT NULL`)."
+            f"`label` of pipeline `{pipeline}` must be {expected}, but {bad:,} of {rows:,} rows hold others "
+            f"(first: {told}). Nothing was written. Correct the query `label` in `pipelines/{pipeline}.py`, "
+            "or its `problem`; rows without a truth the query should leave out (`WHERE … IS NOT NULL`)."
+        )
+
+
+class NothingToLearn(HeadraceError):
+    """What happened is the same in all rows to train on."""
+
+    def __init__(self, pipeline: str, rows: int, label: object, as_of: datetime) -> None:
+        self.pipeline, self.rows, self.label, self.as_of = pipeline, rows, label, as_of
+        super().__init__(
+            f"All {rows:,} rows to train pipeline `{pipeline}` on, as of {shown(as_of)} UTC, have the label "
+            f"{label!r}: there is nothing to tell apart. No training set was written. Look at the query "
+            f"`label` in `pipelines/{pipeline}.py`, or train later, when something else has happened."
+        )
+
+
+class UnknownTrainer(HeadraceError):
+    """What a candidate names as its trainer is none."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"No trainer `{name}`: {reason}")
+
+
+class BadOutputs(HeadraceError):
+    """What a trainer predicts is no prediction of its problem."""
+
+    def __init__(self, trainer: str, reason: str) -> None:
+        self.trainer, self.reason = trainer, reason
+        super().__init__(
+            f"Trainer `{trainer}` does not predict what its pipeline's problem asks for. {reason} Nothing of "
+            "it was kept. See `Trainer` in headrace/training/trainers.py for what `predict` returns."
         )
 
 
@@ -691,8 +723,20 @@ class NoChampion(HeadraceError):
     def __init__(self, pipeline: str) -> None:
         self.pipeline = pipeline
         super().__init__(
-            f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: the first candidate that "
-            "trains becomes the champion."
+            f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: what it trains is released "
+            "if it beats a guess from the past alone."
+        )
+
+
+class NotReleased(HeadraceError):
+    """There is no champion yet, and what was trained to be the first is not good enough."""
+
+    def __init__(self, pipeline: str, reason: str) -> None:
+        self.pipeline, self.reason = pipeline, reason
+        super().__init__(
+            f"The first model of pipeline `{pipeline}` is not released, so there is nothing to predict with: "
+            f"{reason} It stays registered, with its scores. Give it more to learn from (a later `--start`, "
+            f"other `columns` or `candidates` in `pipelines/{pipeline}.py`), and begin again."
         )
 
 

@@ -37,7 +37,7 @@ LIBRARIES = (
     "numpy pandas pyarrow.parquet duckdb duckdb_engine deltalake sqlalchemy great_expectations.expectations "
     "mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store mlflow.store.model_registry.sqlalchemy_store "
     "alembic.command dask.distributed xgboost sklearn.pipeline "
-    "evidently.presets evidently.legacy.calculations.stattests plotly.graph_objects "
+    "evidently.presets scipy.stats plotly.graph_objects "
     "fastapi httpx pydantic_settings websockets psycopg_pool redis.asyncio torch "
     "feast.infra.passthrough_provider feast.infra.online_stores.dynamodb "  # which each run looks at
     "prefect.flow_engine prefect.task_engine prefect.events prefect.artifacts prefect.client.orchestration"

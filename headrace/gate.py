@@ -152,17 +152,13 @@ def _degrees_of_freedom(share: NDArray[np.float64]) -> float:
     return trace**2 / square
 
 
-def judge(
-    gate: Gate, challenger: str, champion: str | None, gain: Gain | None, unit: str = "of loss"
-) -> Verdict:
+def judge(gate: Gate, challenger: str, champion: str | None, gain: Gain, unit: str = "of loss") -> Verdict:
     """Decide whether ``challenger`` replaces ``champion``, given the measured ``gain``.
 
     It does if the gain's one-sided lower bound, by Student's t, lies above the gate's least gain.
-    Without a champion the challenger is promoted: any model beats none. ``unit`` is the losses'.
+    Without a champion the gain is over a guess from the past alone: the first release must
+    beat that. ``unit`` is the losses'.
     """
-    if champion is None or gain is None:
-        reason = "There was no champion; the best candidate becomes the first."
-        return Verdict("promoted", reason, challenger)
     of = f"{gain.rows:,} held-out rows in {gain.groups:,} groups"
     if (count := round(gain.df + 1, 3)) < gate.least_groups:
         equal = "" if count == gain.groups else f", which are worth {count:.1f} of equal size"
@@ -174,9 +170,10 @@ def judge(
         return Verdict("not enough evidence", reason, challenger, champion, _told(gain))
     floor = lower_bound(gain, gate.risk)
     promoted = floor > gate.min_gain
+    over = " over a guess from the past alone" if champion is None else ""
     reason = (
-        f"The challenger saves {gain.mean:+.4f} ± {gain.stderr:.4f} {unit} per row on {of}; its lower bound "
-        f"{floor:+.4f} is {'above' if promoted else 'not above'} {gate.min_gain:+.4f}."
+        f"The challenger saves {gain.mean:+.4f} ± {gain.stderr:.4f} {unit} per row{over} on {of}; its lower "
+        f"bound {floor:+.4f} is {'above' if promoted else 'not above'} {gate.min_gain:+.4f}."
     )
     return Verdict("promoted" if promoted else "rejected", reason, challenger, champion, gain)
 

@@ -13,9 +13,10 @@ from headrace.errors import BrokenDeclaration, UnknownPipeline
 from headrace.gate import Gate
 from headrace.instants import plain
 from headrace.monitoring.rule import DriftRule
+from headrace.problem import Binary, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from headrace.sources import Call, Files, Query
 
@@ -80,10 +81,15 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to try: which trainer fits it, with which parameters."""
+    """A model to try: which trainer fits it, with which parameters.
+
+    ``trainer`` is ``xgboost``, ``torch`` or ``sklearn``, one that a package offers as an entry
+    point of the group ``headrace.trainers``, or the dotted path of one's own (see
+    ``headrace.training.trainers.Trainer``).
+    """
 
     name: str
-    trainer: Literal["xgboost", "torch", "sklearn"]
+    trainer: str
     params: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -113,11 +119,12 @@ class Pipeline:
     ``start`` (UTC) is where the first window begins, on the grid or before: rows that became
     known earlier never land. ``spine`` selects, from the raw tables, one row per prediction to make:
     ``keys``, the join keys of the feature service, and ``event_timestamp``,
-    the instant the prediction is made (UTC). ``label`` selects ``keys``,
-    ``label`` (0 or 1) and ``available_at``, the instant the truth was known.
+    the instant the prediction is made (UTC). ``problem`` says what is asked; ``label`` selects ``keys``,
+    ``label``, the truth as the problem has it, and ``available_at``, the instant it was known.
     ``columns`` may name any column of the spine and any feature. ``window`` is how
-    much is scored and monitored at once; of what is known, ``train`` holds out the
-    predictions of the last ``holdout``.
+    much is scored and monitored at once. Of what is known, ``train`` holds out the
+    predictions of the last ``holdout`` for the gate; of several candidates it
+    chooses one by those of as long before that.
     ``suite``, if named, is what predictions must pass before they are logged.
     """
 
@@ -133,6 +140,7 @@ class Pipeline:
     label: str
     columns: Columns
     candidates: tuple[Candidate, ...]
+    problem: Problem = field(default_factory=Binary)
     gate: Gate = field(default_factory=Gate)
     drift: DriftRule = field(default_factory=DriftRule)
     holdout: timedelta = WEEK
@@ -142,6 +150,16 @@ class Pipeline:
     def __post_init__(self) -> None:
         if isinstance(self.start, datetime):  # else ``load`` says so, beside whatever else is wrong
             object.__setattr__(self, "start", plain(self.start))
+
+    @property
+    def watched(self) -> Columns:
+        """What is watched for drift: the inputs, and what is predicted of them."""
+        import pyarrow as pa
+
+        kinds = self.problem.columns.items()
+        numbers = tuple(name for name, kind in kinds if pa.types.is_floating(kind))
+        classes = tuple(name for name, kind in kinds if name not in numbers)
+        return Columns(self.columns.categorical + classes, self.columns.numeric + numbers)
 
     @property
     def raw(self) -> dict[str, str]:
@@ -170,9 +188,29 @@ def load(name: str) -> Pipeline:
     wrong = slips(pipeline)
     if pipeline.name != name:
         wrong.append(f"`name` must be `{name}`, as its file, but is `{pipeline.name}`")
+    wrong = wrong or _collisions(pipeline, [other for other in known if other != name])
     if wrong:
         raise BrokenDeclaration(file, wrong)
     return pipeline
+
+
+def _collisions(pipeline: Pipeline, others: Sequence[str]) -> list[str]:
+    """Say of what pipelines share, by name, if they mean the same: it lands, and is built, once for all."""
+    found = []
+    for other in others:
+        try:
+            theirs = import_module(f"pipelines.{other}").PIPELINE
+            shared = {thing.table: thing for thing in (*theirs.sources, *theirs.feature_tables)}
+        except Exception:  # noqa: BLE001  # it is told when that one is loaded
+            continue
+        for what, own in (("sources", pipeline.sources), ("feature_tables", pipeline.feature_tables)):
+            for thing in own:
+                if shared.get(thing.table, thing) != thing:
+                    found.append(
+                        f"`{what}` names `{thing.name}`, as `{other}` does, but declares it otherwise: "
+                        "declare it once, in a module that both import, or give it another name"
+                    )
+    return found
 
 
 def declared() -> list[str]:

@@ -38,7 +38,7 @@ class Release:
     version: int
     run_id: str
     candidate: str
-    framework: str
+    trainer: str
     training: DatasetRef
     as_of: datetime
     metrics: Mapping[str, float] = field(hash=False)
@@ -174,7 +174,7 @@ def _release(row: ModelVersion) -> Release:
         version=int(row.version),
         run_id=str(row.run_id),
         candidate=facts["candidate"],
-        framework=facts["framework"],
+        trainer=facts["trainer"],
         training=_dataset(json.loads(facts["training"])),
         as_of=read(facts["as_of"]),
         metrics=json.loads(facts["metrics"]),

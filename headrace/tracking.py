@@ -7,7 +7,6 @@ and returns it, or marks the half-written one as killed and writes anew.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from headrace.addresses import public, revealed
 from headrace.errors import DamagedDatabase, DamagedModel, ServerUnreachable
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
+    import pyarrow as pa
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, LoggedModel
-    from mlflow.models import Model as Package
     from pydantic import SecretStr
 
     from headrace.lake import Lake
@@ -46,13 +45,6 @@ DIGEST = "headrace.digest"
 
 INSIDE = "data/model"
 """Where, inside an MLflow model, the directory lies that ``Model.save`` wrote."""
-
-PACKAGES = {
-    "xgboost": ("xgboost",),
-    "torch": ("torch", "safetensors"),
-    "sklearn": ("scikit-learn", "skops"),
-}
-"""What a model of each framework needs at prediction time, beside the common ones."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +95,15 @@ def prepare(address: str | SecretStr, home: Path) -> None:
     if uri.startswith("http"):
         _reach(uri)
     import mlflow
+    from filelock import FileLock
 
+    if mlflow.get_tracking_uri() != uri:
+        load_model.cache_clear()  # its addresses may mean other models there
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     lock = home / "mlflow" / "init.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(lock):
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
         except Exception as error:
@@ -142,11 +136,13 @@ def log_candidate(
     home: Path,
     cause: str,
     as_of: datetime,
+    spans: Sequence[str] = (),
+    role: Literal["candidate", "challenger"] = "candidate",
 ) -> Logged:
     """Write one fitted candidate as an MLflow run with a logged model; once per piece of work.
 
     A finished run for the same pipeline, candidate with its parameters, cause,
-    ``as_of`` and training rows is returned as it is. Unfinished ones are marked
+    ``as_of``, training rows and ``spans`` is returned as it is. Unfinished ones are marked
     as killed: the caller holds the claim on this work, so nobody else writes them.
 
     Args:
@@ -160,6 +156,8 @@ def log_candidate(
         home: The headrace home; artifacts go below it unless a server takes them.
         cause: Why this was trained; part of the key.
         as_of: The instant the flow believed in, UTC.
+        spans: Those of the training set that it learnt from.
+        role: Whether it is one of several to choose from, or asks to be released.
     """
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput, Metric, Param
@@ -168,7 +166,7 @@ def log_candidate(
 
     client = MlflowClient()
     experiment = _experiment(client, pipeline.name, home)
-    key = _key(pipeline.name, asdict(candidate), cause, as_of.isoformat(), training.fingerprint)
+    key = _key(pipeline.name, asdict(candidate), cause, as_of.isoformat(), training.fingerprint, role, *spans)
     if done := _finished(client, experiment, key):
         return done
 
@@ -176,17 +174,19 @@ def log_candidate(
     tags = {
         "headrace.pipeline": pipeline.name,
         "headrace.candidate": candidate.name,
-        "headrace.framework": model.framework,
+        "headrace.trainer": model.trainer,
+        "headrace.role": role,
+        "headrace.learnt": ", ".join(spans),
         "headrace.cause": cause,
         "headrace.as_of": as_of.isoformat(),
         "headrace.training": json.dumps(asdict(training)),
         "headrace.fingerprint": training.fingerprint,
         **_commit(),
     }
-    name = f"{candidate.name}-{as_of:%Y%m%dT%H%M%SZ}"
+    name = f"{candidate.name}-{as_of:%Y%m%dT%H%M%SZ}" + ("-challenger" if role == "challenger" else "")
     run_id = client.create_run(experiment, tags={**tags, "headrace.key": key}, run_name=name).info.run_id
     logged = client.create_logged_model(
-        experiment, name, source_run_id=run_id, tags=tags, params=params, model_type=model.framework
+        experiment, name, source_run_id=run_id, tags=tags, params=params, model_type=model.trainer
     )
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     inputs = [_input(training, lake, "training"), *(_input(source, lake, "source") for source in sources)]
@@ -414,6 +414,8 @@ def _package(model: Model, columns: Columns, scratch: Path, logged: LoggedModel)
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
+    from headrace.training.trainers import trainer
+
     types = [(name, DataType.string) for name in columns.categorical]
     types += [(name, DataType.double) for name in columns.numeric]
     saved, package = scratch / Path(INSIDE).name, scratch / "package"
@@ -425,40 +427,33 @@ def _package(model: Model, columns: Columns, scratch: Path, logged: LoggedModel)
         run_id=logged.source_run_id,
         signature=ModelSignature(
             Schema([ColSpec(kind, name, required=False) for name, kind in types]),
-            Schema([ColSpec(DataType.double, "probability")]),
+            Schema([ColSpec(_mlflow_type(kind), name) for name, kind in model.problem.columns.items()]),
         ),
     )
-    _add_native_flavour(described, model.framework)
+    if native := getattr(trainer(model.trainer), "flavour", None):
+        name, about = native(INSIDE)
+        described.add_flavor(name, **about)
     mlflow.pyfunc.save_model(
         package,
         loader_module=LOADER,
         data_path=str(saved),
         mlflow_model=described,
-        pip_requirements=requirements(model.framework),  # left to itself, MLflow infers them for 10 s
+        pip_requirements=requirements(model.trainer),  # left to itself, MLflow infers them for 10 s
     )
     return package
 
 
-def _add_native_flavour(package: Package, framework: str) -> None:
-    """Let ``mlflow.xgboost`` and ``mlflow.sklearn`` load, and the UI name, what lies inside."""
-    if framework == "xgboost":
-        package.add_flavor(
-            "xgboost",
-            data=f"{INSIDE}/model.ubj",
-            model_class="xgboost.core.Booster",
-            model_format="ubj",
-            xgb_version=version("xgboost"),
-        )
-    if framework == "sklearn":
-        package.add_flavor(
-            "sklearn",
-            pickled_model=f"{INSIDE}/model.skops",  # MLflow's name for the file, whatever its format
-            serialization_format="skops",
-            sklearn_version=version("scikit-learn"),
-        )
+def _mlflow_type(kind: pa.DataType) -> Any:
+    import pyarrow as pa
+    from mlflow.types import DataType
+
+    known = {pa.float64(): "double", pa.int64(): "long", pa.int32(): "integer", pa.bool_(): "boolean"}
+    return DataType[known.get(kind, "string")]
 
 
-def requirements(framework: str) -> list[str]:
-    """Return what a model of ``framework`` was written with, pinned, without local build tags."""
-    names = ("headrace", "mlflow", "numpy", "pandas", "pyarrow", *PACKAGES[framework])
+def requirements(name: str) -> list[str]:
+    """Return what a model of that trainer was written with, pinned, without local build tags."""
+    from headrace.training.trainers import trainer
+
+    names = ("headrace", "mlflow", "numpy", "pandas", "pyarrow", *trainer(name).PACKAGES)
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -50,7 +50,8 @@ def test_everything_declared_says_what_it_is_and_whose(views: list[catalog.View]
         for thing in things:
             assert thing.description, thing.name
             assert thing.owner, thing.name
-            assert thing.tags["pipeline"] == spec.name, thing.name
+        (service,) = (thing for thing in things if isinstance(thing, FeatureService))
+        assert (service.name, service.tags["pipeline"]) == (spec.feature_service, spec.name)
     for view in views:
         assert len(view.description) > 20
         assert [feature.name for feature in view.features if not feature.description] == []
@@ -61,7 +62,8 @@ def test_a_view_leads_from_raw_tables_to_its_service(views: list[catalog.View]) 
     delays = known["origin_delays"]
     assert delays.reads == ("raw/flights", "raw/schedules")
     assert (delays.sql, delays.table) == (ROOT / "features/sql/origin_delays.sql", "features/origin_delays")
-    assert (delays.services, delays.pipeline) == (("flight_delay",), "flights")
+    assert delays.services == ("arrival_delay", "flight_delay", "outcome")
+    assert delays.pipelines == ("arrival_delay", "flights", "outcome")
     assert delays.tags["raw tables"] == "raw/flights, raw/schedules"
     clock = known["schedule"]
     assert (clock.reads, clock.sql, clock.freshness, clock.keys) == ((), None, None, ("sched_dep",))

@@ -75,12 +75,15 @@ def test_the_declarations_there_are_have_none(name: str) -> None:
         ({"gate": Gate(least_groups=1)}, "`gate.least_groups` must be 2 or more"),
         ({"name": "fligths"}, "`name` must be `flights`, as its file, but is `fligths`"),
         ({"keys": ()}, "`keys` names none"),
-        ({"candidates": (Candidate("a", "xgbost"),)}, "`candidates[0].trainer` must be Literal['xgboost'"),  # type: ignore[arg-type]
+        (
+            {"candidates": (Candidate("a", "xgbost"),)},
+            "`candidates[0].trainer` names `xgbost`: there are `sk",
+        ),  # type: ignore[arg-type]
         ({"candidates": PIPELINE.candidates * 2}, "`candidates` names `torch` twice"),
         ({"columns": Columns((), ())}, "`columns` names none"),
         ({"columns": Columns(("hour",), ("hour",))}, "`columns` names `hour` twice"),
         ({"columns": Columns((), ("label",))}, "`columns` names `label`, which headrace keeps for itself"),
-        ({"suite": "flights.prediction"}, "`suite` names `flights.prediction`, but `validations/` has `fl"),
+        ({"suite": "flights.prediction"}, "`suite` names `flights.prediction`, but `validations/` has `a"),
         ({"spine": "SELECT * FROM schedule"}, "`spine` reads `schedule`, but the sources are `flights`, "),
         ({"label": "FROM Flights JOIN nowhere USING (x)"}, "`label` reads `nowhere`, but"),
         (sourced(keys="origin"), "`sources[0].keys` must be tuple[str, ...], but str is not a tuple"),

@@ -93,8 +93,10 @@ def project(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(ROOT / "flows", folder / "flows")
     for name in ("headrace", "pipelines", "features", "validations"):
         (folder / name).symlink_to(ROOT / name)
-    for name in ("prefect.yaml", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    declared["deployments"] = [each for each in declared["deployments"] if each["name"] == "flights"]
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(declared))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -29,6 +30,7 @@ from headrace.errors import (
     ColumnsRetyped,
     InvalidQuery,
     MissingInputs,
+    NothingToLearn,
     UnfitInputs,
     UnknownService,
 )
@@ -39,12 +41,14 @@ from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
 from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, Columns, load
+from headrace.problem import Binary, Seasonal
 from headrace.serving import log
 from headrace.settings import Settings
 from headrace.sources.rows import quoted
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
+from headrace.training.xgboost import Boosted
 
 ROOT = Path(__file__).parent.parent
 FLIGHTS = load("flights")
@@ -322,7 +326,9 @@ def test_a_column_of_any_name_and_number_is_learnt_from_and_logged(lake):
     rows = dataset.read(spec, dataset.build(spec, lake, THIRD.end, lambda rows: rows, {}), lake)
     encoder = Encoder.fit(rows, spec.columns)
     booster = xgboost.train({}, xgboost.DMatrix(encoder.encode(rows), rows["label"].to_numpy()), 1)
-    made = log.score(spec, lake, SECOND, lambda rows: rows, Model("xgboost", encoder, booster), 1)
+    made = log.score(
+        spec, lake, SECOND, lambda rows: rows, Model("xgboost", Binary(), Boosted(encoder, booster)), 1
+    )
 
     logged = log.read(spec, lake, SECOND)
     assert made == logged.num_rows > 0
@@ -391,6 +397,52 @@ def test_the_column_that_the_gate_groups_by_is_kept_or_missed_by_name(lake):
 
     with pytest.raises(BrokenDeclaration, match=r"`gate\.group` names `tailnumber`"):
         dataset.build(replace(spec, gate=Gate(group="tailnumber")), lake, THIRD.end, lambda rows: rows, {})
+
+
+def test_what_chooses_and_what_judges_was_not_known_when_it_was_learnt(lake):
+    """Of each span, no truth was known before the next one began; what would be is of the gap, or gone."""
+    label = f"SELECT * REPLACE (available_at + INTERVAL 1 DAY AS available_at) FROM ({FLIGHTS.label})"
+    spec = replace(FLIGHTS, columns=Columns((), ("hour",)), label=label, holdout=timedelta(days=3))
+    held_out = THIRD.end - spec.holdout
+    chosen = held_out - spec.holdout
+
+    rows = dataset.read(spec, dataset.build(spec, lake, THIRD.end, lambda rows: rows, {}), lake)
+    con = lake.connect({**spec.raw})
+    con.register("learnt", rows)
+    ends = con.sql(
+        "SELECT span, min(event_timestamp), max(event_timestamp), max(known.available_at) "
+        f"FROM learnt JOIN ({label}) known USING ({quoted(*spec.keys)}) GROUP BY span"
+    )
+    found = {span: (first, last, known) for span, first, last, known in ends.fetchall()}
+    assert found.keys() == {"train", "gap", "selection", "holdout"}
+    assert found["train"][2] < chosen <= found["selection"][0]
+    assert found["gap"][1] < chosen <= found["gap"][2] < held_out
+    assert found["selection"][2] < held_out <= found["holdout"][0]
+    assert found["holdout"][2] < THIRD.end
+    assert {
+        *dataset.read(spec, lake.table("training/flights").snapshot(), lake, ["gap"])["span"].to_pylist()
+    } == {"gap"}
+
+    alone = replace(spec, candidates=spec.candidates[:1])
+    spans = dataset.read(alone, dataset.build(alone, lake, THIRD.end, lambda rows: rows, {}), lake)["span"]
+    assert {*spans.to_pylist()} == {"train", "holdout"}
+
+
+def test_labels_that_are_all_the_same_are_nothing_to_learn_from(lake):
+    spec = replace(
+        FLIGHTS, columns=Columns((), ("hour",)), label=FLIGHTS.label.replace("arr_delay >= 15", "true")
+    )
+    with pytest.raises(NothingToLearn, match="have the label 1"):
+        dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
+
+
+def test_what_a_seasonal_guess_goes_by_is_kept_or_missed_by_name(lake):
+    spec = replace(FLIGHTS, columns=Columns((), ("hour",)), problem=Binary(naive=Seasonal(by=("dest",))))
+    data = dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
+    assert "dest" in dataset.read(spec, data, lake).column_names
+    with pytest.raises(BrokenDeclaration, match=r"`problem\.naive\.by` names `destination`"):
+        wrong = replace(spec, problem=Binary(naive=Seasonal(by=("destination",))))
+        dataset.build(wrong, lake, THIRD.end, lambda rows: rows, {})
 
 
 @pytest.mark.parametrize("kind", ["BOOLEAN", "DOUBLE", "DECIMAL(3, 1)", "BIGINT"])
@@ -864,8 +916,10 @@ def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, l
     class Stuck:
         """A model that says the same of every flight."""
 
+        problem = Binary()
+
         def predict(self, rows):
-            return [0.5] * rows.num_rows
+            return np.full(rows.num_rows, 0.5)
 
     def online(asked):
         return features.online(store, "flight_delay", asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,8 +19,12 @@ from headrace.gate import Gain, Gate, Verdict, best, groups, judge, lower_bound,
 WEEK = np.repeat(np.arange(7), 100)
 
 
-def test_without_a_champion_the_challenger_is_promoted() -> None:
-    assert judge(Gate(), "1", None, None).promoted
+def test_without_a_champion_the_gain_is_over_a_guess() -> None:
+    gain = Gain(0.02, 0.01, 500, 100, 99.0)
+    verdict = judge(Gate(), "1", None, gain, "nats")
+    assert verdict.promoted
+    assert "nats per row over a guess from the past alone on 500 held-out rows" in verdict.reason
+    assert not judge(Gate(), "1", None, replace(gain, mean=0.0)).promoted
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,7 @@ def test_of_candidates_that_only_chance_tells_apart_the_first_declared_is_put_fo
 
 def test_a_verdict_survives_the_ledger() -> None:
     gains = (Gain(0.02, 0.01, 500, 7, 6.0), Gain(0.02, math.inf, 500, 1, 0.0))
-    for verdict in (*(judge(Gate(), "2", "1", gain) for gain in gains), judge(Gate(), "1", None, None)):
+    for verdict in (*(judge(Gate(), "2", "1", gain) for gain in gains), judge(Gate(), "1", None, gains[0])):
         assert Verdict.of(json.loads(json.dumps(asdict(verdict), allow_nan=False))) == verdict
 
 

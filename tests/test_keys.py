@@ -8,15 +8,18 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from headrace import ingest, quarantine
 from headrace.feature_store import parity
 from headrace.lake import Lake, Window, duckdb_connection, quoted
 from headrace.ledger import Ledger
 from headrace.pipeline import Columns, Pipeline, Source
+from headrace.problem import Binary
 from headrace.serving import log
 from headrace.sources import Files
 from headrace.training import dataset
@@ -47,8 +50,10 @@ def suites(monkeypatch: pytest.MonkeyPatch) -> None:
 class Half:
     """A model that cannot tell."""
 
-    def predict(self, rows: pa.Table) -> list[float]:
-        return [0.5] * rows.num_rows
+    problem = Binary()
+
+    def predict(self, rows: pa.Table) -> NDArray[np.float64]:
+        return np.full(rows.num_rows, 0.5)
 
 
 def orders(keys: list[tuple[str, pa.DataType]], values: list[tuple[Any, ...]]) -> pa.Table:
@@ -90,7 +95,7 @@ def test_what_is_keyed_by_it_is_trained_on_and_predicted_once(tmp_path, name, ki
 
     learnt = dataset.labelled_spine(spec, lake, WEEK, WEEK.end)
     table = lake.table("training/orders")
-    version = table.replace(learnt.append_column("holdout", pa.array([False] * learnt.num_rows)))
+    version = table.replace(learnt.append_column("span", pa.array(["train"] * learnt.num_rows)))
     for found in (
         log.read(spec, lake, WEEK), log.outcomes(spec, lake, WEEK, WEEK.end), learnt,
         dataset.read(spec, table.snapshot(version), lake), parity.spine(spec, lake, WEEK),

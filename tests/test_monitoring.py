@@ -15,19 +15,20 @@ import pyarrow as pa
 import pytest
 
 from headrace import registry, tracking
-from headrace.evaluation import evaluate
 from headrace.lake import Lake, Window, duckdb_connection, quoted
 from headrace.monitoring.drift import Drift, draw, drift
-from headrace.monitoring.performance import performance, skill
+from headrace.monitoring.performance import performance
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference
 from headrace.monitoring.rule import DriftRule
 from headrace.monitoring.sketch import sketch, sketch_windows
 from headrace.monitoring.watch import judge
 from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.problem import Binary, MultiClass, Regression
 from headrace.settings import Settings
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
+from headrace.training.xgboost import Boosted
 from pipelines import _nycflights13 as nyc
 from tests.conftest import utc
 
@@ -35,8 +36,12 @@ WEEK = timedelta(weeks=1)
 WINTER = Window(utc(2013, 1, 7), utc(2013, 3, 25))
 COLUMNS = Columns(
     ("origin",),
-    ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"),
+    (
+        *("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"),
+        "probability",
+    ),
 )
+LATE = Binary()
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +78,10 @@ def test_a_sketch_scores_as_all_rows_do(weather, winter):
     from evidently.metrics import ValueDrift
 
     spring = weather.filter(Window(utc(2013, 3, 25), utc(2013, 7, 1)).predicate("event_timestamp"))
-    names = (*COLUMNS.names, "probability")
+    names = COLUMNS.names
     kinds = {name: CATEGORICAL if name in COLUMNS.categorical else NUMERIC for name in names}
     definition = DataDefinition(
-        categorical_columns=list(COLUMNS.categorical), numerical_columns=[*COLUMNS.numeric, "probability"]
+        categorical_columns=list(COLUMNS.categorical), numerical_columns=[*COLUMNS.numeric]
     )
 
     def scores(reference, current):
@@ -241,7 +246,7 @@ def test_a_column_may_be_of_any_type_that_models_take_and_of_any_name(winter, ki
 
     found = judged(odd, odd, columns)
 
-    assert [(column.column, column.score) for column in found.columns] == [(name, 0), ("probability", 0)]
+    assert [(column.column, column.score) for column in found.columns] == [(name, 0)]
 
 
 @pytest.mark.parametrize("rows", [0, 199])
@@ -259,10 +264,10 @@ def test_a_verdict_has_the_scores_of_evidentlys_own_report(winter):
     from evidently.metrics import ValueDrift
 
     week = changed(winter, temp="temp + 9", origin="IF(origin = 'EWR', 'JFK', origin)")
-    found, names = judged(winter, week), (*COLUMNS.names, "probability")
+    found, names = judged(winter, week), COLUMNS.names
     kinds = {name: CATEGORICAL if name in COLUMNS.categorical else NUMERIC for name in names}
     definition = DataDefinition(
-        categorical_columns=list(COLUMNS.categorical), numerical_columns=[*COLUMNS.numeric, "probability"]
+        categorical_columns=list(COLUMNS.categorical), numerical_columns=[*COLUMNS.numeric]
     )
     metrics = [ValueDrift(column=name, method=kind, threshold=0.1) for name, kind in kinds.items()]
     before = sketch(winter, COLUMNS)
@@ -303,7 +308,7 @@ def test_the_page_is_one_html_file_that_loads_nothing(winter, tmp_path):
     drawn = drawn_page(winter, changed(winter, wind_dir="NULL"), COLUMNS, report)
 
     assert list(report.parent.iterdir()) == [report]
-    assert all(name in drawn for name in (*COLUMNS.names, "probability") if name != "wind_dir")
+    assert all(name in drawn for name in COLUMNS.names if name != "wind_dir")
     loads = r"<(?:script|img|iframe|link)[^>]*\s(?:src|href)=|@import\s+url|url\(.?https?:"
     assert not re.findall(loads, drawn)
 
@@ -334,32 +339,46 @@ def test_performance_is_judged_by_skill_not_by_how_hard_the_week_was():
         return (rng.random(p.size) < p).astype(int), p
 
     quiet, stormy = predictions(-2.5), predictions(-0.5)
-    expected = evaluate(*quiet)
+    expected = LATE.scores(*quiet)
 
-    harder = performance(*stormy, expected, DriftRule())
-    blind = performance(stormy[0], np.full(20_000, 0.4), expected, DriftRule())
+    harder = performance(LATE, *stormy, expected, DriftRule())
+    blind = performance(LATE, stormy[0], np.full(20_000, 0.4), expected, DriftRule())
 
-    assert harder.scores.log_loss > 1.5 * expected.log_loss
+    assert harder.scores["log_loss"] > 1.5 * expected["log_loss"]
     assert not harder.worse
     assert blind.worse
     assert "worse" in blind.reason
 
 
 def test_performance_before_any_outcome_is_known_is_not_judged():
-    expected = evaluate([0, 1], [0.2, 0.8])
+    expected = LATE.scores([0, 1], [0.2, 0.8])
 
-    found = performance([], [], expected, DriftRule())
+    found = performance(LATE, [], [], expected, DriftRule())
 
-    assert (found.scores, found.worse, found.reason) == (None, False, "No outcome is known yet.")
+    assert (found.scores, found.worse, found.reason) == ({}, False, "No outcome is known yet.")
 
 
 def test_performance_of_one_class_is_not_judged():
-    expected = evaluate([0, 1] * 200, [0.2, 0.8] * 200)
+    expected = LATE.scores([0, 1] * 200, [0.2, 0.8] * 200)
 
-    found = performance(np.zeros(400), np.full(400, 0.9), expected, DriftRule())
+    found = performance(LATE, np.zeros(400), np.full(400, 0.9), expected, DriftRule())
 
     assert not found.worse
-    assert math.isnan(skill(found.scores))
+    assert math.isnan(found.skill)
+    assert "all 400 outcomes that are known are the same" in found.reason
+
+
+@pytest.mark.parametrize("problem", [Regression("absolute"), MultiClass((0, 1, 2))], ids=repr)
+def test_performance_is_judged_for_every_kind_of_problem(problem):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 1000).astype(float)
+    right = truth + rng.normal(0, 0.3, 1000)
+    if isinstance(problem, MultiClass):
+        right = np.eye(3)[truth.astype(int)] * 0.5 + 0.2
+    expected = problem.scores(truth, good := problem.checked(right))
+
+    assert not performance(problem, truth, good, expected, DriftRule()).worse
+    assert performance(problem, rng.permutation(truth), good, expected, DriftRule()).worse
 
 
 TOY = Pipeline(
@@ -388,14 +407,14 @@ def toy_release(lake: Lake, home: Path, around: float) -> int:
     import xgboost
 
     rows = toy_rows(WINTER, 0, 600, around).append_column("label", [np.arange(600) % 2])
-    held_out = pa.array(np.arange(600) >= 400)
-    version = lake.table("training/toy").replace(rows.append_column("holdout", held_out))
+    spans = pa.array(["train"] * 400 + ["holdout"] * 200)
+    version = lake.table("training/toy").replace(rows.append_column("span", spans))
     encoder = Encoder.fit(rows, TOY.columns)
     data = xgboost.DMatrix(encoder.encode(rows), np.arange(600) % 2)
     booster = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 3)
-    model = Model("xgboost", encoder, booster)
+    model = Model("xgboost", LATE, Boosted(encoder, booster))
     logged = tracking.log_candidate(
-        *(TOY, TOY.candidates[0], model, evaluate(np.arange(600) % 2, model.predict(rows)).metrics()),
+        *(TOY, TOY.candidates[0], model, LATE.scores(np.arange(600) % 2, model.predict(rows))),
         training=lake.table("training/toy").snapshot(version),
         lake=lake,
         home=home,
@@ -428,7 +447,7 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     assert [(f.release.version, f.rows) for f in (late, first)] == [(new, 500), (old, 300)]
     assert not late.drift.drifted
     assert not first.drift.drifted
-    assert [f.performance.scores.rows for f in (late, first)] == [500, 300]
+    assert [f.performance.scores["rows"] for f in (late, first)] == [500, 300]
     assert not (late.performance.worse or first.performance.worse)
     assert [f.name for f in (late, first)] == ["toy-2013-04-08T000000Z", f"toy-2013-04-08T000000Z-v{old}"]
     assert [f.report for f in (late, first)] == ["", ""]

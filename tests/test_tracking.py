@@ -28,9 +28,12 @@ from headrace.gate import Verdict
 from headrace.lake import DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.problem import Binary
 from headrace.settings import Settings
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
+from headrace.training.sklearn import Estimated
+from headrace.training.xgboost import Boosted
 
 AS_OF = datetime(2013, 6, 3, tzinfo=UTC)
 TRAINING = DatasetRef("training/flights", 3, 300, "00000000000000aa")
@@ -59,7 +62,8 @@ def model():
 
     encoder = Encoder.fit(rows(), COLUMNS)
     data = xgboost.DMatrix(encoder.encode(rows()), np.asarray(rows()["hour"]) > 14)
-    return Model("xgboost", encoder, xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 3))
+    booster = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 3)
+    return Model("xgboost", Binary(), Boosted(encoder, booster))
 
 
 def uri(home):
@@ -209,7 +213,7 @@ import os, signal
 from dataclasses import dataclass
 from test_tracking import *
 class Dies:
-    framework = "xgboost"
+    trainer = "xgboost"
     def save(self, directory):
         os.kill(os.getpid(), signal.SIGKILL)
 home = Path({str(home)!r})
@@ -305,8 +309,8 @@ def test_stock_mlflow_loads_our_models_its_own_way(log, model):
     address = log().model_uri
     served = mlflow.pyfunc.load_model(address).predict(rows().to_pandas())
 
-    np.testing.assert_array_equal(served, model.predict(rows()))
-    assert mlflow.xgboost.load_model(address).save_raw() == model.native.save_raw()
+    np.testing.assert_array_equal(served["probability"], model.predict(rows()))
+    assert mlflow.xgboost.load_model(address).save_raw() == model.native.booster.save_raw()
 
 
 def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(home):
@@ -325,7 +329,8 @@ def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(home):
     columns = Columns(("code",), (odd, "flag", "exact"))
     encoder = Encoder.fit(taken, columns)
     data = xgboost.DMatrix(encoder.encode(taken), np.arange(30) % 3 == 0)
-    fitted = Model("xgboost", encoder, xgboost.train({"objective": "binary:logistic"}, data, 2))
+    booster = xgboost.train({"objective": "binary:logistic"}, data, 2)
+    fitted = Model("xgboost", Binary(), Boosted(encoder, booster))
     logged = tracking.log_candidate(
         *(dataclasses.replace(SPEC, columns=columns), SMALL, fitted, {}),
         training=TRAINING,
@@ -339,7 +344,7 @@ def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(home):
     frame = taken.to_pandas().astype({"flag": float})
     served = mlflow.pyfunc.load_model(logged.model_uri).predict(frame)
 
-    np.testing.assert_array_equal(served, fitted.predict(taken))
+    np.testing.assert_array_equal(served["probability"], fitted.predict(taken))
 
 
 def test_stock_mlflow_loads_the_sklearn_baseline_without_pickle(log):
@@ -349,7 +354,8 @@ def test_stock_mlflow_loads_the_sklearn_baseline_without_pickle(log):
     encoder = Encoder.fit(rows(), COLUMNS)
     matrix = np.nan_to_num(encoder.encode(rows()))
     native = LogisticRegression(max_iter=300).fit(matrix, matrix[:, 1] > 14)
-    address = log(model=Model("sklearn", encoder, native)).model_uri
+    fitted = Estimated(encoder, [native], (0, 1), 2)
+    address = log(model=Model("sklearn", Binary(), fitted)).model_uri
 
     loaded = mlflow.sklearn.load_model(address)
     np.testing.assert_array_equal(loaded.coef_, native.coef_)
@@ -362,16 +368,21 @@ def test_a_package_holds_the_models_files_and_pinned_requirements_and_no_pickle(
 
     assert files == {
         *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"),
-        *("data/model/SHA256SUMS", "data/model/model.json", "data/model/model.ubj"),
+        *(
+            "data/model/SHA256SUMS",
+            "data/model/encoder.json",
+            "data/model/model.json",
+            "data/model/model.ubj",
+        ),
     }
     pins = (package / "requirements.txt").read_text().split()
     assert {pin.split("==")[0] for pin in pins} >= {"headrace", "mlflow", "xgboost"}
     assert all("==" in pin for pin in pins)
 
 
-@pytest.mark.parametrize("framework", ["xgboost", "torch", "sklearn"])
-def test_requirements_can_be_installed_from_the_index(framework):
-    assert not [pin for pin in tracking.requirements(framework) if "+" in pin]
+@pytest.mark.parametrize("trainer", ["xgboost", "torch", "sklearn"])
+def test_requirements_can_be_installed_from_the_index(trainer):
+    assert not [pin for pin in tracking.requirements(trainer) if "+" in pin]
 
 
 def test_a_run_is_registered_as_one_version_however_often_it_is_asked(log):
@@ -403,7 +414,7 @@ def test_a_promoted_challenger_becomes_the_champion_with_the_reason(log):
             version=1,
             run_id=logged.run_id,
             candidate="small",
-            framework="xgboost",
+            trainer="xgboost",
             training=TRAINING,
             as_of=AS_OF,
             metrics={"logloss": 0.41},
@@ -430,7 +441,7 @@ def test_a_rejected_challenger_stays_registered_and_the_champion_serves_on(log):
 @pytest.fixture
 def train(home, log, monkeypatch):
     """Register versions, judge and release them as training flows do, each a run of its own."""
-    from flows.steps import common, training
+    from flows.steps import training
 
     monkeypatch.setenv("HEADRACE_HOME", str(home))
     for name in ("create_markdown_artifact", "create_table_artifact"):
@@ -445,7 +456,7 @@ def train(home, log, monkeypatch):
             self.version = registry.register("late", log(cause=self.cause))
 
         def release(self, against):
-            monkeypatch.setattr(common, "_holder", lambda: f"run {self.cause}")
+            monkeypatch.setattr(training, "holder", lambda: f"run {self.cause}")
             verdict = Verdict("promoted", self.cause, str(self.version), against)
             return training.release.fn(SPEC, self.version, verdict, self.at)
 
@@ -466,12 +477,10 @@ def test_of_trainings_that_judged_against_one_champion_one_takes_its_place(train
 
 @pytest.mark.parametrize("killed_in", ["promote", "finish"])
 def test_a_release_that_was_killed_is_ended_by_the_next_run(train, killed_in, monkeypatch):
-    from flows.steps import training
-
     first, second = train("first"), train("second")
     assert first.release(against=None)
     with monkeypatch.context() as patch:
-        place = registry if killed_in == "promote" else training
+        place = registry if killed_in == "promote" else Ledger
         patch.setattr(place, killed_in, lambda *_, **__: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
             second.release(against="1")

@@ -36,7 +36,9 @@ from flows.steps.monitoring import (
 )
 from flows.steps.scoring import champion, released, score, unscored
 from flows.steps.training import (
+    choose,
     fit,
+    fit_again,
     judge,
     known_to,
     outcome,
@@ -59,11 +61,13 @@ __all__ = [
     "catching_up",
     "champion",
     "check_parity",
+    "choose",
     "claim",
     "closed_since",
     "compare_releases",
     "finish",
     "fit",
+    "fit_again",
     "give_up",
     "instant",
     "judge",

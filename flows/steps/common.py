@@ -119,13 +119,13 @@ def progress(spec: Pipeline, at: datetime) -> dict[str, datetime]:
 
 def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
     """Claim a piece of work for this flow run, or return the entry that says it is done."""
-    return Ledger(Settings().ledger).claim(spec.name, kind, key, holder=_holder(), lease=LEASE)
+    return Ledger(Settings().ledger).claim(spec.name, kind, key, holder=holder(), lease=LEASE)
 
 
 def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> Entry:
     """Record the work's result; return the record that stands, which is the first."""
     ledger = Ledger(Settings().ledger)
-    return ledger.finish(spec.name, kind, key, holder=_holder(), **detail)
+    return ledger.finish(spec.name, kind, key, holder=holder(), **detail)
 
 
 def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:
@@ -134,7 +134,8 @@ def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:
     ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}")
 
 
-def _holder() -> str:
+def holder() -> str:
+    """Return by what name this flow run claims its work."""
     return f"flow run {flow_run.id}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
-from math import isnan, nan
+from math import isnan
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -14,7 +15,7 @@ from prefect.events import emit_event
 
 from flows.steps.common import finish, logger, open_store, prepare_mlflow, progress, slug, step
 from flows.steps.scoring import first_release
-from headrace import registry, tracking
+from headrace import tracking
 from headrace.errors import NoChampion, NotTakenUp
 from headrace.feature_store import freshness
 from headrace.instants import read, shown, stamp
@@ -22,6 +23,7 @@ from headrace.lake import Lake, Window, windows
 from headrace.ledger import CLAIMED, DONE, Ledger
 from headrace.legible import markdown
 from headrace.pipeline import Pipeline
+from headrace.release import compare
 from headrace.serving import log
 from headrace.settings import Settings
 
@@ -107,6 +109,7 @@ def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
         "reason": _told(findings, lambda finding: finding.drift.reason),
         "worse": worse,
         "performance": fared,
+        "score": spec.problem.told(findings[0].performance.scores, most=1),
         "champion": findings[0].release.version,
         "report": next((finding.report for finding in findings if finding.report), ""),
         **measured[0],
@@ -122,17 +125,14 @@ def _measured(finding: Finding) -> dict[str, float]:
         "skill_promised": fared.expected_skill,
         "champion_version": finding.release.version,
     }
-    if fared.scores:
-        measured |= {"auc": fared.scores.auc, "log_loss": fared.scores.log_loss}
+    measured |= {**fared.scores, "skill": fared.skill}
     return {name: float(value) for name, value in measured.items() if value is not None and not isnan(value)}
 
 
 def _page(spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str, float]) -> str:
     """Note a finding in MLflow; return what the artifact says of it."""
     settings, serving, fared = Settings(), finding.release, finding.performance
-    scored = (
-        f"AUC {fared.scores.auc or nan:.3f}, log-loss {fared.scores.log_loss:.3f}." if fared.scores else ""
-    )
+    scored = f"{told}." if (told := spec.problem.told(fared.scores)) else ""
     noted = settings.mlflow_page + tracking.log_watch(
         spec.name, finding.name, metrics, finding.report, home=settings.home, as_of=window.end
     )
@@ -192,34 +192,5 @@ def await_retraining(spec: Pipeline, cause: str) -> dict[str, Any]:
 @step("compare the releases")
 def compare_releases(spec: Pipeline, span: Window, at: datetime) -> list[dict[str, Any]]:
     """Set every release beside the first one, on the predictions of ``span`` neither was trained on."""
-    from headrace.evaluation import evaluate
-
     prepare_mlflow()
-    lake = Lake(Settings().lake)
-    compared: list[dict[str, Any]] = []
-    releases = registry.versions(spec.name)
-    for release in releases:
-        trained_to = release.as_of - spec.holdout
-        if trained_to >= span.end:
-            continue
-        unseen = Window(max(span.start, trained_to), span.end)
-        rows = log.outcomes(spec, lake, unseen, at)
-        if not rows.num_rows:
-            continue
-        auc, first_auc = (
-            evaluate(rows["label"].to_numpy(), tracking.load_model(r.model_uri).predict(rows)).auc
-            for r in (release, releases[0])
-        )
-        compared.append(
-            {
-                "version": release.version,
-                "candidate": release.candidate,
-                "verdict": release.verdict,
-                "trained_to": trained_to,
-                "unseen": str(unseen),
-                "rows": rows.num_rows,
-                "auc": auc,
-                "auc_of_first": first_auc,
-            }
-        )
-    return compared
+    return [asdict(each) for each in compare(spec, Lake(Settings().lake), span, at)]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 
-from flows.steps.common import claim, finish, logger, open_store, prepare_mlflow, progress, slug, step
-from headrace import gate, registry, tracking
-from headrace.evaluation import evaluate, log_losses
+from flows.steps.common import holder, logger, open_store, prepare_mlflow, progress, slug, step
+from headrace import registry
+from headrace import release as releases
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
 from headrace.instants import shown
@@ -20,22 +18,12 @@ from headrace.lake import DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.legible import markdown
 from headrace.pipeline import Candidate, Pipeline
+from headrace.release import Trial
 from headrace.settings import Settings
-from headrace.tracking import Logged
 from headrace.training import dataset
 
 MUCH = 0.5
 """The share of nulls in a column from which a person is warned."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A candidate as MLflow keeps it, with its scores on the holdout."""
-
-    candidate: str
-    logged: Logged
-    scores: Mapping[str, float]
-    seconds: float
 
 
 @step("find what is known")
@@ -85,35 +73,61 @@ def fit(
     sources: list[DatasetRef],
     at: datetime,
     cause: str,
-) -> Fitted:
-    """Fit one candidate on the cluster, score it on the holdout and log both to MLflow."""
-    from headrace import training
+) -> Trial:
+    """Fit one candidate on the cluster, score it on rows that it has not learnt from, and log both to MLflow.
+
+    Of several, that is the selection span; a single one is scored on the holdout at once.
+    """
+    several = len(spec.candidates) > 1
+    learn, score = ([dataset.TRAIN], dataset.SELECTION) if several else (dataset.LEARNT, dataset.HOLDOUT)
+    return _try_out(spec, candidate, data, sources, at, cause, learn, score)
+
+
+@step("fit the chosen {chosen.candidate} again", minutes=60)
+def fit_again(
+    spec: Pipeline,
+    chosen: Trial,
+    data: DatasetRef,
+    sources: list[DatasetRef],
+    at: datetime,
+    cause: str,
+) -> Trial:
+    """Fit the chosen candidate on all rows before the holdout, and score it on that: nobody did before."""
+    candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
+    return _try_out(spec, candidate, data, sources, at, cause, dataset.LEARNT, dataset.HOLDOUT)
+
+
+def _try_out(
+    spec: Pipeline,
+    candidate: Candidate,
+    data: DatasetRef,
+    sources: Sequence[DatasetRef],
+    at: datetime,
+    cause: str,
+    learn: Sequence[str],
+    score: str,
+) -> Trial:
     from headrace.cluster import cluster
 
-    settings, start = Settings(), time.perf_counter()
-    lake = Lake(settings.lake)
-    rows, held_out = (dataset.read(spec, data, lake, holdout=side) for side in (False, True))
+    prepare_mlflow()
+    settings = Settings()
     with cluster(settings.dask_address, settings.dask_workers) as client:
-        model = training.fit(candidate, rows, rows["label"].to_numpy(), spec.columns, client)
-    scores = evaluate(held_out["label"].to_numpy(), model.predict(held_out))
-    metrics = scores.metrics()
-    tracking.prepare(settings.mlflow, settings.home)
-    logged = tracking.log_candidate(
-        spec,
-        candidate,
-        model,
-        metrics,
-        training=data,
-        sources=sources,
-        lake=lake,
-        home=settings.home,
-        cause=cause,
-        as_of=at,
-    )
-    return Fitted(candidate.name, logged, metrics, time.perf_counter() - start)
+        return releases.try_out(
+            spec,
+            candidate,
+            data,
+            learn=learn,
+            score=score,
+            sources=sources,
+            lake=Lake(settings.lake),
+            home=settings.home,
+            cause=cause,
+            as_of=at,
+            client=client,
+        )
 
 
-def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Fitted]]) -> tuple[list[Fitted], dict[str, str]]:
+def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Trial]]) -> tuple[list[Trial], dict[str, str]]:
     """Wait for all ``fits``; return the candidates that were fitted, and by name why others were not.
 
     Raises:
@@ -124,7 +138,7 @@ def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Fitted]]) -> tuple[list
         for candidate, fit in zip(spec.candidates, fits, strict=True)
     }
     errors = {name: end for name, end in ended.items() if isinstance(end, BaseException)}
-    fitted = [end for end in ended.values() if isinstance(end, Fitted)]
+    fitted = [end for end in ended.values() if isinstance(end, Trial)]
     if not fitted:
         raise next(iter(errors.values()))
     failed = {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
@@ -133,83 +147,59 @@ def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Fitted]]) -> tuple[list
     return fitted, failed
 
 
-@step("register the best candidate")
-def register(spec: Pipeline, fitted: list[Fitted], failed: Mapping[str, str], data: DatasetRef) -> int:
-    """Register the best candidate as the challenger, and show all of them; return its version."""
-    prepare_mlflow()
-    held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
-    probabilities = {f.candidate: tracking.load_model(f.logged.model_uri).predict(held_out) for f in fitted}
-    labels, groups = held_out["label"].to_numpy(), gate.groups(spec.gate, held_out)
-    losses = {name: log_losses(labels, found) for name, found in probabilities.items()}
-    chosen = gate.best(spec.gate, losses, groups)
-    best = next(f for f in fitted if f.candidate == chosen)
-    version = registry.register(spec.name, best.logged)
-    registry.set_alias(spec.name, registry.CHALLENGER, version)
-    page = Settings().mlflow_page
+@step("choose the best candidate")
+def choose(spec: Pipeline, fitted: list[Trial], failed: Mapping[str, str]) -> Trial:
+    """Return the best of the candidates, and show all of them."""
+    best, page, problem = releases.choose(spec, fitted), Settings().mlflow_page, spec.problem
+    last = "selection span" if len(spec.candidates) > 1 else "holdout"
     create_table_artifact(
         key=slug("candidates", spec.name),
         table=[
             {
-                "candidate": f.candidate,
-                "AUC": f"{f.scores['auc']:.4f}" if "auc" in f.scores else "-",
-                "log-loss": f"{f.scores['log_loss']:.4f}",
-                "Brier": f"{f.scores['brier']:.4f}",
-                "seconds": f"{f.seconds:.1f}",
-                "challenger": "✓" if f is best else "",
-                "run": f"[{f.logged.run_id[:8]}]({page}{f.logged.page})",
+                "candidate": trial.candidate,
+                **{
+                    title: f"{trial.scores[name]:.4f}" if name in trial.scores else "-"
+                    for name, title in problem.shown.items()
+                },
+                f"loss ({problem.loss_unit})": f"{trial.losses.mean():.4f}",
+                "seconds": f"{trial.seconds:.1f}",
+                "chosen": "✓" if trial is best else "",
+                "run": f"[{trial.logged.run_id[:8]}]({page}{trial.logged.page})",
             }
-            for f in sorted(fitted, key=lambda f: f.scores["log_loss"])
+            for trial in sorted(fitted, key=lambda trial: trial.losses.mean())
         ],
-        description=f"## Candidates, scored on {best.scores['rows']:,.0f} held-out rows"
+        description=f"## Candidates, scored on the {best.losses.size:,} rows of the {last}"
         + "".join(
             f"\n\nLeft out, for it failed: **{name}**. {markdown(reason)}" for name, reason in failed.items()
         ),
     )
+    if len(fitted) > 1:
+        logger().info("%s is chosen: %s", best.candidate, problem.told(best.scores))
+    return best
+
+
+@step("register the challenger")
+def register(spec: Pipeline, trial: Trial) -> int:
+    """Register what was tried on the holdout as the challenger; return its version."""
+    prepare_mlflow()
+    version = registry.register(spec.name, trial.logged)
+    registry.set_alias(spec.name, registry.CHALLENGER, version)
     return version
 
 
 @step("judge")
-def judge(spec: Pipeline, version: int, data: DatasetRef, at: datetime) -> Verdict:
-    """Compare the challenger with the champion on the holdout, row by row."""
+def judge(spec: Pipeline, version: int, trial: Trial, data: DatasetRef, at: datetime) -> Verdict:
+    """Compare the challenger on the holdout, row by row, with the champion or, at first, with a guess."""
     prepare_mlflow()
-    champion = registry.champion(spec.name)
-    if champion is None:
-        return gate.judge(spec.gate, str(version), None, None)
-    if champion.version == version:  # promoted by a run that was killed before it could say so
-        return gate.Verdict("promoted", champion.reason, str(version))
-    if champion.as_of > at:
-        reason = f"The champion was trained as of {shown(champion.as_of)}, later than the challenger."
-        return gate.Verdict("rejected", reason, str(version), str(champion.version))
-    held_out = dataset.read(spec, data, Lake(Settings().lake), holdout=True)
-    labels = held_out["label"].to_numpy()
-    ours, theirs = (
-        log_losses(labels, tracking.load_model(f"models:/{spec.name}/{v}").predict(held_out))
-        for v in (version, champion.version)
-    )
-    gain = gate.paired_gain(theirs, ours, gate.groups(spec.gate, held_out))
-    return gate.judge(spec.gate, str(version), str(champion.version), gain, "nats")
+    return releases.judge(spec, version, trial, data, Lake(Settings().lake), at)
 
 
 @step("release")
 def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> bool:
-    """Carry out the verdict: intent in the ledger, then the alias, then done.
-
-    Of runs that judged against one champion, one takes its place; False tells the others to judge again.
-    """
+    """Carry out the verdict; False if another training was quicker, so that it must be judged again."""
     prepare_mlflow()
-    if not verdict.promoted:
-        registry.reject(spec.name, version, verdict.reason, at, verdict.decision)
-    elif not claim(spec, "promotion", str(version)):
-        before, serving = verdict.champion or "none", _serving(spec)
-        last = Ledger(Settings().ledger).last(spec.name, "promotion")
-        # With the last promotion: a champion that was brought back by hand is succeeded once more.
-        succession = f"{before} after {last.key if last else 'none'}"
-        if serving != str(version) and (serving != before or claim(spec, "succession", succession)):
-            return False
-        registry.promote(spec.name, version, verdict.reason, at)
-        # First: killed between the two, the next succession is called after this promotion.
-        finish(spec, "promotion", str(version), as_of=at, reason=verdict.reason)
-        finish(spec, "succession", succession, version=version)
+    if not releases.carry_out(spec, version, verdict, at, Ledger(Settings().ledger), holder()):
+        return False
     page = Settings().mlflow_page
     create_markdown_artifact(
         key=slug("verdict", spec.name),
@@ -220,8 +210,3 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> boo
         f"- As of: {shown(at)} UTC\n",
     )
     return True
-
-
-def _serving(spec: Pipeline) -> str:
-    champion = registry.champion(spec.name)
-    return str(champion.version) if champion else "none"

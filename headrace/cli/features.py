@@ -86,7 +86,7 @@ def show(
     store, lake, settings = _state()
     view, features = catalog.find(name, _views(store, as_of))
     tracking.prepare(settings.mlflow, settings.home)
-    used = catalog.models(view.pipeline, features, lake) if view.pipeline else []
+    used = [found for name in view.pipelines for found in catalog.models(name, features, lake)]
     facts = Table.grid(padding=(0, 2))
     built = catalog.last_build(view.table, lake) if view.table else None
     lines = {
@@ -109,8 +109,7 @@ def show(
     console.print(facts, highlight=False)
     table = Table(_whole("feature"), "type", "what", "trained on by")
     for feature in features:
-        versions = [str(release.version) for release, names in used if feature.name in names]
-        by = f"{view.pipeline} {', '.join(versions)}" if versions else ""
+        by = ", ".join(f"{release.pipeline} {release.version}" for release, on in used if feature.name in on)
         table.add_row(feature.name, feature.type, escape(feature.description), by)
     console.print(table)
 

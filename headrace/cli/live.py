@@ -108,12 +108,12 @@ def _keep(children: list[services.Child], while_: Callable[[], bool]) -> None:
 
 def _tell(summary: dict[str, Any]) -> None:
     """Print what happened, as tables."""
-    span = summary["releases"][0]["unseen"] if summary["releases"] else "none"
+    span, score = next(((r["unseen"], r["score"]) for r in summary["releases"]), ("none", "score"))
     releases = Table(
-        "version", "candidate", "verdict", "trained to", "unseen rows", "AUC", "AUC of the first"
+        "version", "candidate", "verdict", "trained to", "unseen rows", score, f"{score} of the first"
     )
     for r in summary["releases"]:
-        scores = [f"{r[k]:.3f}" if r[k] is not None else "-" for k in ("auc", "auc_of_first")]
+        scores = [f"{r[k]:.3f}" if r[k] is not None else "-" for k in ("value", "value_of_first")]
         releases.add_row(
             str(r["version"]), r["candidate"], r["verdict"], r["trained_to"][:10], f"{r['rows']:,}", *scores
         )

@@ -42,7 +42,8 @@ class View:
     """A feature view and its way from the raw tables to the services.
 
     ``keys`` are what it must be given. A view whose features are computed when
-    asked for has no ``table``, no ``sql`` and no ``freshness``. ``reads`` names raw tables.
+    asked for has no ``table``, no ``sql`` and no ``freshness``. ``reads`` names raw tables,
+    ``pipelines`` those whose service has it.
     """
 
     name: str
@@ -53,7 +54,7 @@ class View:
     ttl: timedelta | None
     features: tuple[Feature, ...]
     services: tuple[str, ...]
-    pipeline: str
+    pipelines: tuple[str, ...]
     table: str
     sql: Path | None
     reads: tuple[str, ...]
@@ -71,6 +72,7 @@ def views(store: FeatureStore, specs: Sequence[Pipeline], as_of: datetime) -> li
         spec, table = built.get(source.path if source else "", (None, None))
         named = set(reads(table.sql.read_text())) if table else set()
         raw = tuple(sorted(name for view, name in spec.raw.items() if view.lower() in named)) if spec else ()
+        using = [service.name for service in services if view.name in _used(service)]
         found.append(
             View(
                 name=view.name,
@@ -84,8 +86,8 @@ def views(store: FeatureStore, specs: Sequence[Pipeline], as_of: datetime) -> li
                     Feature(field.name, str(field.dtype), field.description or view.tags.get(field.name, ""))
                     for field in view.features
                 ),
-                services=tuple(s.name for s in services if view.name in _used(s)),
-                pipeline=spec.name if spec else view.tags.get("pipeline", ""),
+                services=tuple(using),
+                pipelines=tuple(sorted(s.name for s in specs if s.feature_service in using)),
                 table=source.path if source else "",
                 sql=table.sql if table else None,
                 reads=raw,

@@ -43,19 +43,18 @@ MEMORY = "1GB"
 @contextmanager
 def workspace(home: Path) -> Iterator[Path]:
     """Make a folder for one run's batches; it goes when the block ends, or when a later run finds it dead."""
-    import fcntl
     import shutil
     from tempfile import mkdtemp
+
+    from filelock import FileLock
 
     root = home / "staging"
     root.mkdir(parents=True, exist_ok=True)
     unlocked = Path(mkdtemp(prefix=".", dir=root))
-    with (unlocked / "lock").open("w") as mine:
-        fcntl.flock(mine, fcntl.LOCK_EX)  # let go by the kernel when this process ends, however it ends
+    with FileLock(unlocked / "lock"):  # let go by the kernel when this process ends, however it ends
         own = unlocked.rename(root / unlocked.name[1:])
         for left in set(root.glob("[!.]*")) - {own}:
-            with suppress(OSError), (left / "lock").open() as theirs:
-                fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError), FileLock(left / "lock", blocking=False):
                 shutil.rmtree(left)
         try:
             yield own

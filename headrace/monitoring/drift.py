@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference, distance
-from headrace.monitoring.sketch import PREDICTION, Sketch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headrace.monitoring.rule import DriftRule
+    from headrace.monitoring.sketch import Sketch
     from headrace.pipeline import Columns
 
 
@@ -99,8 +99,8 @@ def drift(reference: Reference, current: Sketch, columns: Columns, rule: DriftRu
 
     Args:
         reference: A summary of those rows.
-        current: A sketch of the window's inputs and ``probability``, within the reference's limits.
-        columns: The inputs.
+        current: A sketch of the window's ``columns``, within the reference's limits.
+        columns: What is watched: the inputs, and what was predicted of them.
         rule: When a column, and when the window, counts as drifted.
 
     Returns:
@@ -113,9 +113,7 @@ def drift(reference: Reference, current: Sketch, columns: Columns, rule: DriftRu
             f"both must be {rule.min_rows:,} or more."
         )
         return Drift(False, 0.0, (), reason)
-    compared = tuple(
-        _column(reference, current, name, columns, rule) for name in (*columns.names, PREDICTION)
-    )
+    compared = tuple(_column(reference, current, name, columns, rule) for name in columns.names)
     share = sum(column.drifted for column in compared) / len(compared)
     drifted = share >= rule.share
     odd = _left_out(current, "the window") + _left_out(whole, "the reference")

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.evaluation import Scores, evaluate
-
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike
 
     from headrace.monitoring.rule import DriftRule
+    from headrace.problem import Problem
 
 
 @dataclass(frozen=True)
 class Performance:
-    """The champion's scores in a window (``None`` before any outcome is known) beside those on its holdout.
+    """The champion's scores in a window, empty before any outcome is known, beside its skill then and now.
 
-    ``skill`` is the share of log-loss saved over one who knows the window's
-    base rate and nothing else (see ``skill``).
+    ``skill`` is the share of loss saved over who knows the window's best constant and nothing
+    else (see ``Problem.scores``); NaN where there is nothing to save.
     """
 
-    scores: Scores | None
-    expected: Scores
+    scores: Mapping[str, float]
     skill: float
     expected_skill: float
     worse: bool
@@ -32,50 +33,41 @@ class Performance:
 
 
 def performance(
-    labels: ArrayLike, probabilities: ArrayLike, expected: Scores, rule: DriftRule
+    problem: Problem,
+    targets: ArrayLike,
+    predictions: ArrayLike,
+    expected: Mapping[str, float],
+    rule: DriftRule,
 ) -> Performance:
     """Compare predictions whose truth is known with what the champion's holdout promised.
 
-    Skill is compared, not log-loss: in a stormy week more flights are late,
-    and every model's log-loss is higher.
+    Skill is compared, not loss: in a stormy week more flights are late, and every model's loss is higher.
 
     Args:
-        labels: True classes, shape ``(n,)``, each 0 or 1.
-        probabilities: The champion's, shape ``(n,)``, inside (0, 1), in the same order.
+        problem: What is asked.
+        targets: The truth, shape ``(n,)``.
+        predictions: The champion's, in the same order.
         expected: The champion's scores on its holdout.
         rule: How far skill may fall, and how many rows it takes to judge.
 
     Raises:
         ValueError: Shapes differ, or a value is out of its range.
     """
-    then = skill(expected)
-    if not np.size(labels):
-        return Performance(None, expected, float("nan"), then, False, "No outcome is known yet.")
-    scores = evaluate(labels, probabilities)
-    now = skill(scores)
-    if scores.rows < rule.min_rows or np.isnan([now, then]).any():
-        reason = f"Not enough to judge: {scores.positives:,} of {scores.rows:,} labels are 1."
-        return Performance(scores, expected, now, then, False, reason)
+    then = expected.get("skill", nan)
+    if not np.size(targets):
+        return Performance({}, nan, then, False, "No outcome is known yet.")
+    scores = problem.scores(targets, predictions)
+    now, rows = scores.get("skill", nan), int(scores["rows"])
+    if rows < rule.min_rows or isnan(now) or isnan(then):
+        reason = f"Not enough to judge: {rows:,} outcomes are known."
+        if isnan(now):
+            reason = f"Not enough to judge: all {rows:,} outcomes that are known are the same."
+        elif isnan(then):
+            reason = "Nothing to compare with: of the rows that it was proven on, its skill is not known."
+        return Performance(scores, now, then, False, reason)
     worse = now < then - rule.skill_drop
     reason = (
-        f"Skill is {now:.3f} on {scores.rows:,} rows and was {then:.3f} on the holdout: "
+        f"Skill is {now:.3f} on {rows:,} rows and was {then:.3f} on the holdout: "
         f"{'worse' if worse else 'not worse'} by more than {rule.skill_drop:.3f}."
     )
-    return Performance(scores, expected, now, then, worse, reason)
-
-
-def skill(scores: Scores) -> float:
-    """Return the share of log-loss saved over always predicting the base rate of the same rows.
-
-    1 is perfect, 0 is no better than the base rate; NaN where one class is missing.
-
-    Source:
-        McFadden (1974), "Conditional logit analysis of qualitative choice behavior".
-
-    >>> round(skill(Scores(auc=None, log_loss=0.52, brier=0.17, rows=1000, positives=250)), 3)
-    0.075
-    """
-    rate = scores.positives / scores.rows
-    if rate in (0, 1):
-        return float("nan")
-    return float(1 + scores.log_loss / (rate * np.log(rate) + (1 - rate) * np.log(1 - rate)))
+    return Performance(scores, now, then, worse, reason)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from statistics import median
@@ -49,7 +48,7 @@ class Reference:
         columns: Columns,
         every: timedelta = timedelta(weeks=1),
     ) -> Reference:
-        """Summarise ``rows``: the inputs, the ``probability`` and ``event_timestamp`` (UTC) of each."""
+        """Summarise the ``columns`` of ``rows``, which have an ``event_timestamp`` (UTC) each."""
         whole, windows = sketch_windows(rows, columns, every)
         names = list(whole.frame.columns)
         missing = whole.frame.isna().mean()
@@ -67,7 +66,7 @@ class Reference:
         return cls(whole, every, strays, missing_strays)
 
     def fits(self, columns: Columns, every: timedelta) -> bool:
-        """Say whether it is a summary of those inputs, each of its kind, in windows of that length."""
+        """Say whether it is a summary of those columns, each of its kind, in windows of that length."""
         numbers = {*self.whole.limits}
         texts = {*self.whole.frame.columns} - numbers
         return {*columns.numeric} <= numbers and {*columns.categorical} <= texts and self.every == every
@@ -113,14 +112,19 @@ class Reference:
 
 
 def distance(reference: pd.Series, current: pd.Series, *, categorical: bool) -> float:
-    """Return Evidently's drift score of one column of a sketch; 0 where either has no value."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what its own dependencies deprecate
-        from evidently.legacy.calculations.stattests import get_stattest
-        from evidently.legacy.core import ColumnType
+    """Return Evidently's drift score of one column of a sketch; 0 where either has no value.
+
+    Its methods ``NUMERIC`` and ``CATEGORICAL`` are these functions of SciPy's, and Evidently
+    takes a second to import: it is for what it draws.
+    """
+    import pandas as pd
+    from scipy.spatial.distance import jensenshannon
+    from scipy.stats import wasserstein_distance
 
     before, now = reference.dropna(), current.dropna()
     if before.empty or now.empty:
         return 0.0
-    kind, method = (ColumnType.Categorical, CATEGORICAL) if categorical else (ColumnType.Numerical, NUMERIC)
-    return float(get_stattest(before, now, kind, method)(before, now, kind, 0.0).drift_score)
+    if categorical:
+        shares = pd.concat([each.value_counts(normalize=True) for each in (before, now)], axis=1)
+        return float(jensenshannon(*shares.fillna(0).to_numpy().T))
+    return float(wasserstein_distance(before, now)) / max(float(before.std(ddof=0)), 0.001)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from headrace.pipeline import Columns
 
-PREDICTION = "probability"
 SIZE = 4_000
 """Rows of a sketch: enough for scores within 0.01 of those of all rows."""
 FAR = 10
@@ -47,7 +46,7 @@ class Odd:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Stands for ``rows`` rows: ``frame`` has one column per input and ``probability``.
+    """Stands for ``rows`` rows: ``frame`` has one column for each that is watched.
 
     Values of one row of ``frame`` have nothing to do with each other; nulls
     have their share of each column. What is rarer than one row in as many as
@@ -69,7 +68,7 @@ def sketch(
     size: int = SIZE,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Sketch:
-    """Sketch the inputs and the ``probability`` of ``rows``; the same rows give the same sketch.
+    """Sketch the ``columns`` of ``rows``; the same rows give the same sketch.
 
     ``limits`` are those of the sketch that it is to be compared with; their own if left out.
     """
@@ -103,7 +102,7 @@ def _read(rows: duckdb.DuckDBPyRelation | pa.Table, columns: Columns, slot: str)
     import pyarrow as pa
 
     relation = duckdb_connection().from_arrow(rows) if isinstance(rows, pa.Table) else rows
-    numbers = map(quoted, (*columns.numeric, PREDICTION))
+    numbers = map(quoted, columns.numeric)
     wanted = [f"TRY_CAST({name} AS FLOAT) AS {name}" for name in numbers]
     wanted += [f"{quoted(name)}::VARCHAR AS {quoted(name)}" for name in columns.categorical]
     read = relation.project(", ".join([f"{slot} AS slot", *wanted]))
@@ -119,7 +118,7 @@ def _sketch(
     for name in columns.categorical:
         frame[name] = _categories(table[name], size)
     within, odd = dict(limits or {}), {}
-    for name in (*columns.numeric, PREDICTION):
+    for name in columns.numeric:
         known = np.sort(table[name].drop_null().to_numpy())
         known = known[: known.size - int(np.isnan(known).sum())]  # they go last, and are nulls, too
         finite = known[np.isfinite(known)]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace import registry, tracking
-from headrace.evaluation import Scores
 from headrace.monitoring import drift as drifts
 from headrace.monitoring.performance import Performance, performance
 from headrace.monitoring.reference import Reference
@@ -78,15 +77,15 @@ def judge(
         name = f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}" + (f"-v{version}" if findings else "")
         release = registry.version(spec.name, version)
         reference = _reference(spec, lake, release)
-        current = sketch(made, spec.columns, limits=reference.whole.limits)
-        found = drifts.drift(reference, current, spec.columns, spec.drift)
+        current = sketch(made, spec.watched, limits=reference.whole.limits)
+        found = drifts.drift(reference, current, spec.watched, spec.drift)
         page = reports / f"{name}.html"
         drawn = (draw or found.drifted) and drifts.draw(
-            reference, current, found, spec.columns, spec.drift, page
+            reference, current, found, spec.watched, spec.drift, page
         )
         came = _of(known, version)
-        labels, probabilities = (came[column].to_numpy() for column in ("label", "probability"))
-        fared = performance(labels, probabilities, Scores.of(release.metrics), spec.drift)
+        targets, predicted = spec.problem.encode(came["label"]), spec.problem.predicted(came)
+        fared = performance(spec.problem, targets, predicted, release.metrics, spec.drift)
         findings.append(Finding(name, release, made.num_rows, found, fared, str(page) if drawn else ""))
     return findings
 
@@ -111,11 +110,13 @@ def _reference(spec: Pipeline, lake: Lake, release: Release) -> Reference:
     """
     if data := tracking.kept(release.run_id, REFERENCE):
         reference = Reference.load(data)
-        if reference.fits(spec.columns, spec.window):
+        if reference.fits(spec.watched, spec.window):
             return reference
     lake.check(release.training)
     seen = dataset.read(spec, release.training, lake)
-    scored = seen.append_column("probability", [tracking.load_model(release.model_uri).predict(seen)])
-    reference = Reference.of(scored, spec.columns, spec.window)
+    predicted = tracking.load_model(release.model_uri).predict(seen)
+    for name, values in spec.problem.named(predicted).items():
+        seen = seen.append_column(name, values)
+    reference = Reference.of(seen, spec.watched, spec.window)
     tracking.keep(release.run_id, REFERENCE, reference.dump())
     return reference

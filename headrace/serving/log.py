@@ -9,7 +9,7 @@ from headrace.feature_store import tables
 from headrace.feature_store.query import among
 from headrace.lake import Lake, Window, quoted, windows
 from headrace.quarantine import entries, guard
-from headrace.training.dataset import must_be_binary
+from headrace.training.dataset import check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,11 +83,10 @@ def score(
     missing = _unpredicted(spec, *_opened(spec, lake), window)
     rows = online(missing.order(order).to_arrow_table())
     wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names]))
-    predictions = (
-        rows.select(wanted)
-        .append_column("probability", pa.array(model.predict(rows)))
-        .append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
-    )
+    predictions = rows.select(wanted)
+    for name, values in model.problem.named(model.predict(rows)).items():
+        predictions = predictions.append_column(name, values)
+    predictions = predictions.append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
     table = lake.table(table_of(spec))
     if spec.suite:
         predictions = guard(predictions, spec.suite, lake, spec.name, table.name, window)
@@ -132,7 +131,7 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
     """Return the window's predictions whose truth was known by ``as_of`` (UTC), with their ``label``.
 
     Raises:
-        BadLabels: A label is not 0 or 1.
+        BadLabels: A label is not what the problem asks for.
     """
     con = lake.connect(among(spec.label, spec.raw))
     con.register("predictions", read(spec, lake, window))  # few: DuckDB must know it before it joins
@@ -141,7 +140,7 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
         f"USING ({quoted(*spec.keys)}) WHERE label.available_at < $as_of",
         {"as_of": as_of},
     ).to_arrow_table()
-    must_be_binary(spec, known["label"])
+    check_labels(spec, known["label"])
     return known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,18 @@ from headrace.errors import (
     BrokenDeclaration,
     MissingInputs,
     NotEnoughData,
+    NothingToLearn,
     StaleFeatures,
     UnfitInputs,
 )
 from headrace.feature_store import tables
 from headrace.feature_store.query import among
 from headrace.lake import DatasetRef, Lake, Window, edge, quoted, running, windows
+from headrace.sources.rows import text
 from headrace.training.encoding import unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
 
 LEAST_ROWS = 100
+TRAIN, GAP, SELECTION, HOLDOUT = "train", "gap", "selection", "holdout"
+LEARNT = (TRAIN, GAP, SELECTION)
+"""The spans that the chosen candidate learns from."""
 
 
 def known_to(spec: Pipeline, complete: Mapping[str, datetime], lake: Lake) -> datetime:
@@ -51,14 +57,29 @@ def known_to(spec: Pipeline, complete: Mapping[str, datetime], lake: Lake) -> da
 
 
 def labelled_spine(
-    spec: Pipeline, lake: Lake, window: Window, as_of: datetime, pins: Mapping[str, int] | None = None
+    spec: Pipeline,
+    lake: Lake,
+    window: Window,
+    as_of: datetime,
+    pins: Mapping[str, int] | None = None,
+    *,
+    cuts: tuple[datetime, datetime] | None = None,
 ) -> pa.Table:
     """Return the predictions made within ``window`` whose outcome was known by ``as_of`` (UTC).
 
     One row each: the spine's columns and ``label``, ordered by ``event_timestamp`` and keys.
-    Raw tables that ``pins`` names are read at those versions.
+    Raw tables that ``pins`` names are read at those versions. ``cuts`` are where the selection
+    span begins and where it ends, with the holdout: they add the column ``span``, in which what
+    was not known yet when its next span began is of the gap, or, before the holdout, left out.
     """
     pinned = pins or {}
+    span, kept = "", ""
+    if cuts:
+        chosen, held_out = (f"TIMESTAMPTZ '{cut.isoformat()}'" for cut in cuts)
+        span = f""", CASE WHEN event_timestamp >= {held_out} THEN '{HOLDOUT}'
+                          WHEN event_timestamp >= {chosen} THEN '{SELECTION}'
+                          WHEN label.available_at >= {chosen} THEN '{GAP}' ELSE '{TRAIN}' END AS span"""
+        kept = f"AND (event_timestamp >= {held_out} OR label.available_at < {held_out})"
     con = lake.connect(
         {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
     )
@@ -66,13 +87,22 @@ def labelled_spine(
     with running(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
         return con.execute(
             f"""
-            SELECT spine.*, label.label
+            SELECT spine.*, label.label{span}
             FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
-            WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of
+            WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of {kept}
             ORDER BY event_timestamp, {keys}
             """,
             {"as_of": as_of},
         ).to_arrow_table()
+
+
+def cuts(spec: Pipeline, as_of: datetime) -> tuple[datetime, datetime]:
+    """Return where the selection and the holdout begin, of what was known by ``as_of`` (UTC).
+
+    With a single candidate there is nothing to choose: the selection is empty.
+    """
+    held_out = as_of - spec.holdout
+    return held_out - spec.holdout if len(spec.candidates) > 1 else held_out, held_out
 
 
 def build(
@@ -86,44 +116,54 @@ def build(
 
     ``historical`` joins features to a spine, point in time, from the feature
     tables at the versions ``pins``; raw tables are read as they are now, and the
-    set's own ``pins`` name both. Predictions made in the last ``spec.holdout``
-    before ``as_of`` are the holdout (column ``holdout``).
+    set's own ``pins`` name both. Column ``span`` tells what a row is for. Predictions made in the
+    last ``spec.holdout`` before ``as_of`` are the holdout, by which the gate judges. Those of as long
+    before it are the selection, by which the best of several candidates is chosen. What comes before is
+    to train on if its truth was known when the selection began; else it is of the gap, which
+    only the chosen candidate learns from. No row is of any use before its truth was known.
 
     Raises:
         InvalidQuery: The spine and the label cannot be joined.
-        NotEnoughData: Fewer than 100 labelled rows to train on, or held out.
-        BrokenDeclaration: Neither the spine nor a feature has the column by which the gate groups rows.
+        NotEnoughData: Fewer than 100 labelled rows to train on, to choose by, or held out.
+        NothingToLearn: All labels to train on are the same.
+        BrokenDeclaration: Neither the spine nor a feature has a column that the gate groups rows by, or
+            that a seasonal guess goes by.
         MissingInputs: Neither the spine nor a feature has a column that the model takes.
         UnfitInputs: A column that the model takes is of a type that no model takes.
-        BadLabels: A label is not 0 or 1.
+        BadLabels: A label is not what the problem asks for.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    span = Window(spec.start, as_of)
+    whole, (chosen, held_out) = Window(spec.start, as_of), cuts(spec, as_of)
     pins = {**pins, **{name: lake.table(name).open().version() for name in spec.raw.values()}}
-    rows = historical(labelled_spine(spec, lake, span, as_of, pins))
-    held_out = pc.greater_equal(rows["event_timestamp"], pa.scalar(as_of - spec.holdout))
-    for part, count in (
-        ("held out", pc.sum(held_out).as_py() or 0),
-        ("to train on", pc.sum(pc.invert(held_out)).as_py() or 0),
-    ):
-        if count < LEAST_ROWS:
-            raise NotEnoughData(spec.name, part, count, LEAST_ROWS, as_of)
-    group = [spec.gate.group] if isinstance(spec.gate.group, str) else []
-    wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, *group, "label"]))
-    if group and group[0] not in rows.column_names:
-        reason = f"`gate.group` names `{group[0]}`, which neither the spine nor a feature is called"
-        raise BrokenDeclaration(f"pipelines/{spec.name}.py", [reason])
+    rows = historical(labelled_spine(spec, lake, whole, as_of, pins, cuts=(chosen, held_out)))
+    counts = Counter(rows["span"].to_pylist())
+    needed = {HOLDOUT: "held out", SELECTION: "to choose a candidate by", TRAIN: "to train on"}
+    for part, told in needed.items():
+        if counts[part] < LEAST_ROWS and (part != SELECTION or chosen < held_out):
+            raise NotEnoughData(spec.name, told, counts[part], LEAST_ROWS, as_of)
+    others = _others(spec)
+    wanted = list(
+        dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names, *others, "label", "span"])
+    )
+    if strangers := [
+        f"`{place}` names `{name}`, which neither the spine nor a feature is called"
+        for name, place in others.items()
+        if name not in rows.column_names
+    ]:
+        raise BrokenDeclaration(f"pipelines/{spec.name}.py", strangers)
     if missing := [name for name in wanted if name not in rows.column_names]:
         raise MissingInputs(missing, rows.column_names)
     if wrong := unfit(rows.schema, spec.columns):
         raise UnfitInputs(spec.name, wrong)
-    must_be_binary(spec, rows["label"])
+    check_labels(spec, rows["label"])
     place = rows.schema.get_field_index("label")
-    rows = rows.set_column(place, "label", rows["label"].cast(pa.int32()))
+    rows = rows.set_column(place, "label", rows["label"].cast(spec.problem.label_type))
+    learnt = rows["label"].filter(pc.equal(rows["span"], TRAIN))
+    if len(pc.unique(learnt)) == 1:
+        raise NothingToLearn(spec.name, len(learnt), learnt[0].as_py(), as_of)
     table = lake.table(f"training/{spec.name}")
-    version = table.replace(rows.select(wanted).append_column("holdout", held_out))
+    version = table.replace(rows.select(wanted))
     return replace(table.snapshot(version), pins=tuple(sorted(pins.items())))
 
 
@@ -138,33 +178,27 @@ def nulls(spec: Pipeline, ref: DatasetRef, lake: Lake) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def must_be_binary(spec: Pipeline, labels: pa.ChunkedArray) -> None:
-    """Refuse labels other than 0 and 1, or false and true, of whatever type.
+def check_labels(spec: Pipeline, labels: pa.ChunkedArray) -> None:
+    """Refuse labels that the problem does not ask for, of whatever type.
 
     Raises:
         BadLabels: One is null, or something else.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = labels.type
-    number = (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)) or pa.types.is_decimal(kind)
-    if number:
-        good = pc.is_in(labels.cast(pa.float64(), safe=False), pa.array([0.0, 1.0]))
-        others = labels.filter(pc.invert(good))
-    else:
-        others = labels
+    others = spec.problem.unfit(labels)
     if len(others):
-        raise BadLabels(spec.name, len(others), len(labels), others[0].as_py())
+        raise BadLabels(spec.name, spec.problem.expected, len(others), len(labels), others[0].as_py())
 
 
-def read(spec: Pipeline, ref: DatasetRef, lake: Lake, *, holdout: bool | None = None) -> pa.Table:
-    """Return a training set in a fixed order: the rows held out, or those to train on, or all."""
+def read(spec: Pipeline, ref: DatasetRef, lake: Lake, spans: Sequence[str] = ()) -> pa.Table:
+    """Return a training set in a fixed order: the rows of the ``spans`` named, or all."""
     con = lake.connect({"training": ref})
+    within = f"WHERE span IN ({', '.join(map(text, spans))})" if spans else ""
     return con.execute(
-        f"""
-        SELECT * FROM training WHERE $side IS NULL OR holdout = $side
-        ORDER BY event_timestamp, {quoted(*spec.keys)}
-        """,
-        {"side": holdout},
+        f"FROM training {within} ORDER BY event_timestamp, {quoted(*spec.keys)}"
     ).to_arrow_table()
+
+
+def _others(spec: Pipeline) -> dict[str, str]:
+    """Return the columns that a training set needs beside a model's inputs, and which field names each."""
+    named = {spec.gate.group: "gate.group"} if isinstance(spec.gate.group, str) else {}
+    return named | dict.fromkeys(spec.problem.naive.by if spec.problem.naive else (), "problem.naive.by")

@@ -1,9 +1,10 @@
-"""From typed columns to the float matrix every trainer takes; the same in training and in serving."""
+"""From typed columns to a float matrix, as most trainers take it; the same in training and in serving."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +12,14 @@ from headrace.errors import MissingInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from headrace.pipeline import Columns
+
+FILE = "encoder.json"
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,18 @@ class Encoder:
             matrix[:, i] = _floats(rows[name])
         return matrix
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the encoder as plain JSON values."""
-        return {"categories": {k: list(v) for k, v in self.categories.items()}, "numeric": list(self.numeric)}
+    def save(self, directory: Path) -> None:
+        """Write the encoder into ``directory``, as JSON."""
+        categories = {name: list(seen) for name, seen in self.categories.items()}
+        told = {"categories": categories, "numeric": list(self.numeric)}
+        (directory / FILE).write_text(json.dumps(told, indent=1) + "\n")
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Encoder:
-        """Return the encoder that ``to_json`` wrote down."""
-        return cls({k: tuple(v) for k, v in data["categories"].items()}, tuple(data["numeric"]))
+    def load(cls, directory: Path) -> Encoder:
+        """Return what ``save`` wrote."""
+        told = json.loads((directory / FILE).read_text())
+        categories = {name: tuple(seen) for name, seen in told["categories"].items()}
+        return cls(categories, tuple(told["numeric"]))
 
 
 def unfit(schema: pa.Schema, columns: Columns) -> dict[str, str]:

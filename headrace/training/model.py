@@ -6,57 +6,57 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from headrace.errors import DamagedModel
-from headrace.training.encoding import Encoder
+from headrace import problem as problems
+from headrace.errors import BadOutputs, DamagedModel
+from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
 
-Framework = Literal["xgboost", "torch", "sklearn"]
+    from headrace.problem import Problem
 
 SUMS = "SHA256SUMS"
 """The file of checksums, as ``sha256sum --check`` reads it."""
 
-EDGE = 1e-6
-"""How far probabilities stay from 0 and 1, so that every log-loss is finite."""
-
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted model of one framework, with the encoder it was fitted through."""
+    """A fitted model: what its trainer made, and the problem that says what its numbers mean."""
 
-    framework: Framework
-    encoder: Encoder
+    trainer: str
+    problem: Problem
     native: Any
 
     def predict(self, rows: pa.Table) -> NDArray[np.float64]:
-        """Return the probability of class 1, shape ``(n,)``, strictly inside (0, 1).
+        """Return the predictions for ``rows``, as the problem has them.
 
         Raises:
             MissingInputs: ``rows`` lacks a column the model takes.
+            BadOutputs: What the trainer predicts is no prediction.
         """
-        raw = _trainer(self.framework).predict(self.native, self.encoder.encode(rows))
-        return np.clip(np.asarray(raw, dtype=np.float64), EDGE, 1 - EDGE)
+        raw = trainer(self.trainer).predict(self.native, rows)
+        try:
+            return self.problem.checked(raw)
+        except ValueError as error:
+            raise BadOutputs(self.trainer, str(error)) from None
 
     def save(self, directory: Path) -> None:
-        """Write ``model.json``, the framework's own file and their checksums into ``directory``."""
+        """Write ``model.json``, the trainer's own files and their checksums into ``directory``."""
         directory.mkdir(parents=True, exist_ok=True)
-        trainer = _trainer(self.framework)
+        maker = trainer(self.trainer)
+        maker.save(self.native, directory)
         about = {
-            "framework": self.framework,
-            "architecture": trainer.save(self.native, directory),
-            "encoder": self.encoder.to_json(),
+            "trainer": self.trainer,
+            "problem": self.problem.to_json(),
             "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("headrace", trainer.DISTRIBUTION)},
+            | {name: version(name) for name in ("headrace", *maker.PACKAGES)},
         }
         (directory / "model.json").write_text(json.dumps(about, indent=1) + "\n")
         files = sorted(file for file in directory.iterdir() if file.name != SUMS)
@@ -82,7 +82,7 @@ def check(directory: Path, digest: str = "") -> None:
     elif digest and _sum(sums) != digest:
         wrong = {SUMS: "is not as it was written"}
     else:
-        lines = sums.read_text(errors="replace").splitlines()
+        lines = sums.read_text(errors="replace").rstrip("\n").split("\n")
         noted = {name: told for told, _, name in (line.partition("  ") for line in lines)}
         wrong = {name: state for name, told in noted.items() if (state := _state(directory / name, told))}
         if "model.json" not in noted:
@@ -107,30 +107,28 @@ def load(directory: Path, digest: str = "") -> Model:
 
     Raises:
         DamagedModel: As of :func:`check`, which comes first: what parses models may crash on damaged ones.
+        UnknownTrainer: Its trainer is not here.
     """
     check(directory, digest)
     about = json.loads((directory / "model.json").read_text())
-    native = _trainer(about["framework"]).load(directory, about["architecture"])
-    return Model(about["framework"], Encoder.from_json(about["encoder"]), native)
+    native = trainer(about["trainer"]).load(directory)
+    return Model(about["trainer"], problems.read(about["problem"]), native)
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model behind MLflow's pyfunc: pandas in, probabilities out."""
+    """A model behind MLflow's pyfunc: pandas in, and pandas out: a column for each of the problem's."""
 
     model: Model
 
-    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float64]:
-        """Return what ``Model.predict`` does, for a pandas frame; ``params`` are ignored."""
+    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Return the predictions for a pandas frame; ``params`` are ignored."""
         import pyarrow as pa
 
-        return self.model.predict(pa.Table.from_pandas(frame, preserve_index=False))
+        predictions = self.model.predict(pa.Table.from_pandas(frame, preserve_index=False))
+        return pa.table(self.model.problem.named(predictions)).to_pandas()
 
 
 def _load_pyfunc(data_path: str) -> Served:
     """Be MLflow's ``loader_module``: the name and signature are MLflow's."""
     return Served(load(Path(data_path)))
-
-
-def _trainer(framework: Framework) -> Any:
-    return import_module(f"headrace.training.{framework}")

@@ -1,19 +1,24 @@
-"""The baseline: logistic regression on one-hot and scaled columns."""
+"""Any estimator of scikit-learn's kind, on one-hot and scaled columns; by default a simple one."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, ZipInfo
 
 from headrace.cluster import crew, on_each
+from headrace.errors import UnknownTrainer
 from headrace.imports import lean
 from headrace.training.encoding import Encoder
-from headrace.training.model import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -23,68 +28,137 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
     from headrace.pipeline import Columns
+    from headrace.problem import Problem
 
-DISTRIBUTION = "scikit-learn"
-FILE = "model.skops"
+PACKAGES = ("scikit-learn", "skops")
+FILE, SHAPE = "model.skops", "classes.json"
+USUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "binary": ("sklearn.linear_model.LogisticRegression", {"max_iter": 300}),
+    "classes": ("sklearn.linear_model.LogisticRegression", {"max_iter": 300}),
+    "squared": ("sklearn.linear_model.Ridge", {}),
+    # without its margin the loss of a support vector machine is the absolute one
+    "absolute": ("sklearn.linear_model.SGDRegressor", {"loss": "epsilon_insensitive", "epsilon": 0.0}),
+    "poisson": ("sklearn.linear_model.PoissonRegressor", {"max_iter": 300}),
+    # the linear one takes minutes for what these trees do in seconds
+    "quantile": ("sklearn.ensemble.HistGradientBoostingRegressor", {"loss": "quantile"}),
+}
+"""The estimator for each objective, with parameters that a candidate's come after."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Fitted pipelines, one per quantile or else a single one, with their encoder.
+
+    ``classes`` are those that occurred, of ``width``; without any, what is predicted are numbers.
+    """
+
+    encoder: Encoder
+    pipelines: Sequence[Pipeline]
+    classes: tuple[int, ...]
+    width: int
 
 
 def fit(
     params: Mapping[str, Any],
     seed: int,
     rows: pa.Table,
-    labels: NDArray[np.integer],
+    targets: NDArray[np.float64],
     *,
     columns: Columns,
+    problem: Problem,
     client: Client,
-) -> Model:
-    """Fit ``LogisticRegression(**params)`` on the first worker; nothing is random, so ``seed`` is idle."""
+) -> Estimated:
+    """Fit ``params["estimator"]``, a dotted path, with all other ``params``, on the first worker.
+
+    It is seeded if it takes a ``random_state``, and asked for each quantile if it takes a ``quantile``.
+    """
     encoder = Encoder.fit(rows, columns)
-    work = (dict(params), len(encoder.categories), encoder.encode(rows), labels)
-    (native,) = on_each(client, crew(client)[:1], _fit, [work])
-    return Model("sklearn", encoder, native)
+    path, own = USUAL[problem.objective]
+    given = dict(params)
+    if "estimator" in given:
+        path, own = given.pop("estimator"), {}
+    whole = problem.objective in ("binary", "classes")
+    work = (path, {**own, **given}, seed, problem.levels)
+    matrix = encoder.encode(rows)
+    job = (*work, len(encoder.categories), matrix, targets.astype(int) if whole else targets)
+    (pipelines,) = on_each(client, crew(client)[:1], _fit, [job])
+    classes = tuple(int(label) for label in pipelines[0].classes_) if whole else ()
+    return Estimated(encoder, pipelines, classes, 2 if problem.objective == "binary" else problem.width)
 
 
 def _fit(
-    params: dict[str, Any], codes: int, matrix: NDArray[np.float32], labels: NDArray[np.integer]
-) -> Pipeline:
+    path: str,
+    params: dict[str, Any],
+    seed: int,
+    levels: Sequence[float],
+    codes: int,
+    matrix: NDArray[np.float32],
+    targets: NDArray[Any],
+) -> list[Pipeline]:
     import numpy as np
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from sklearn.utils import get_tags
     from threadpoolctl import threadpool_limits
 
-    numbers = make_pipeline(
-        SimpleImputer(strategy="mean", keep_empty_features=True, add_indicator=True), StandardScaler()
-    )
-    parts = [
-        ("codes", OneHotEncoder(handle_unknown="ignore"), range(codes)),
-        ("numbers", numbers, range(codes, matrix.shape[1])),
-    ]
-    # Neither takes a matrix without columns.
-    inputs = ColumnTransformer([(name, part, list(places)) for name, part, places in parts if places])
-    model = make_pipeline(inputs, LogisticRegression(**{"max_iter": 300, **params}))
-    # Sums then never depend on the number of cores, and the small products of L-BFGS are three times as fast.
-    with threadpool_limits(1):
-        return model.fit(matrix.astype(np.float64), labels)  # in 32 bits, sums of great numbers overflow
+    estimator = _estimator(path)
+    taken = inspect.signature(estimator).parameters
+    if "random_state" in taken:
+        params = {"random_state": seed, **params}
+    each = [params | ({"quantile": level} if "quantile" in taken else {}) for level in levels] or [params]
+    fitted = []
+    for own in each:
+        final = estimator(**own)
+        sparse = hasattr(final, "__sklearn_tags__") and get_tags(final).input_tags.sparse
+        numbers = make_pipeline(
+            SimpleImputer(strategy="mean", keep_empty_features=True, add_indicator=True), StandardScaler()
+        )
+        parts = [
+            ("codes", OneHotEncoder(handle_unknown="ignore", sparse_output=sparse), range(codes)),
+            ("numbers", numbers, range(codes, matrix.shape[1])),
+        ]
+        # Neither takes a matrix without columns.
+        inputs = ColumnTransformer([(name, part, list(places)) for name, part, places in parts if places])
+        model = make_pipeline(inputs, final)
+        # Sums then never depend on the number of cores, and the small products of L-BFGS are thrice as fast.
+        with threadpool_limits(1):
+            fitted.append(model.fit(matrix.astype(np.float64), targets))  # 32 bits overflow in great sums
+    return fitted
 
 
-def predict(pipeline: Pipeline, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probability of class 1 for each row of the encoded ``matrix``."""
+def _estimator(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError):
+        raise UnknownTrainer(path, "`estimator` must be the dotted path of a class") from None
+
+
+def predict(native: Estimated, rows: pa.Table) -> NDArray[np.float64]:
+    """Return the probability of each class, of the second of two, or the values."""
     import numpy as np
 
-    predicted: NDArray[np.float64] = pipeline.predict_proba(matrix.astype(np.float64))[:, 1]
-    return predicted
+    matrix = native.encoder.encode(rows).astype(np.float64)
+    if not native.classes:
+        return np.column_stack([pipeline.predict(matrix) for pipeline in native.pipelines])
+    shares = np.zeros((len(matrix), native.width))
+    shares[:, list(native.classes)] = native.pipelines[0].predict_proba(matrix)
+    return shares[:, 1] if native.width == 2 else shares
 
 
-def save(pipeline: Pipeline, directory: Path) -> dict[str, Any]:
-    """Write the pipeline with skops, equal models as equal files; there is no architecture beside it."""
+def save(native: Estimated, directory: Path) -> None:
+    """Write the pipelines with skops, equal models as equal files."""
     with lean():
         import skops.io
 
+    native.encoder.save(directory)
+    told = {"classes": list(native.classes), "width": native.width}
+    (directory / SHAPE).write_text(json.dumps(told, indent=1) + "\n")
+    whole = native.pipelines[0] if len(native.pipelines) == 1 else list(native.pipelines)
     # skops names parts by their place in memory and stamps them with the time: count them instead.
-    packed = ZipFile(BytesIO(skops.io.dumps(pipeline)))
+    packed = ZipFile(BytesIO(skops.io.dumps(whole)))
     number: dict[str, str] = {}
     schema = re.sub(
         r'("__id__": |"file": ")(\d+)',
@@ -96,12 +170,26 @@ def save(pipeline: Pipeline, directory: Path) -> dict[str, Any]:
             stem, suffix = name.split(".")
             content = schema if stem == "schema" else packed.read(name)
             out.writestr(ZipInfo(f"{number.get(stem, stem)}.{suffix}"), content)
-    return {}
 
 
-def load(directory: Path, architecture: Mapping[str, Any]) -> Pipeline:
+def load(directory: Path) -> Estimated:
     """Read what ``save`` wrote; skops refuses any type but its own list and these."""
     with lean():
         import skops.io
 
-    return skops.io.load(directory / FILE, trusted=["numpy.dtype"])
+    file = directory / FILE
+    # Not on skops's list, but classes of scikit-learn all the same: what its trees and losses are made of.
+    others = [name for name in skops.io.get_untrusted_types(file=file) if name.startswith("sklearn.")]
+    whole = skops.io.load(file, trusted=["numpy.dtype", *others])
+    told = json.loads((directory / SHAPE).read_text())
+    pipelines = whole if isinstance(whole, list) else [whole]
+    return Estimated(Encoder.load(directory), pipelines, tuple(told["classes"]), told["width"])
+
+
+def flavour(directory: str) -> tuple[str, dict[str, str]]:
+    """Return under which name, and with what, MLflow finds the pipeline that lies in ``directory``."""
+    return "sklearn", {
+        "pickled_model": f"{directory}/{FILE}",  # MLflow's name for the file, whatever its format
+        "serialization_format": "skops",
+        "sklearn_version": version("scikit-learn"),
+    }

@@ -6,6 +6,7 @@ share of the rows, and every step averages their gradients.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import traceback
@@ -15,8 +16,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from headrace.cluster import crew, gpus, listen, on_each
+from headrace.problem import EDGE
 from headrace.training.encoding import Encoder
-from headrace.training.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from headrace.pipeline import Columns
+    from headrace.problem import Problem
 
-DISTRIBUTION = "torch"
-FILE = "model.safetensors"
+PACKAGES = ("torch", "safetensors")
+FILE, SHAPE = "model.safetensors", "architecture.json"
 PATIENCE = 120
 """Seconds workers wait for each other."""
 
@@ -49,22 +51,32 @@ class Options:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The network's shape: categories per categorical column, numeric columns, width of each hidden layer."""
+    """The network's shape: categories per categorical column, numeric columns, width of each layer.
+
+    ``levels`` are the quantiles that the outputs stand for, where the objective asks for them.
+    """
 
     categories: Sequence[int]
     numeric: int
     hidden: Sequence[int]
+    objective: str = "binary"
+    outputs: int = 1
+    levels: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train: the same on every worker. ``mean`` and ``spread`` are those of the numeric columns."""
+    """What to train: the same on every worker. ``mean`` and ``spread`` are those of the numeric columns.
+
+    ``scale`` is where the targets lie and how far they reach: the network learns them so scaled.
+    """
 
     options: Options
     shape: Architecture
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
     seed: int
+    scale: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -79,16 +91,25 @@ class Place:
     listener: int = 0
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A network, and the encoder that it was trained through."""
+
+    encoder: Encoder
+    network: nn.Module
+
+
 def fit(
     params: Mapping[str, Any],
     seed: int,
     rows: pa.Table,
-    labels: NDArray[np.integer],
+    targets: NDArray[np.float64],
     *,
     columns: Columns,
+    problem: Problem,
     client: Client,
-) -> Model:
-    """Train a network with AdamW on the log-loss; ``params`` are those of ``Options``."""
+) -> Trained:
+    """Train a network with AdamW on the problem's loss; ``params`` are those of ``Options``."""
     import numpy as np
     from safetensors.torch import load as weights
 
@@ -96,11 +117,17 @@ def fit(
     workers = crew(client)
     world = len(workers)
     encoder = Encoder.fit(rows, columns)
-    matrix, truth = encoder.encode(rows), labels.astype(np.float32)
+    matrix, truth = encoder.encode(rows), targets.astype(np.float32)
     shape = Architecture(
-        [len(seen) for seen in encoder.categories.values()], len(encoder.numeric), options.hidden
+        [len(seen) for seen in encoder.categories.values()],
+        len(encoder.numeric),
+        list(options.hidden),
+        problem.objective,
+        problem.width,
+        list(problem.levels),
     )
-    job = Job(options, shape, *_moments(matrix[:, len(encoder.categories) :]), seed)
+    moments = _moments(matrix[:, len(encoder.categories) :])
+    job = Job(options, shape, *moments, seed, _scale(problem.objective, targets))
     meeting = listen(client, workers[0]) if world > 1 else ()
     # The same for all: a worker with one step more would wait for the others for ever.
     share = len(truth) // world
@@ -109,7 +136,20 @@ def fit(
         for r in range(world)
     ]
     trained = on_each(client, workers, _train, work)[0]
-    return Model("torch", encoder, _restored(shape, weights(trained)))
+    return Trained(encoder, _restored(shape, weights(trained)))
+
+
+def _scale(objective: str, targets: NDArray[np.float64]) -> tuple[float, float]:
+    """Return where ``targets`` lie and how far they reach; rates are learnt as logarithms."""
+    import numpy as np
+
+    if objective in ("binary", "classes"):
+        return 0.0, 1.0
+    if objective == "poisson":
+        return float(np.log(max(targets.mean(), EDGE))), 1.0
+    middle = float(targets.mean() if objective == "squared" else np.median(targets))
+    reach = float(np.sqrt(((targets - middle) ** 2).mean()))
+    return middle, reach or 1.0
 
 
 def _moments(numbers: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -136,6 +176,7 @@ def _steps(job: Job, matrix: NDArray[np.float32], labels: NDArray[np.float32], p
     options, device = job.options, "cuda" if place.gpu else "cpu"
     network = _network(job.shape)
     network.mean, network.spread = torch.from_numpy(job.mean), torch.from_numpy(job.spread)
+    network.scale = torch.tensor(job.scale)
     network.to(device)
     step = torch.nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
@@ -147,11 +188,29 @@ def _steps(job: Job, matrix: NDArray[np.float32], labels: NDArray[np.float32], p
     for _ in range(options.epochs):
         for chosen in torch.split(torch.randperm(len(labels), generator=shuffle).to(device), batch):
             optimizer.zero_grad()
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(step(inputs[chosen]), truth[chosen])
+            loss = _loss(job.shape, step(inputs[chosen]), truth[chosen], network.scale)
             loss.backward()
             optimizer.step()
             schedule.step()
     return packed({name: weight.cpu() for name, weight in network.state_dict().items()})
+
+
+def _loss(shape: Architecture, outputs: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
+    """Return the objective's mean loss of what the network puts out, before any link."""
+    import torch
+    from torch.nn import functional
+
+    if shape.objective == "binary":
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], truth)
+    if shape.objective == "classes":
+        return functional.cross_entropy(outputs, truth.long())
+    if shape.objective == "poisson":
+        return functional.poisson_nll_loss(outputs[:, 0] + scale[0], truth)
+    off = ((truth - scale[0]) / scale[1])[:, None] - outputs
+    if shape.objective == "squared":
+        return (off**2).mean()
+    levels = torch.tensor(shape.levels or (0.5,), device=off.device)
+    return torch.maximum(levels * off, (levels - 1) * off).mean()
 
 
 @contextmanager
@@ -217,6 +276,7 @@ def _network(shape: Architecture) -> Any:
     class Network(nn.Module):
         mean: Tensor
         spread: Tensor
+        scale: Tensor
 
         def __init__(self) -> None:
             super().__init__()
@@ -232,9 +292,10 @@ def _network(shape: Architecture) -> Any:
             for hidden in shape.hidden:
                 layers += [nn.Linear(width, hidden), nn.ReLU()]
                 width = hidden
-            self.head = nn.Sequential(*layers, nn.Linear(width, 1))
+            self.head = nn.Sequential(*layers, nn.Linear(width, shape.outputs))
             self.register_buffer("mean", torch.zeros(shape.numeric))
             self.register_buffer("spread", torch.ones(shape.numeric))
+            self.register_buffer("scale", torch.tensor((0.0, 1.0)))
 
         def forward(self, matrix: Tensor) -> Tensor:
             codes = (matrix[:, : len(shape.categories)] + 1).nan_to_num(0).long()
@@ -243,38 +304,51 @@ def _network(shape: Architecture) -> Any:
             # Next season's weather lies outside this one's: unclamped, the network extrapolates far
             # (trained January to March, its log-loss in July falls from 0.77 to 0.63).
             scaled = ((numbers - self.mean) / self.spread).nan_to_num(0).clamp(-2, 2)
-            logits: Tensor = self.head(torch.cat([*embedded, scaled, numbers.isnan().float()], dim=1))
-            return logits.squeeze(1)
+            outputs: Tensor = self.head(torch.cat([*embedded, scaled, numbers.isnan().float()], dim=1))
+            return outputs
 
     return Network()
 
 
-def predict(network: nn.Module, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the probability of class 1 for each row of the encoded ``matrix``."""
+def predict(native: Trained, rows: pa.Table) -> NDArray[np.float32]:
+    """Return what the network says of ``rows``: probabilities, rates or values."""
     import numpy as np
     import torch
 
+    network, matrix = native.network, torch.from_numpy(native.encoder.encode(rows))
     with torch.inference_mode():
-        parts = [
-            torch.sigmoid(network(part)).numpy() for part in torch.split(torch.from_numpy(matrix), 65_536)
-        ]
+        parts = [_linked(network, network(part)).numpy() for part in torch.split(matrix, 65_536)]
     return np.concatenate(parts)
 
 
-def save(network: nn.Module, directory: Path) -> dict[str, Any]:
-    """Write the weights as safetensors; return the architecture to put beside them."""
+def _linked(network: Any, outputs: Tensor) -> Tensor:
+    import torch
+
+    if network.shape.objective == "binary":
+        return torch.sigmoid(outputs)
+    if network.shape.objective == "classes":
+        return torch.softmax(outputs, dim=1)
+    if network.shape.objective == "poisson":
+        return torch.exp(outputs + network.scale[0])
+    return outputs * network.scale[1] + network.scale[0]
+
+
+def save(native: Trained, directory: Path) -> None:
+    """Write the weights as safetensors, and the architecture beside them."""
     from safetensors.torch import save_file
 
-    save_file(network.state_dict(), directory / FILE)
-    shape: Architecture = network.shape  # type: ignore[assignment]
-    return asdict(shape)
+    native.encoder.save(directory)
+    save_file(native.network.state_dict(), directory / FILE)
+    shape: Any = native.network.shape
+    (directory / SHAPE).write_text(json.dumps(asdict(shape), indent=1) + "\n")
 
 
-def load(directory: Path, architecture: Mapping[str, Any]) -> nn.Module:
+def load(directory: Path) -> Trained:
     """Read what ``save`` wrote."""
     from safetensors.torch import load_file
 
-    return _restored(Architecture(**architecture), load_file(directory / FILE))
+    shape = Architecture(**json.loads((directory / SHAPE).read_text()))
+    return Trained(Encoder.load(directory), _restored(shape, load_file(directory / FILE)))
 
 
 def _restored(shape: Architecture, weights: Mapping[str, Tensor]) -> nn.Module:

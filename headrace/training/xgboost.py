@@ -6,12 +6,13 @@ model is the same in every run, because each worker always gets the same rows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib.metadata import version
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from headrace.cluster import crew, gpus
 from headrace.training.encoding import Encoder
-from headrace.training.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
     from headrace.cluster import Worker
     from headrace.pipeline import Columns
+    from headrace.problem import Problem
 
-DISTRIBUTION = "xgboost"
+PACKAGES = ("xgboost",)
 FILE = "model.ubj"
 PATIENCE = 300
 """Seconds workers wait for each other."""
@@ -34,26 +36,43 @@ PATIENCE = 300
 UNNAMEABLE = str.maketrans("[]<", "［］＜")  # noqa: RUF001  # their likes
 """What XGBoost takes in no name of a column."""
 
+OBJECTIVES = {
+    "binary": "binary:logistic",
+    "classes": "multi:softprob",
+    "squared": "reg:squarederror",
+    "absolute": "reg:absoluteerror",
+    "poisson": "count:poisson",
+    "quantile": "reg:quantileerror",
+}
 CURRENT = Lock()
 """One training at a time in a process."""
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """Trees, and the encoder that they were grown through."""
+
+    encoder: Encoder
+    booster: Booster
 
 
 def fit(
     params: Mapping[str, Any],
     seed: int,
     rows: pa.Table,
-    labels: NDArray[np.integer],
+    targets: NDArray[np.float64],
     *,
     columns: Columns,
+    problem: Problem,
     client: Client,
-) -> Model:
+) -> Boosted:
     """Boost ``params["rounds"]`` (100) trees; every other parameter is XGBoost's own."""
     import numpy as np
 
     workers = crew(client)
     encoder = Encoder.fit(rows, columns)
-    options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu")
-    rounds, matrix, target = params.get("rounds", 100), encoder.encode(rows), labels.astype(np.float32)
+    options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu", problem)
+    rounds, matrix, target = params.get("rounds", 100), encoder.encode(rows), targets.astype(np.float32)
     told = {
         "feature_names": [name.translate(UNNAMEABLE) for name in encoder.names],
         "feature_types": feature_types(encoder),
@@ -67,7 +86,7 @@ def fit(
     else:
         booster = _together(options, rounds, matrix, target, told, workers, client)
     booster.set_param({"device": "cpu"})  # where it will predict, whatever it was trained on
-    return Model("xgboost", encoder, booster)
+    return Boosted(encoder, booster)
 
 
 def _together(
@@ -129,10 +148,15 @@ def _alone(
     return xgboost.train(options, data, rounds)
 
 
-def booster_params(params: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
+def booster_params(params: Mapping[str, Any], seed: int, device: str, problem: Problem) -> dict[str, Any]:
     """Return ``params`` as XGBoost takes them: ``rounds`` is an argument of its own."""
     own = {name: value for name, value in params.items() if name != "rounds"}
-    return {"objective": "binary:logistic", "tree_method": "hist", "device": device, "seed": seed, **own}
+    asked: dict[str, Any] = {"objective": OBJECTIVES[problem.objective]}
+    if problem.objective == "classes":
+        asked["num_class"] = problem.width
+    if problem.objective == "quantile":
+        asked["quantile_alpha"] = list(problem.levels)
+    return {**asked, "tree_method": "hist", "device": device, "seed": seed, **own}
 
 
 def feature_types(encoder: Encoder) -> list[str]:
@@ -140,20 +164,30 @@ def feature_types(encoder: Encoder) -> list[str]:
     return ["c"] * len(encoder.categories) + ["q"] * len(encoder.numeric)
 
 
-def predict(booster: Booster, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the probability of class 1 for each row of the encoded ``matrix``."""
-    predicted: NDArray[np.float32] = booster.inplace_predict(matrix)
+def predict(native: Boosted, rows: pa.Table) -> NDArray[np.float32]:
+    """Return what the trees say of ``rows``."""
+    predicted: NDArray[np.float32] = native.booster.inplace_predict(native.encoder.encode(rows))
     return predicted
 
 
-def save(booster: Booster, directory: Path) -> dict[str, Any]:
-    """Write the model as UBJSON; there is no architecture beside it."""
-    booster.save_model(directory / FILE)
-    return {}
+def save(native: Boosted, directory: Path) -> None:
+    """Write the trees as UBJSON."""
+    native.encoder.save(directory)
+    native.booster.save_model(directory / FILE)
 
 
-def load(directory: Path, architecture: Mapping[str, Any]) -> Booster:
+def load(directory: Path) -> Boosted:
     """Read what ``save`` wrote."""
     from xgboost import Booster
 
-    return Booster(model_file=directory / FILE)
+    return Boosted(Encoder.load(directory), Booster(model_file=directory / FILE))
+
+
+def flavour(directory: str) -> tuple[str, dict[str, str]]:
+    """Return under which name, and with what, MLflow finds the trees that lie in ``directory``."""
+    return "xgboost", {
+        "data": f"{directory}/{FILE}",
+        "model_class": "xgboost.core.Booster",
+        "model_format": "ubj",
+        "xgb_version": version("xgboost"),
+    }

@@ -7,11 +7,9 @@ index is made from what the stored results say.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
-from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime
 from functools import partial
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from filelock import FileLock
 from great_expectations import ExpectationSuite
 from great_expectations.core import RunIdentifier
 from great_expectations.core.expectation_validation_result import (
@@ -42,7 +41,7 @@ from great_expectations.render.renderer.page_renderer import (
 from great_expectations.render.view.view import DefaultJinjaPageView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.validation.found import Validation
 
@@ -119,13 +118,10 @@ def _files(base: Path) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> FileLock:
     """Wait until no one else writes below ``folder``: GX writes pages in place."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return FileLock(folder / ".lock")
 
 
 def _drawn(value: Any) -> Any:

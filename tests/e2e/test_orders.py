@@ -18,7 +18,7 @@ from tests.e2e import projects
 from tests.flows.conftest import flows
 
 START, WEEK = utc(2024, 1, 1), timedelta(weeks=1)
-LIVED = [Window(START + n * WEEK, START + (n + 1) * WEEK) for n in range(2, 6)]
+LIVED = [Window(START + n * WEEK, START + (n + 1) * WEEK) for n in range(3, 7)]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_four_weeks_are_lived_through(settings: Settings, tmp_path: Path) -> Non
     assert con.sql(unlike).fetchall() == []
     assert con.sql("SELECT count(DISTINCT shop), min(len(last_waits)) FROM pace").fetchall() == [(5, 3)]
     held = [(entry.held.rows, entry.of) for entry in quarantine.entries(lake)]
-    assert held == [(1, 1008)] * 2 * 6
+    assert held == [(1, 1008)] * 2 * 7
 
     said = headrace(settings, "features", "parity", "orders", "--all")
     assert "1,007" in said, said

@@ -44,7 +44,8 @@ def test_drift_starts_the_retraining_through_the_deployments_trigger(river: Rive
     assert run["created_by"]["type"] == "AUTOMATION"
     assert run["state_type"] == "COMPLETED"
     assert run["parameters"]["as_of"].startswith("2013-04-29T00:00:00")
-    (train,) = river.prefect("deployments", flows={"name": {"any_": ["train"]}})
+    ours = {"name": {"any_": ["flights"]}}
+    (train,) = river.prefect("deployments", deployments=ours, flows={"name": {"any_": ["train"]}})
     assert run["deployment_id"] == train["id"]
     assert run["work_pool_name"] == "headrace"
 
@@ -202,10 +203,11 @@ def test_a_releases_training_set_is_made_again_from_the_versions_it_names(river:
     assert set(pins) == {*spec.raw.values(), *(table.table for table in spec.feature_tables)}
     assert pins["features/origin_delays"] < lake.table("features/origin_delays").open().version()
     store = feature_store.open_store(ROOT / "features", river.settings)
-    spine = dataset.labelled_spine(spec, lake, Window(spec.start, first.as_of), first.as_of, pins)
+    whole, cuts = Window(spec.start, first.as_of), dataset.cuts(spec, first.as_of)
+    spine = dataset.labelled_spine(spec, lake, whole, first.as_of, pins, cuts=cuts)
     features = {name: version for name, version in pins.items() if name.startswith("features/")}
     again = feature_store.historical(store, spec.feature_service, spine, features)
-    made = dataset.read(spec, first.training, lake).drop_columns(["holdout"])
+    made = dataset.read(spec, first.training, lake)
     assert again.select(made.column_names).equals(made)
 
 
@@ -267,7 +269,7 @@ def test_a_flow_that_is_run_from_the_deployment_by_hand_works(river: River) -> N
 
 
 def test_the_pipelines_schedules_cover_the_whole_river(river: River) -> None:
-    deployments = river.prefect("deployments")
+    deployments = river.prefect("deployments", deployments={"name": {"any_": ["flights"]}})
     crons = {
         d["entrypoint"].split(":")[1]: [s["schedule"]["cron"] for s in d["schedules"]] for d in deployments
     }
@@ -305,7 +307,9 @@ def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(ri
     runs = client.search_runs(
         [experiment], "tags.`headrace.cause` = 'a kill' AND attributes.status = 'FINISHED'"
     )
-    assert sorted(run.data.tags["headrace.candidate"] for run in runs) == ["baseline", "torch", "xgboost"]
+    roles = sorted((run.data.tags["headrace.role"], run.data.tags["headrace.candidate"]) for run in runs)
+    assert roles[:3] == [("candidate", name) for name in ("baseline", "torch", "xgboost")]
+    assert [role for role, _ in roles[3:]] == ["challenger"]
     serving = registry.champion("flights")
     assert serving is not None
     assert serving.as_of == utc(2013, 4, 29), (

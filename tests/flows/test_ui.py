@@ -66,3 +66,16 @@ def test_what_comes_from_data_is_text_in_an_artifact(river: River, page: Page) -
     expect(page.get_by_text("a_b", exact=True)).to_have_count(2)
     expect(page.get_by_role("img", name="x")).to_have_count(0)
     assert page.locator("img[src='x'], img[src='http://127.0.0.1/x.png']").count() == 0
+
+
+def test_mlflow_opens_at_the_models_and_sends_nothing_elsewhere(river: River, page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    server = services.mlflow_server(river.settings)
+    with services.running([server], river.settings):
+        page.goto(services.mlflow_models(river.settings))
+        expect(page.get_by_role("link", name="flights", exact=True).first).to_be_visible(timeout=60_000)
+        assert "telemetry" not in page.inner_text("body").lower()
+        told = httpx.get(f"{river.settings.mlflow_page}/ajax-api/3.0/mlflow/ui-telemetry", timeout=30)
+        assert told.json()["disable_ui_telemetry"] is True
+    assert {url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))} == set()

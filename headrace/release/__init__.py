@@ -1,0 +1,11 @@
+"""Release: candidates are tried, the best is judged against who serves, and takes its place or not.
+
+training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
+"""
+
+from headrace.release.compare import compare
+from headrace.release.promotion import carry_out
+from headrace.release.trial import Trial, choose, try_out
+from headrace.release.verdict import judge
+
+__all__ = ["Trial", "carry_out", "choose", "compare", "judge", "try_out"]

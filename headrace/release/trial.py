@@ -1,0 +1,98 @@
+"""A trial: one candidate fitted on some spans of a training set, and scored once on another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace import gate, tracking, training
+from headrace.problem.figures import picture
+from headrace.training import dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+    from typing import Any
+
+    import numpy as np
+    from dask.distributed import Client
+    from numpy.typing import NDArray
+
+    from headrace.lake import DatasetRef, Lake
+    from headrace.pipeline import Candidate, Pipeline
+    from headrace.tracking import Logged
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fitted candidate as MLflow keeps it, its scores, and what each row that it was scored on costs it.
+
+    ``losses`` and ``groups`` have the shape ``(n,)``, in the order of ``dataset.read``.
+    """
+
+    candidate: str
+    logged: Logged
+    scores: Mapping[str, float]
+    losses: NDArray[np.float64] = field(repr=False)
+    groups: NDArray[Any] = field(repr=False)
+    seconds: float
+
+
+def try_out(
+    spec: Pipeline,
+    candidate: Candidate,
+    data: DatasetRef,
+    *,
+    learn: Sequence[str],
+    score: str,
+    sources: Sequence[DatasetRef],
+    lake: Lake,
+    home: Path,
+    cause: str,
+    as_of: datetime,
+    client: Client,
+) -> Trial:
+    """Fit ``candidate`` on the spans ``learn`` of ``data``, score it on the span ``score``, and log both.
+
+    ``sources``, ``home``, ``cause`` and ``as_of`` are those of ``tracking.log_candidate``.
+
+    Raises:
+        DamagedTable: What the gate is to judge by, ``data``, is not what was written.
+        UnknownTrainer: There is no such trainer.
+        BadOutputs: What it predicts is no prediction.
+    """
+    start = time.perf_counter()
+    if score == dataset.HOLDOUT:
+        lake.check(data)
+    rows, others = (dataset.read(spec, data, lake, spans) for spans in (learn, (score,)))
+    targets = spec.problem.encode(rows["label"])
+    model = training.fit(candidate, rows, targets, spec.columns, spec.problem, client)
+    truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
+    scores = spec.problem.scores(truth, predicted)
+    logged = tracking.log_candidate(
+        spec,
+        candidate,
+        model,
+        scores,
+        training=data,
+        sources=sources,
+        lake=lake,
+        home=home,
+        cause=cause,
+        as_of=as_of,
+        spans=learn,
+        role="challenger" if score == dataset.HOLDOUT else "candidate",
+    )
+    if score == dataset.HOLDOUT:
+        title = f"{spec.name}: {candidate.name} on the {len(truth):,} rows held out before {as_of:%Y-%m-%d}"
+        tracking.keep(logged.run_id, "holdout.png", picture(spec.problem, truth, predicted, title))
+    losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
+    return Trial(candidate.name, logged, scores, losses, groups, time.perf_counter() - start)
+
+
+def choose(spec: Pipeline, trials: Sequence[Trial]) -> Trial:
+    """Return the trial to put forward: the first, unless a later one passes the gate against it."""
+    chosen = gate.best(spec.gate, {trial.candidate: trial.losses for trial in trials}, trials[0].groups)
+    return next(trial for trial in trials if trial.candidate == chosen)

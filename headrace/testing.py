@@ -1,0 +1,177 @@
+"""Tests to run on trainers of one's own: subclass ``TrainerTests``, name the trainer, and let pytest find it.
+
+    from headrace.testing import TrainerTests
+
+    class TestLightGBM(TrainerTests):
+        trainer = "trainers.lightgbm"
+
+They need ``pytest``, which is not among headrace's own requirements.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+
+from headrace import tracking, training
+from headrace.cluster import cluster
+from headrace.lake import DatasetRef, Lake
+from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.problem import Binary, MultiClass, Problem, Regression, guess
+from headrace.training.model import Model, digest, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+
+COLUMNS = Columns(("port", "never"), ("wind", "gust", "nothing"))
+ROWS = 800
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def rows(problem: Problem) -> pa.Table:
+    """Return rows with nulls, a column of nothing else, and labels that can be learnt from them."""
+    import pyarrow as pa
+
+    draw = np.random.default_rng(0)
+    port, wind = draw.integers(0, 3, ROWS), draw.normal(10, 3, ROWS)
+    known = port + wind / 3 + draw.normal(0, 0.5, ROWS)
+    if isinstance(problem, Regression):
+        labels: list[Any] = np.maximum(known, 0).round(3).tolist()
+    else:
+        classes = (
+            [problem.negative, problem.positive]
+            if isinstance(problem, Binary)
+            else list(getattr(problem, "classes", ()))
+        )
+        edges = np.quantile(known, np.linspace(0, 1, len(classes) + 1)[1:-1])
+        labels = [classes[place] for place in np.searchsorted(edges, known)]
+    return pa.table(
+        {
+            "port": pa.array([f"port {n}" for n in port], mask=draw.random(ROWS) < 0.1),
+            "never": pa.nulls(ROWS, pa.string()),
+            "wind": pa.array(wind, mask=draw.random(ROWS) < 0.1),
+            "gust": pa.array(draw.normal(size=ROWS)),
+            "nothing": pa.nulls(ROWS, pa.float64()),
+            "event_timestamp": pa.array(
+                [START + timedelta(minutes=n) for n in range(ROWS)], pa.timestamp("us", "UTC")
+            ),
+            "label": pa.array(labels, problem.label_type),
+        }
+    )
+
+
+class TrainerTests:
+    """What every trainer must do.
+
+    ``params`` are a candidate's; ``problems`` those that the trainer can answer; ``workers`` are Dask's:
+    one lives inside this process.
+    """
+
+    trainer: ClassVar[str] = ""
+    params: ClassVar[Mapping[str, Any]] = {}
+    workers: ClassVar[int] = 1
+    problems: ClassVar[tuple[Problem, ...]] = (
+        Binary(),
+        MultiClass(("calm", "windy", "stormy")),
+        Regression(),
+        Regression("absolute"),
+        Regression("poisson"),
+        Regression("quantile"),
+    )
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Let each test be run for each of the class's problems."""
+        if "problem" in metafunc.fixturenames:
+            named = [f"{type(each).__name__}-{each.objective}" for each in self.problems]
+            metafunc.parametrize("problem", self.problems, ids=named)
+
+    @pytest.fixture(scope="class")
+    def client(self) -> Iterator[Any]:
+        """Dask's client."""
+        with cluster(workers=self.workers) as client:
+            yield client
+
+    def fitted(self, problem: Problem, client: Any, learnt: pa.Table | None = None) -> Model:
+        """Fit a model on ``learnt``, or else on all rows."""
+        given = rows(problem) if learnt is None else learnt
+        candidate = Candidate("tried", self.trainer, self.params)
+        targets = problem.encode(given["label"])
+        return training.fit(candidate, given, targets, COLUMNS, problem, client)
+
+    def test_it_learns_more_than_the_past_alone_says(self, problem: Problem, client: Any) -> None:
+        """Of rows that it has not seen it must tell more than the best constant does."""
+        learnt, others = rows(problem).slice(0, 600), rows(problem).slice(600)
+        targets, model = problem.encode(others["label"]), self.fitted(problem, client, learnt)
+        ours, naive = (
+            problem.losses(targets, predicted).mean()
+            for predicted in (model.predict(others), guess(problem, learnt, others))
+        )
+        assert ours < 0.9 * naive
+
+    def test_the_same_rows_give_the_same_files(self, problem: Problem, client: Any, tmp_path: Path) -> None:
+        """Rebuilding a model gives its bytes."""
+        for name in ("one", "two"):
+            self.fitted(problem, client).save(tmp_path / name)
+        assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+    def test_a_loaded_model_predicts_the_same(self, problem: Problem, client: Any, tmp_path: Path) -> None:
+        """And so does MLflow, from pandas."""
+        import mlflow.pyfunc
+
+        model, asked = self.fitted(problem, client), rows(problem).slice(0, 50)
+        model.save(tmp_path / "model")
+        np.testing.assert_array_equal(load(tmp_path / "model").predict(asked), model.predict(asked))
+
+        tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+        candidate = Candidate("tried", self.trainer, self.params)
+        spec = Pipeline(
+            "tried", "", "", START, (), (), "", (), "", "", COLUMNS, (candidate,), problem=problem
+        )
+        logged = tracking.log_candidate(
+            spec,
+            candidate,
+            model,
+            {},
+            training=DatasetRef("training/tried", 0, ROWS, "0"),
+            lake=Lake(str(tmp_path / "lake")),
+            home=tmp_path,
+            cause="a test",
+            as_of=START,
+        )
+        frame = asked.select(COLUMNS.names).to_pandas()
+        answered = mlflow.pyfunc.load_model(logged.model_uri).predict(frame)
+        told = problem.named(model.predict(asked))
+        assert list(answered.columns) == list(told)
+        for name, values in told.items():
+            assert answered[name].tolist() == values.to_pylist()
+
+    def test_its_files_hold_no_pickle(self, problem: Problem, client: Any, tmp_path: Path) -> None:
+        """A pickle runs whatever code it holds when it is loaded."""
+        self.fitted(problem, client).save(tmp_path)
+        for file in tmp_path.iterdir():
+            content = file.read_bytes()
+            parts = [content]
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(io.BytesIO(content)) as packed:
+                    parts = [packed.read(name) for name in packed.namelist()]
+            assert not any(part[:1] == b"\x80" and part[1:2] in b"\x02\x03\x04\x05" for part in parts), file
+
+    def test_nulls_and_strangers_get_a_prediction(self, problem: Problem, client: Any) -> None:
+        """A category never seen, or a row of which nothing is known, is no reason to give none."""
+        import pyarrow as pa
+
+        model = self.fitted(problem, client)
+        unknown = pa.table({name: pa.nulls(2) for name in COLUMNS.names})
+        strange = rows(problem).slice(0, 2).set_column(0, "port", pa.array(["elsewhere", "nowhere"]))
+        for asked in (unknown, strange):
+            predicted = model.predict(asked)
+            assert len(predicted) == 2
+            assert np.isfinite(predicted).all()

@@ -1,0 +1,161 @@
+"""From a training set to who serves: trials, choice, verdict and promotion, without Prefect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace import registry, release, tracking
+from headrace.cluster import cluster
+from headrace.errors import DamagedTable
+from headrace.lake import DatasetRef, Lake
+from headrace.ledger import Ledger
+from headrace.pipeline import Candidate, Columns, Pipeline
+from headrace.problem import Regression
+from headrace.training import dataset
+from tests.conftest import utc
+
+AS_OF = utc(2024, 3, 4)
+GOOD = Candidate("good", "sklearn")
+BLIND = Candidate("blind", "sklearn", {"alpha": 1e12})
+SPEC = Pipeline(
+    *("toy", "", "", utc(2024), (), (), "", ("id",)),
+    spine="",
+    label="",
+    columns=Columns((), ("x",)),
+    candidates=(BLIND, GOOD),
+    problem=Regression(unit="litres"),
+)
+
+
+class World:
+    """A lake with a training set, an MLflow, a ledger, and a cluster."""
+
+    def __init__(self, home: Path, client: Any) -> None:
+        self.home, self.client = home, client
+        tracking.prepare(f"sqlite:///{home}/mlflow/mlflow.db", home)
+        self.lake, self.ledger = Lake(str(home / "lake")), Ledger(f"sqlite:///{home}/ledger.db")
+
+    def write(self, *, signal: float = 2.0, count: int = 2_000) -> DatasetRef:
+        draw = np.random.default_rng(0)
+        x, start = draw.normal(size=count), AS_OF - timedelta(hours=count)
+        place = np.arange(count) / count
+        spans = np.select([place < 0.7, place < 0.72, place < 0.85], ["train", "gap", "selection"], "holdout")
+        rows = pa.table(
+            {
+                "id": np.arange(count),
+                "event_timestamp": pa.array(
+                    [start + timedelta(hours=n) for n in range(count)], pa.timestamp("us", "UTC")
+                ),
+                "x": x,
+                "label": signal * x + draw.normal(size=count),
+                "span": spans.astype(object),
+            }
+        )
+        table = self.lake.table("training/toy")
+        return table.snapshot(table.replace(rows))
+
+    def tried(self, data: DatasetRef, candidate: Candidate, *, last: bool = False) -> release.Trial:
+        learn, score = (dataset.LEARNT, "holdout") if last else (["train"], "selection")
+        return release.try_out(
+            SPEC,
+            candidate,
+            data,
+            learn=learn,
+            score=score,
+            sources=[],
+            lake=self.lake,
+            home=self.home,
+            cause="a test",
+            as_of=AS_OF,
+            client=self.client,
+        )
+
+    def registered(self, trial: release.Trial) -> int:
+        return registry.register("toy", trial.logged)
+
+
+@pytest.fixture(scope="module")
+def client():  # type: ignore[no-untyped-def]
+    with cluster() as client:
+        yield client
+
+
+@pytest.fixture
+def world(tmp_path: Path, client: Any) -> World:
+    return World(tmp_path, client)
+
+
+def test_the_best_on_the_selection_is_judged_on_the_holdout_and_promoted(world: World) -> None:
+    data = world.write()
+    trials = [world.tried(data, candidate) for candidate in SPEC.candidates]
+    chosen = release.choose(SPEC, trials)
+    assert chosen.candidate == "good"
+    assert {trial.losses.size for trial in trials} == {260}
+
+    last = world.tried(data, GOOD, last=True)
+    assert last.losses.size == 300
+    assert last.logged.run_id != chosen.logged.run_id
+    version = world.registered(last)
+    verdict = release.judge(SPEC, version, last, data, world.lake, AS_OF)
+    assert verdict.promoted
+    assert verdict.champion is None
+    assert (
+        "litres² per row over a guess from the past alone on 300 held-out rows in 13 groups" in verdict.reason
+    )
+    for _ in range(2):  # done again, it ends the same
+        assert release.carry_out(SPEC, version, verdict, AS_OF, world.ledger, "a test")
+        champion = registry.champion("toy")
+        assert champion is not None
+        assert champion.version == version
+
+
+def test_a_first_model_that_knows_no_more_than_the_past_is_not_released(world: World) -> None:
+    data = world.write(signal=0.0)
+    trial = world.tried(data, GOOD, last=True)
+    version = world.registered(trial)
+
+    verdict = release.judge(SPEC, version, trial, data, world.lake, AS_OF)
+    assert verdict.decision == "rejected"
+    assert release.carry_out(SPEC, version, verdict, AS_OF, world.ledger, "a test")
+
+    assert registry.champion("toy") is None
+    assert [r.verdict for r in registry.versions("toy")] == ["rejected"]
+
+
+def test_of_too_few_groups_nothing_is_concluded_of_a_first_model_either(world: World) -> None:
+    data, wide = world.write(), replace(SPEC, gate=replace(SPEC.gate, group=timedelta(weeks=1)))
+    trial = world.tried(data, GOOD, last=True)
+    trial = replace(trial, groups=trial.groups // 7)
+    verdict = release.judge(wide, world.registered(trial), trial, data, world.lake, AS_OF)
+    assert verdict.decision == "not enough evidence"
+
+
+def test_who_is_no_better_than_the_champion_does_not_take_its_place(world: World) -> None:
+    data = world.write()
+    good, blind = (world.tried(data, candidate, last=True) for candidate in (GOOD, BLIND))
+    first = world.registered(good)
+    verdict = release.judge(SPEC, first, good, data, world.lake, AS_OF)
+    release.carry_out(SPEC, first, verdict, AS_OF, world.ledger, "a test")
+
+    second = world.registered(blind)
+    verdict = release.judge(SPEC, second, blind, data, world.lake, AS_OF)
+    assert (verdict.decision, verdict.champion) == ("rejected", str(first))
+    assert "over a guess" not in verdict.reason
+    assert release.carry_out(SPEC, second, verdict, AS_OF, world.ledger, "a test")
+    champion = registry.champion("toy")
+    assert champion is not None
+    assert champion.version == first
+
+
+def test_a_model_is_not_judged_by_rows_that_are_not_what_was_written(world: World) -> None:
+    data = world.write()
+    forged = replace(data, fingerprint="0" * 16)
+    with pytest.raises(DamagedTable, match="training/toy"):
+        world.tried(forged, GOOD, last=True)
