@@ -15,7 +15,7 @@ from feast.data_format import DeltaFormat
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String, UnixTimestamp
 
-from headrace.feature_store.query import reads
+from headrace.sql import reads
 
 OWNER = "flight-operations"
 TAGS = {"pipeline": "flights"}

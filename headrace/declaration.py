@@ -128,7 +128,7 @@ def _suites(spec: Pipeline) -> Iterator[str]:
 
 
 def _queries(spec: Pipeline) -> Iterator[str]:
-    from headrace.feature_store.query import reads
+    from headrace.sql import reads
 
     queries = {"`spine`": spec.spine, "`label`": spec.label}
     for i, table in enumerate(spec.feature_tables):

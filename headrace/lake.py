@@ -27,6 +27,7 @@ from headrace.errors import (
     NotBuilt,
     VersionGone,
 )
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -598,15 +599,6 @@ def _transactions(uri: str) -> Mapping[str, int | None] | None:
         with files.open_input_file(f"_delta_log/{name}") as file:
             found |= _of_actions(file.read().splitlines())
     return found
-
-
-def quoted(*names: str) -> str:
-    """Return names, as of columns, as SQL identifiers with commas between them: any name may be one.
-
-    >>> quoted("order", 'an "odd" one')
-    '"order", "an ""odd"" one"'
-    """
-    return ", ".join('"{}"'.format(name.replace('"', '""')) for name in names)
 
 
 def fingerprint(rows: duckdb.DuckDBPyRelation) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import AlreadyDecided, BatchRejected, LotChanged, NotInQuarantine, Superseded
 from headrace.lake import DatasetRef, Window, duckdb_connection, fingerprint
 from headrace.ledger import DONE
-from headrace.sources.rows import text
+from headrace.sql import literal
 from headrace.validation import load_suite, validate
 
 if TYPE_CHECKING:
@@ -132,15 +132,15 @@ def sift(
     broken = lot.file.with_suffix(".broken.parquet")
     validation = validate([lot.file], load_suite(suite), broken, columns)
     assert validation.rows == lot.rows, f"{lot.id}: {lot.rows} rows in, {validation.rows} validated"
-    given = f"read_parquet({text(lot.file)}, file_row_number = true)"
+    given = f"read_parquet({literal(lot.file)}, file_row_number = true)"
     whole = [*validation.failures, *reasons]
     if not (whole or barred or broken.exists()):
-        return Sifted(validation, f"FROM read_parquet({text(lot.file)})", lot.rows, None)
+        return Sifted(validation, f"FROM read_parquet({literal(lot.file)})", lot.rows, None)
     con = duckdb_connection()
     con.execute(f"CREATE VIEW lot AS FROM {given}")
     con.execute("CREATE TABLE breaches (row BIGINT, rule VARCHAR)")
     if broken.exists():
-        con.execute(f"INSERT INTO breaches SELECT row, unnest(rules) FROM {text(broken)}")
+        con.execute(f"INSERT INTO breaches SELECT row, unnest(rules) FROM {literal(broken)}")
     if barred:
         con.executemany("INSERT INTO breaches VALUES (?, ?)", barred)
     con.execute("CREATE VIEW broken AS SELECT row, list(rule) AS broken_rules FROM breaches GROUP BY row")
@@ -150,15 +150,15 @@ def sift(
     """
     if whole:
         entry = _hold(lake, lot, True, suite, whole, as_of, con.sql(marked.format("LEFT")))
-        passing, passed = f"FROM read_parquet({text(lot.file)}) LIMIT 0", 0
+        passing, passed = f"FROM read_parquet({literal(lot.file)}) LIMIT 0", 0
     else:
         told = con.sql("SELECT rule, count(*) FROM breaches GROUP BY rule ORDER BY rule").fetchall()
         why = [f"{rule}, but {rows:,} of {lot.rows:,} rows break this" for rule, rows in told]
         entry = _hold(lake, lot, False, suite, why, as_of, con.sql(marked.format("")))
-        con.execute(f"COPY (SELECT row FROM broken) TO {text(broken)}")
+        con.execute(f"COPY (SELECT row FROM broken) TO {literal(broken)}")
         passing = (
             f"SELECT * EXCLUDE file_row_number FROM {given} lot "
-            f"ANTI JOIN {text(broken)} broken ON broken.row = lot.file_row_number"
+            f"ANTI JOIN {literal(broken)} broken ON broken.row = lot.file_row_number"
         )
         ((passed,),) = con.sql(f"SELECT count(*) FROM ({passing})").fetchall()
     held = entry.held.rows

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from headrace.errors import UnknownFeature
 from headrace.feature_store import catalog
 from headrace.feature_store import store as features
-from headrace.feature_store.query import reads
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
+from headrace.sql import reads
 from tests.conftest import ROOT, utc
 
 PIPELINES = [load(name) for name in declared()]

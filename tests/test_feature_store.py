@@ -36,7 +36,6 @@ from headrace.errors import (
 )
 from headrace.feature_store import brought
 from headrace.feature_store import store as features
-from headrace.feature_store.query import reads
 from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
 from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
@@ -44,7 +43,8 @@ from headrace.pipeline import WEEK, Columns, load
 from headrace.problem import Binary, Seasonal
 from headrace.serving import log
 from headrace.settings import Settings
-from headrace.sources.rows import quoted
+from headrace.spine import labelled
+from headrace.sql import quoted, reads
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
@@ -306,7 +306,7 @@ def test_a_spine_or_label_that_cannot_be_run_is_named_with_what_is_wrong(lake):
     whole = Window(FLIGHTS.start, THIRD.end)
     for wrong in ({"label": FLIGHTS.label.replace("AS label", "AS late")}, {"keys": ("carier",)}):
         with pytest.raises(InvalidQuery, match=r"(?s)pipeline `flights`.*`pipelines/flights\.py`"):
-            dataset.labelled_spine(replace(FLIGHTS, **wrong), lake, whole, whole.end)
+            labelled(replace(FLIGHTS, **wrong), lake, whole, whole.end)
 
 
 def test_an_input_that_nothing_gives_stops_the_training_set(lake):

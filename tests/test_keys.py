@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from headrace import ingest, quarantine
-from headrace.feature_store import parity
-from headrace.lake import Lake, Window, duckdb_connection, quoted
+from headrace import ingest, quarantine, spine
+from headrace.lake import Lake, Window, duckdb_connection
 from headrace.ledger import Ledger
 from headrace.pipeline import Columns, Pipeline, Source
 from headrace.problem import Binary
 from headrace.serving import log
 from headrace.sources import Files
+from headrace.sql import quoted
 from headrace.training import dataset
 from tests.conftest import ROOT, utc
 
@@ -93,17 +93,17 @@ def test_what_is_keyed_by_it_is_trained_on_and_predicted_once(tmp_path, name, ki
     assert log.score(spec, lake, WEEK, lambda spine: spine, Half(), 2) == len(values) - 1
     assert log.pending(spec, lake, WEEK.start, WEEK.end) == []
 
-    learnt = dataset.labelled_spine(spec, lake, WEEK, WEEK.end)
+    learnt = spine.labelled(spec, lake, WEEK, WEEK.end)
     table = lake.table("training/orders")
     version = table.replace(learnt.append_column("span", pa.array(["train"] * learnt.num_rows)))
     for found in (
         log.read(spec, lake, WEEK), log.outcomes(spec, lake, WEEK, WEEK.end), learnt,
-        dataset.read(spec, table.snapshot(version), lake), parity.spine(spec, lake, WEEK),
+        dataset.read(spec, table.snapshot(version), lake), spine.rows(spec, lake, WEEK),
     ):  # fmt: skip
         assert [found.schema.field(column).type for column, _ in columns] == [kind for _, kind in columns]
         assert set(zip(*(found[column].to_pylist() for column, _ in columns), strict=True)) == set(values)
         assert found.num_rows == len(values)
-    assert parity.spine(spec, lake, WEEK, 1).num_rows == 1
+    assert spine.rows(spec, lake, WEEK, 1).num_rows == 1
 
 
 @pytest.mark.parametrize("kind", KEYS)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from headrace import registry, tracking
-from headrace.lake import Lake, Window, duckdb_connection, quoted
+from headrace.lake import Lake, Window, duckdb_connection
 from headrace.monitoring.drift import Drift, draw, drift
 from headrace.monitoring.performance import performance
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference
@@ -25,6 +25,7 @@ from headrace.monitoring.watch import judge
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Binary, MultiClass, Regression
 from headrace.settings import Settings
+from headrace.sql import quoted
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model

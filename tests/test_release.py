@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import registry, release, tracking
+from headrace import registry, release, spine, tracking
 from headrace.cluster import cluster
 from headrace.errors import DamagedTable
 from headrace.lake import DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Regression
-from headrace.training import dataset
 from tests.conftest import utc
 
 AS_OF = utc(2024, 3, 4)
@@ -62,7 +61,7 @@ class World:
         return table.snapshot(table.replace(rows))
 
     def tried(self, data: DatasetRef, candidate: Candidate, *, last: bool = False) -> release.Trial:
-        learn, score = (dataset.LEARNT, "holdout") if last else (["train"], "selection")
+        learn, score = (spine.LEARNT, "holdout") if last else (["train"], "selection")
         return release.try_out(
             SPEC,
             candidate,

@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 
 from flows.steps.common import holder, logger, open_store, prepare_mlflow, progress, slug, step
-from headrace import registry
+from headrace import registry, spine
 from headrace import release as releases
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
@@ -79,7 +79,7 @@ def fit(
     Of several, that is the selection span; a single one is scored on the holdout at once.
     """
     several = len(spec.candidates) > 1
-    learn, score = ([dataset.TRAIN], dataset.SELECTION) if several else (dataset.LEARNT, dataset.HOLDOUT)
+    learn, score = ([spine.TRAIN], spine.SELECTION) if several else (spine.LEARNT, spine.HOLDOUT)
     return _try_out(spec, candidate, data, sources, at, cause, learn, score)
 
 
@@ -94,7 +94,7 @@ def fit_again(
 ) -> Trial:
     """Fit the chosen candidate on all rows before the holdout, and score it on that: nobody did before."""
     candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
-    return _try_out(spec, candidate, data, sources, at, cause, dataset.LEARNT, dataset.HOLDOUT)
+    return _try_out(spec, candidate, data, sources, at, cause, spine.LEARNT, spine.HOLDOUT)
 
 
 def _try_out(

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.feature_store.sources import instant, without_uuids
-from headrace.lake import quoted
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

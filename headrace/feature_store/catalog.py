@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from headrace import registry
 from headrace.errors import UnknownFeature
 from headrace.feature_store import freshness
-from headrace.feature_store.query import reads
 from headrace.feature_store.store import inputs
+from headrace.sql import reads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,8 @@ from headrace.errors import NotBuilt
 from headrace.feature_store import brought
 from headrace.feature_store.store import NOBODY, inputs, lookup, stored_views
 from headrace.instants import plain
-from headrace.lake import duckdb_connection, quoted
+from headrace.lake import duckdb_connection
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     import duckdb

@@ -11,7 +11,8 @@ from feast.value_type import ValueType
 from headrace.feature_store.brought import TICK
 from headrace.feature_store.encoding import entity_keys
 from headrace.feature_store.sources import instant
-from headrace.lake import duckdb_connection, quoted
+from headrace.lake import duckdb_connection
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

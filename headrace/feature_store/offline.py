@@ -26,7 +26,8 @@ from pydantic import Field
 from headrace.errors import ColumnTaken, KeysDiffer, NotOffered
 from headrace.feature_store import asof, inference, sources
 from headrace.feature_store.job import DuckDBJob
-from headrace.lake import duckdb_connection, quoted
+from headrace.lake import duckdb_connection
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from headrace import spine
 from headrace.errors import ChangesWithinWindow, NothingToCompare, ParityBroken
 from headrace.feature_store.store import (
     BATCH,
@@ -25,7 +26,8 @@ from headrace.feature_store.store import (
     stored_as,
     ttl,
 )
-from headrace.lake import duckdb_connection, quoted, running
+from headrace.lake import duckdb_connection
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -72,16 +74,6 @@ class Parity:
     mismatches: tuple[Mismatch, ...]
 
 
-def spine(spec: Pipeline, lake: Lake, window: Window, rows: int | None = None) -> pa.Table:
-    """Return the predictions to make in ``window``: ``rows`` of them, always the same ones, or all."""
-    order = quoted("event_timestamp", *spec.keys)
-    chosen = f"SELECT * FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')}"
-    limit = "" if rows is None else f"LIMIT {rows}"
-    con = lake.connect(spec.raw)
-    with running(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
-        return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
-
-
 def measure(
     store: FeatureStore, spec: Pipeline, lake: Lake, window: Window, rows: int | None = SAMPLE
 ) -> Parity:
@@ -90,7 +82,7 @@ def measure(
     Raises:
         NothingToCompare: There are no predictions to make.
     """
-    asked = spine(spec, lake, window, rows)
+    asked = spine.rows(spec, lake, window, rows)
     if not asked.num_rows:
         raise NothingToCompare(spec.name, str(window))
     return compare(store, spec.feature_service, asked)
@@ -130,7 +122,7 @@ def refuse_changing(store: FeatureStore, spec: Pipeline, lake: Lake, window: Win
         source = getattr(view, "batch_source", None)
         if source is None or any(column.dtype == UnixTimestamp for column in view.entity_columns):
             continue
-        asked = spine(spec, lake, window) if asked is None else asked
+        asked = spine.rows(spec, lake, window) if asked is None else asked
         con, keys = duckdb_connection(), given_by(store, projection)
         con.from_arrow(asked).create_view("asked")
         equal = [f"asked.{quoted(column)} = rows.{quoted(key)}" for key, column in keys.items()]
@@ -154,19 +146,19 @@ def refuse_changing(store: FeatureStore, spec: Pipeline, lake: Lake, window: Win
             )
 
 
-def compare(store: FeatureStore, service: str, spine: pa.Table) -> Parity:
-    """Compare, for each row of ``spine``, what is served now with what was known at its ``event_timestamp``.
+def compare(store: FeatureStore, service: str, asked: pa.Table) -> Parity:
+    """Compare, for each row ``asked``, what is served now with what was known at its ``event_timestamp``.
 
     Values are the same if Feast stores them as the same bytes of the declared
     type: floats are compared bit by bit. Feast stores NaN as null, so the two are one.
     """
-    joined = historical(store, service, spine)
+    joined = historical(store, service, asked)
     views = store.get_feature_service(service).feature_view_projections
     outputs = {field.name for view in views for field in view.features}
     given = joined.drop_columns([name for name in joined.column_names if name in outputs])
     found = [mismatch for view in views for mismatch in _compare(store, view, given, joined)]
-    values = spine.num_rows * sum(len(view.features) for view in views)
-    return Parity(spine.num_rows, values, tuple(sorted(found, key=lambda mismatch: -mismatch.rows)))
+    values = asked.num_rows * sum(len(view.features) for view in views)
+    return Parity(asked.num_rows, values, tuple(sorted(found, key=lambda mismatch: -mismatch.rows)))
 
 
 def _compare(

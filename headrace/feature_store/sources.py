@@ -26,7 +26,8 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from headrace.errors import NotATime, NotInSource, NotOffered
 from headrace.feature_store.embedded import settings_beside
 from headrace.instants import plain
-from headrace.lake import Lake, Table, quoted
+from headrace.lake import Lake, Table
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

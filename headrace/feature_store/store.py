@@ -13,6 +13,7 @@ from headrace.errors import BadFeature, BadKey, BrokenDeclaration, MissingKeys, 
 from headrace.feature_store import brought
 from headrace.imports import lean
 from headrace.outages import outages
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -197,7 +198,7 @@ def _served(store: FeatureStore, given: pa.Table, views: Sequence[FeatureViewPro
     """Return the features of ``views`` for each row of ``given``, as old as they may be at its instant."""
     import pyarrow as pa
 
-    from headrace.lake import duckdb_connection, quoted
+    from headrace.lake import duckdb_connection
 
     groups: dict[tuple[tuple[str, str], ...], list[FeatureViewProjection]] = {}
     for view in views:

@@ -10,9 +10,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from headrace.errors import BadFeatureRows
-from headrace.feature_store.query import among, meaning, parameters
-from headrace.lake import AVAILABLE, Lake, Window, edge, quoted, running
+from headrace.lake import AVAILABLE, Lake, Window, edge, running
 from headrace.quarantine import guard
+from headrace.sql import among, meaning, parameters, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from headrace import quarantine
 from headrace.ingest.batch import ASIDE, Batch
-from headrace.lake import AVAILABLE, Lake, duckdb_connection, quoted
+from headrace.lake import AVAILABLE, Lake, duckdb_connection
 from headrace.legible import legible
-from headrace.sources.rows import INSTANT, text
+from headrace.sources.rows import INSTANT
+from headrace.sql import literal, quoted
 from headrace.validation import declared, load_suite
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def landed_already(source: Source, batch: Batch, lake: Lake) -> list[tuple[int, 
     keys = ", ".join(map(quoted, source.keys))
     # As it was when the batch was made: one that is settled again must not meet its own rows.
     with lake.connect({"landed": lake.at(source.table, batch.raw)}) as con:
-        rows = f"read_parquet({text(batch.lot.file)}, file_row_number = true)"
+        rows = f"read_parquet({literal(batch.lot.file)}, file_row_number = true)"
         found = con.sql(
             f"SELECT lot.file_row_number FROM {rows} lot SEMI JOIN landed USING ({keys}) ORDER BY ALL"
         )
@@ -138,7 +139,7 @@ def land(
     since = quoted(source.time)
     if batch.lot.late:
         since = f"greatest({since}, TIMESTAMPTZ '{as_of.isoformat()}')"
-    others = ", ".join(f"{text(column)}: {quoted(column)}" for column in shape.aside)
+    others = ", ".join(f"{literal(column)}: {quoted(column)}" for column in shape.aside)
     aside = f"to_json({{{others}}})::VARCHAR" if others else "NULL::VARCHAR"
     landing = con.sql(f"SELECT {names}, {since} AS {AVAILABLE}, {aside} AS {ASIDE} FROM ({rows})")
     return lake.table(source.table).append(landing.to_arrow_reader(), batch.key, count, also)

@@ -8,10 +8,11 @@ from headrace import quarantine
 from headrace.errors import MissingColumns, NotReleasable, SourceUnreadable, StillRejected, Superseded
 from headrace.ingest.batch import UNDATED, Batch
 from headrace.ingest.landing import land, landed_already, shape_of
-from headrace.lake import Lake, duckdb_connection, quoted
+from headrace.lake import Lake, duckdb_connection
 from headrace.quarantine import Lot
 from headrace.sources.files import opened
-from headrace.sources.rows import INSTANT, explained, text
+from headrace.sources.rows import INSTANT, explained
+from headrace.sql import literal, quoted
 from headrace.validation import load_suite, row_rules, validate
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def release(
             raise Superseded(entry.id)
         file = folder / "released.parquet"
         _write_held(con, source, entry, lake, rows, file)
-        ((count,),) = con.sql(f"SELECT count(*) FROM {text(file)}").fetchall()
+        ((count,),) = con.sql(f"SELECT count(*) FROM {literal(file)}").fetchall()
         lacking = () if rows else entry.lacking
         lot = Lot(entry.id, entry.pipeline, entry.table, entry.window, file, count, late, lacking)
         raw = lake.table(source.table)
@@ -82,7 +83,7 @@ def release(
         if wrong:
             raise StillRejected(entry.id, wrong, source.suite)
         also = {entry.release_key: count}
-        if not land(con, f"FROM {text(file)}", count, shape, source, batch, lake, as_of, also):
+        if not land(con, f"FROM {literal(file)}", count, shape, source, batch, lake, as_of, also):
             raise Superseded(entry.id)
         decide("released", rows=count, mended=bool(rows))
     return int(count)
@@ -126,7 +127,7 @@ def _mended(
         match file.suffix:
             case ".csv":
                 how = "header = true, all_varchar = true, nullstr = '', allow_quoted_nulls = false"
-                rows = con.sql(f"FROM read_csv({text(file)}, {how})")
+                rows = con.sql(f"FROM read_csv({literal(file)}, {how})")
             case ".parquet":
                 rows = con.read_parquet(str(file))
             case other:

@@ -12,11 +12,12 @@ from uuid import uuid4
 from headrace import quarantine
 from headrace.errors import MissingColumns, SourceUnreadable, WindowsChanged
 from headrace.ingest.batch import ASIDE, UNDATED, Batch
-from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, quoted, windows
+from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.ledger import EVERY
 from headrace.quarantine import Lot
 from headrace.sources import Files, Query
-from headrace.sources.rows import INSTANT, carried, described, explained, family, text, widest
+from headrace.sources.rows import INSTANT, carried, described, explained, family, widest
+from headrace.sql import literal, quoted
 from headrace.validation import load_suite
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def stage(
                 label = "undated" if window == UNDATED else window.label
                 file = folder / f"{source.name}-{label}.parquet".replace(":", "")
                 ((count,),) = con.execute(
-                    f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO {text(file)}"
+                    f"COPY (FROM ({rows.sql_query()}) ORDER BY ALL) TO {literal(file)}"
                 ).fetchall()
             seen = past[window]
             id, late = f"{source.name}/{label}/{seen.number}", seen.landed or window == UNDATED

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.lake import MONDAY, duckdb_connection, quoted
+from headrace.lake import MONDAY, duckdb_connection
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

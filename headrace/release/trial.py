@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from headrace import gate, tracking, training
+from headrace import gate, spine, tracking, training
 from headrace.problem.figures import picture
 from headrace.training import dataset
 
@@ -64,7 +64,7 @@ def try_out(
         BadOutputs: What it predicts is no prediction.
     """
     start = time.perf_counter()
-    if score == dataset.HOLDOUT:
+    if score == spine.HOLDOUT:
         lake.check(data)
     rows, others = (dataset.read(spec, data, lake, spans) for spans in (learn, (score,)))
     targets = spec.problem.encode(rows["label"])
@@ -83,9 +83,9 @@ def try_out(
         cause=cause,
         as_of=as_of,
         spans=learn,
-        role="challenger" if score == dataset.HOLDOUT else "candidate",
+        role="challenger" if score == spine.HOLDOUT else "candidate",
     )
-    if score == dataset.HOLDOUT:
+    if score == spine.HOLDOUT:
         title = f"{spec.name}: {candidate.name} on the {len(truth):,} rows held out before {as_of:%Y-%m-%d}"
         tracking.keep(logged.run_id, "holdout.png", picture(spec.problem, truth, predicted, title))
     losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)

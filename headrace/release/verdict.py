@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headrace import gate, registry, tracking
+from headrace import gate, registry, spine, tracking
 from headrace.instants import shown
 from headrace.problem import guess
 from headrace.training import dataset
@@ -32,11 +32,11 @@ def judge(
     if champion and champion.as_of > as_of:
         reason = f"The champion was trained as of {shown(champion.as_of)}, later than the challenger."
         return gate.Verdict("rejected", reason, name, str(champion.version))
-    held_out = dataset.read(spec, data, lake, [dataset.HOLDOUT])
+    held_out = dataset.read(spec, data, lake, [spine.HOLDOUT])
     if champion:
         predicted = tracking.load_model(champion.model_uri).predict(held_out)
     else:
-        predicted = guess(problem, dataset.read(spec, data, lake, dataset.LEARNT), held_out)
+        predicted = guess(problem, dataset.read(spec, data, lake, spine.LEARNT), held_out)
     losses = problem.losses(problem.encode(held_out["label"]), predicted)
     gain = gate.paired_gain(losses, trial.losses, trial.groups)
     return gate.judge(spec.gate, name, str(champion.version) if champion else None, gain, problem.loss_unit)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from headrace import spine
 from headrace.feature_store import tables
-from headrace.feature_store.query import among
-from headrace.lake import Lake, Window, quoted, windows
+from headrace.lake import Lake, Window, windows
 from headrace.quarantine import entries, guard
-from headrace.training.dataset import check_labels
+from headrace.sql import among, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +35,8 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
         within = Window(start, due[-1].end).predicate("event_timestamp")
         select = f"SELECT {nth} AS nth, count(*), sum(hash({keys})::HUGEINT)"
         every = " UNION ALL ".join(f"SELECT event_timestamp, {keys} FROM {name}" for name in made)
-        spine, known = (f"{select} FROM ({rows}) WHERE {within} GROUP BY nth" for rows in (spec.spine, every))
-        unlike = con.sql(f"{spine} EXCEPT {known}").fetchall()
+        asked, known = (f"{select} FROM ({rows}) WHERE {within} GROUP BY nth" for rows in (spec.spine, every))
+        unlike = con.sql(f"{asked} EXCEPT {known}").fetchall()
         differ = {number for number, *_ in unlike}
         due = [window for number, window in enumerate(due) if number in differ]
         if not due:
@@ -51,8 +51,8 @@ def predictable(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
 
     ``complete`` says it of each source, by name.
     """
-    spine = min(among(spec.spine, complete).values())
-    return min([spine, *(tables.complete(table, complete) for table in spec.feature_tables)])
+    asked = min(among(spec.spine, complete).values())
+    return min([asked, *(tables.complete(table, complete) for table in spec.feature_tables)])
 
 
 def reached(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> datetime:
@@ -133,15 +133,7 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
     Raises:
         BadLabels: A label is not what the problem asks for.
     """
-    con = lake.connect(among(spec.label, spec.raw))
-    con.register("predictions", read(spec, lake, window))  # few: DuckDB must know it before it joins
-    known = con.execute(
-        f"SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label "
-        f"USING ({quoted(*spec.keys)}) WHERE label.available_at < $as_of",
-        {"as_of": as_of},
-    ).to_arrow_table()
-    check_labels(spec, known["label"])
-    return known
+    return spine.with_truth(spec, lake, read(spec, lake, window), as_of)
 
 
 def table_of(spec: Pipeline) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import MissingColumns, SourceUnreadable
-from headrace.lake import quoted
 from headrace.sources.rows import (
     INSTANT,
     Part,
@@ -22,10 +21,10 @@ from headrace.sources.rows import (
     explained,
     family,
     must_be_instant,
-    text,
     widest,
     within,
 )
+from headrace.sql import literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -112,7 +111,7 @@ class _File:
 
     def scan(self, types: Mapping[str, str]) -> str:
         """Return the call that reads ``{files}`` of these columns; Parquet has its own types."""
-        columns = ", ".join(f"{text(column)}: {text(kind)}" for column, kind in types.items())
+        columns = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in types.items())
         return self.reader.replace("{how}", f"auto_detect = false, columns = {{{columns}}}")
 
 
@@ -133,7 +132,7 @@ class _Group:
             casts += [f"NULL::{kind} AS {quoted(column)}" for column, kind in lacking.items()]
             scan = file.scan({column: self.types[name] for column, name in names.items()})
             own = str(file.columns) if file.reader == PARQUET else ""
-            together[f"SELECT {', '.join(casts)} FROM {scan}", own].append(text(file.path))
+            together[f"SELECT {', '.join(casts)} FROM {scan}", own].append(literal(file.path))
         return " UNION ALL BY NAME ".join(
             select.replace("{files}", f"[{', '.join(paths)}]") for (select, _), paths in together.items()
         )
@@ -170,7 +169,7 @@ def opened(con: duckdb.DuckDBPyConnection, source: str, place: str) -> list[_Fil
         elif path not in heads:
             raise SourceUnreadable(source, [uri], f"no reader for `{Path(names[path]).suffix}` files")
         elif size:
-            columns = described(con, JSON.format(files=text(uri), how="sample_size = -1"))
+            columns = described(con, JSON.format(files=literal(uri), how="sample_size = -1"))
             # As a plain TIMESTAMP, DuckDB's JSON reader drops the offset of a time.
             instants = {c: re.sub(r"\bTIMESTAMP\b(?! WITH)", INSTANT, kind) for c, kind in columns.items()}
             files.append(_exact(con, _File(uri, JSON, instants)))
@@ -204,9 +203,9 @@ def _named_once(source: str, path: str, doubled: Iterable[str]) -> None:
 
 def _parquet(con: duckdb.DuckDBPyConnection, source: str, path: str) -> _File:
     """Look at the file's own schema for its columns; a second ``name`` DuckDB calls ``name_1``."""
-    columns = described(con, PARQUET.replace("{files}", text(path)))
+    columns = described(con, PARQUET.replace("{files}", literal(path)))
     if any(re.search(r"_\d+$", column) for column in columns):
-        named = {name for (name,) in con.sql(f"SELECT name FROM parquet_schema({text(path)})").fetchall()}
+        named = {name for (name,) in con.sql(f"SELECT name FROM parquet_schema({literal(path)})").fetchall()}
         _named_once(source, path, (re.sub(r"_\d+$", "", column) for column in columns if column not in named))
     return _File(path, PARQUET, columns)
 
@@ -225,13 +224,13 @@ def _csv(con: duckdb.DuckDBPyConnection, source: str, path: str, head: bytes) ->
     _named_once(source, path, (name for name, count in counts.items() if count > 1))
     file = _File(path, CSV % delimiter, {})
     sniffed = file.reader.replace("read_csv", "sniff_csv")
-    sniff = sniffed.format(files=text(path), how="sample_size = -1, ignore_errors = true")
+    sniff = sniffed.format(files=literal(path), how="sample_size = -1, ignore_errors = true")
     try:
         (columns, stamps) = con.execute(f"SELECT Columns, TimestampFormat FROM {sniff}").fetchall()[0]
     except duckdb.InvalidInputException:
         # Reading says in which line a file is broken; sniffing does not.
         scan = file.scan({f"column{i}": "VARCHAR" for i in range(len(names))})
-        con.execute(f"SELECT count(*) FROM {scan.replace('{files}', text(path))}")
+        con.execute(f"SELECT count(*) FROM {scan.replace('{files}', literal(path))}")
         raise
     types = {column["name"]: column["type"] for column in columns}
     if stamps:  # not ISO: which number is the day would be guessed file by file
@@ -256,7 +255,7 @@ def _whole(
     if not columns:
         return {}
     scan = file.scan({c: "VARCHAR" if c in columns else kind for c, kind in file.columns.items()})
-    rows = f"(FROM {scan.replace('{files}', text(file.path))}{first})"
+    rows = f"(FROM {scan.replace('{files}', literal(file.path))}{first})"
     asked = [
         f"[count_if(regexp_full_match(trim({name}), '[+-]?[0-9]+')) = count({name}), "
         f"count(TRY_CAST({name} AS DECIMAL(38, 0))) = count({name})]"
@@ -310,7 +309,7 @@ def _blank(con: duckdb.DuckDBPyConnection, file: _File, columns: set[str]) -> se
     there = [column for column in file.columns if column.lower() in columns]
     if not there:
         return set()
-    scan = file.scan(file.columns).replace("{files}", text(file.path))
+    scan = file.scan(file.columns).replace("{files}", literal(file.path))
     counts = con.sql(f"SELECT {', '.join(f'count({quoted(c)})' for c in there)} FROM {scan}").fetchall()[0]
     return {column.lower() for column, count in zip(there, counts, strict=True) if not count}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import MissingColumns, SourceUnreadable
-from headrace.lake import quoted
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,11 +149,6 @@ def described(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
     """Return the columns of a relation with their types."""
     rows = con.sql(f"FROM {relation}")
     return dict(zip(rows.columns, map(str, rows.types), strict=True))
-
-
-def text(value: object) -> str:
-    """Return a text, such as a file's path, as an SQL literal."""
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 @contextmanager

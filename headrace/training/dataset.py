@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headrace import spine
 from headrace.errors import (
-    BadLabels,
     BrokenDeclaration,
     MissingInputs,
     NotEnoughData,
@@ -16,9 +16,9 @@ from headrace.errors import (
     UnfitInputs,
 )
 from headrace.feature_store import tables
-from headrace.feature_store.query import among
-from headrace.lake import DatasetRef, Lake, Window, edge, quoted, running, windows
-from headrace.sources.rows import text
+from headrace.lake import DatasetRef, Lake, Window, edge, windows
+from headrace.spine import HOLDOUT, SELECTION, TRAIN
+from headrace.sql import among, literal, quoted
 from headrace.training.encoding import unfit
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
 
 LEAST_ROWS = 100
-TRAIN, GAP, SELECTION, HOLDOUT = "train", "gap", "selection", "holdout"
-LEARNT = (TRAIN, GAP, SELECTION)
-"""The spans that the chosen candidate learns from."""
 
 
 def known_to(spec: Pipeline, complete: Mapping[str, datetime], lake: Lake) -> datetime:
@@ -54,46 +51,6 @@ def known_to(spec: Pipeline, complete: Mapping[str, datetime], lake: Lake) -> da
                 raise StaleFeatures(spec.name, table.name, str(window), cause)
             until = min(until, window.start)
     return until
-
-
-def labelled_spine(
-    spec: Pipeline,
-    lake: Lake,
-    window: Window,
-    as_of: datetime,
-    pins: Mapping[str, int] | None = None,
-    *,
-    cuts: tuple[datetime, datetime] | None = None,
-) -> pa.Table:
-    """Return the predictions made within ``window`` whose outcome was known by ``as_of`` (UTC).
-
-    One row each: the spine's columns and ``label``, ordered by ``event_timestamp`` and keys.
-    Raw tables that ``pins`` names are read at those versions. ``cuts`` are where the selection
-    span begins and where it ends, with the holdout: they add the column ``span``, in which what
-    was not known yet when its next span began is of the gap, or, before the holdout, left out.
-    """
-    pinned = pins or {}
-    span, kept = "", ""
-    if cuts:
-        chosen, held_out = (f"TIMESTAMPTZ '{cut.isoformat()}'" for cut in cuts)
-        span = f""", CASE WHEN event_timestamp >= {held_out} THEN '{HOLDOUT}'
-                          WHEN event_timestamp >= {chosen} THEN '{SELECTION}'
-                          WHEN label.available_at >= {chosen} THEN '{GAP}' ELSE '{TRAIN}' END AS span"""
-        kept = f"AND (event_timestamp >= {held_out} OR label.available_at < {held_out})"
-    con = lake.connect(
-        {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
-    )
-    keys = quoted(*spec.keys)
-    with running(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
-        return con.execute(
-            f"""
-            SELECT spine.*, label.label{span}
-            FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
-            WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of {kept}
-            ORDER BY event_timestamp, {keys}
-            """,
-            {"as_of": as_of},
-        ).to_arrow_table()
 
 
 def cuts(spec: Pipeline, as_of: datetime) -> tuple[datetime, datetime]:
@@ -136,7 +93,7 @@ def build(
 
     whole, (chosen, held_out) = Window(spec.start, as_of), cuts(spec, as_of)
     pins = {**pins, **{name: lake.table(name).open().version() for name in spec.raw.values()}}
-    rows = historical(labelled_spine(spec, lake, whole, as_of, pins, cuts=(chosen, held_out)))
+    rows = historical(spine.labelled(spec, lake, whole, as_of, pins, cuts=(chosen, held_out)))
     counts = Counter(rows["span"].to_pylist())
     needed = {HOLDOUT: "held out", SELECTION: "to choose a candidate by", TRAIN: "to train on"}
     for part, told in needed.items():
@@ -156,7 +113,7 @@ def build(
         raise MissingInputs(missing, rows.column_names)
     if wrong := unfit(rows.schema, spec.columns):
         raise UnfitInputs(spec.name, wrong)
-    check_labels(spec, rows["label"])
+    spine.check_labels(spec, rows["label"])
     place = rows.schema.get_field_index("label")
     rows = rows.set_column(place, "label", rows["label"].cast(spec.problem.label_type))
     learnt = rows["label"].filter(pc.equal(rows["span"], TRAIN))
@@ -178,21 +135,10 @@ def nulls(spec: Pipeline, ref: DatasetRef, lake: Lake) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def check_labels(spec: Pipeline, labels: pa.ChunkedArray) -> None:
-    """Refuse labels that the problem does not ask for, of whatever type.
-
-    Raises:
-        BadLabels: One is null, or something else.
-    """
-    others = spec.problem.unfit(labels)
-    if len(others):
-        raise BadLabels(spec.name, spec.problem.expected, len(others), len(labels), others[0].as_py())
-
-
 def read(spec: Pipeline, ref: DatasetRef, lake: Lake, spans: Sequence[str] = ()) -> pa.Table:
     """Return a training set in a fixed order: the rows of the ``spans`` named, or all."""
     con = lake.connect({"training": ref})
-    within = f"WHERE span IN ({', '.join(map(text, spans))})" if spans else ""
+    within = f"WHERE span IN ({', '.join(map(literal, spans))})" if spans else ""
     return con.execute(
         f"FROM training {within} ORDER BY event_timestamp, {quoted(*spec.keys)}"
     ).to_arrow_table()

@@ -24,8 +24,7 @@ from great_expectations.expectations.row_conditions import Operator
 from sqlalchemy import func, text, true
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.lake import quoted
-from headrace.sources.rows import text as literal
+from headrace.sql import literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

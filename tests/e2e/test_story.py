@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from headrace import ingest, training
+from headrace import ingest, spine, training
 from headrace.cluster import cluster
 from headrace.feature_store import store as feature_store
 from headrace.feature_store import tables
@@ -14,7 +14,6 @@ from headrace.lake import Lake, Window, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import load
 from headrace.settings import Settings
-from headrace.training import dataset
 from tests.conftest import ROOT, utc
 
 SPEC = load("flights")
@@ -37,8 +36,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> object:
             tables.build(table, SPEC.raw, window, lake)
     store = feature_store.open_store(ROOT / "features", settings)
     feature_store.apply(store, "features.flights")
-    spine = dataset.labelled_spine(SPEC, lake, Window(SPEC.start, utc(2013, 8, 1)), YEAR_TO)
-    yield feature_store.historical(store, SPEC.feature_service, spine)
+    asked = spine.labelled(SPEC, lake, Window(SPEC.start, utc(2013, 8, 1)), YEAR_TO)
+    yield feature_store.historical(store, SPEC.feature_service, asked)
     patch.undo()
 
 

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from headrace import gate, registry, services, tracking
+from headrace import gate, registry, services, spine, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
@@ -204,9 +204,9 @@ def test_a_releases_training_set_is_made_again_from_the_versions_it_names(river:
     assert pins["features/origin_delays"] < lake.table("features/origin_delays").open().version()
     store = feature_store.open_store(ROOT / "features", river.settings)
     whole, cuts = Window(spec.start, first.as_of), dataset.cuts(spec, first.as_of)
-    spine = dataset.labelled_spine(spec, lake, whole, first.as_of, pins, cuts=cuts)
+    asked = spine.labelled(spec, lake, whole, first.as_of, pins, cuts=cuts)
     features = {name: version for name, version in pins.items() if name.startswith("features/")}
-    again = feature_store.historical(store, spec.feature_service, spine, features)
+    again = feature_store.historical(store, spec.feature_service, asked, features)
     made = dataset.read(spec, first.training, lake)
     assert again.select(made.column_names).equals(made)
 

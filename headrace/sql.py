@@ -1,4 +1,4 @@
-"""What a feature table's SQL says, as DuckDB's own parser reads it: what it means, and what it reads."""
+"""SQL: names and texts put into it, and what a query says, as DuckDB's own parser reads it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Parsed = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+
+def quoted(*names: str) -> str:
+    """Return names, as of columns, as SQL identifiers with commas between them: any name may be one.
+
+    >>> quoted("order", 'an "odd" one')
+    '"order", "an ""odd"" one"'
+    """
+    return ", ".join('"{}"'.format(name.replace('"', '""')) for name in names)
+
+
+def literal(value: object) -> str:
+    """Return a text, such as a file's path, as an SQL literal."""
+    return "'" + str(value).replace("'", "''") + "'"
 
 
 def meaning(sql: str) -> str:
@@ -38,20 +52,18 @@ def among(sql: str, named: Mapping[str, T]) -> Mapping[str, T]:
 @lru_cache
 def parameters(sql: str) -> frozenset[str]:
     """Return the names, in lower case, of the parameters that a query is to be given."""
-    from headrace.lake import duckdb_connection
+    import duckdb
 
-    parts = duckdb_connection().extract_statements(sql)
+    parts = duckdb.connect().extract_statements(sql)
     return frozenset(name.lower() for part in parts for name in part.named_parameters)
 
 
 @lru_cache
 def _parse(sql: str) -> Parsed:
     """Return the query's syntax tree without places in the text; the text where there is no tree (PIVOT)."""
-    from headrace.lake import duckdb_connection
+    import duckdb
 
-    ((tree,),) = (
-        duckdb_connection().execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchall()
-    )
+    ((tree,),) = duckdb.connect().execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchall()
     parsed = json.loads(
         tree, object_hook=lambda node: {k: v for k, v in node.items() if k != "query_location"}
     )

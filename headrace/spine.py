@@ -1,0 +1,102 @@
+"""The spine: the predictions to make, and their truth. The one place that joins the two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.errors import BadLabels
+from headrace.lake import running
+from headrace.sql import among, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from headrace.lake import Lake, Window
+    from headrace.pipeline import Pipeline
+
+TRAIN, GAP, SELECTION, HOLDOUT = "train", "gap", "selection", "holdout"
+"""What a row of a training set is for."""
+LEARNT = (TRAIN, GAP, SELECTION)
+"""What the chosen candidate learns from."""
+
+
+def rows(spec: Pipeline, lake: Lake, window: Window, count: int | None = None) -> pa.Table:
+    """Return the predictions to make in ``window``: ``count`` of them, always the same ones, or all."""
+    order = quoted("event_timestamp", *spec.keys)
+    chosen = f"SELECT * FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')}"
+    limit = "" if count is None else f"LIMIT {count}"
+    con = lake.connect(spec.raw)
+    with running(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
+
+
+def labelled(
+    spec: Pipeline,
+    lake: Lake,
+    window: Window,
+    as_of: datetime,
+    pins: Mapping[str, int] | None = None,
+    *,
+    cuts: tuple[datetime, datetime] | None = None,
+) -> pa.Table:
+    """Return the predictions made within ``window`` whose outcome was known by ``as_of`` (UTC).
+
+    One row each: the spine's columns and ``label``, ordered by ``event_timestamp`` and keys.
+    Raw tables that ``pins`` names are read at those versions. ``cuts`` are where the selection
+    span begins and where it ends, with the holdout: they add the column ``span``, in which what
+    was not known yet when its next span began is of the gap, or, before the holdout, left out.
+    """
+    pinned = pins or {}
+    span, kept = "", ""
+    if cuts:
+        chosen, held_out = (f"TIMESTAMPTZ '{cut.isoformat()}'" for cut in cuts)
+        span = f""", CASE WHEN event_timestamp >= {held_out} THEN '{HOLDOUT}'
+                          WHEN event_timestamp >= {chosen} THEN '{SELECTION}'
+                          WHEN label.available_at >= {chosen} THEN '{GAP}' ELSE '{TRAIN}' END AS span"""
+        kept = f"AND (event_timestamp >= {held_out} OR label.available_at < {held_out})"
+    con = lake.connect(
+        {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
+    )
+    keys = quoted(*spec.keys)
+    with running(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        return con.execute(
+            f"""
+            SELECT spine.*, label.label{span}
+            FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
+            WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of {kept}
+            ORDER BY event_timestamp, {keys}
+            """,
+            {"as_of": as_of},
+        ).to_arrow_table()
+
+
+def with_truth(spec: Pipeline, lake: Lake, predictions: pa.Table, as_of: datetime) -> pa.Table:
+    """Return those of ``predictions`` whose truth was known by ``as_of`` (UTC), with their ``label``.
+
+    Raises:
+        BadLabels: A label is not what the problem asks for.
+    """
+    con = lake.connect(among(spec.label, spec.raw))
+    con.register("predictions", predictions)
+    with running(f"The join of predictions and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        known = con.execute(
+            f"SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label "
+            f"USING ({quoted(*spec.keys)}) WHERE label.available_at < $as_of",
+            {"as_of": as_of},
+        ).to_arrow_table()
+    check_labels(spec, known["label"])
+    return known
+
+
+def check_labels(spec: Pipeline, labels: pa.ChunkedArray) -> None:
+    """Refuse labels that the problem does not ask for, of whatever type.
+
+    Raises:
+        BadLabels: One is null, or something else.
+    """
+    others = spec.problem.unfit(labels)
+    if len(others):
+        raise BadLabels(spec.name, spec.problem.expected, len(others), len(labels), others[0].as_py())
