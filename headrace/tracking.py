@@ -211,6 +211,13 @@ def log_candidate(
     return Logged(experiment, run_id, logged.model_id)
 
 
+def run_page(run_id: str) -> str:
+    """Return where a run is shown, below the address of the MLflow UI."""
+    from mlflow import MlflowClient
+
+    return f"/#/experiments/{MlflowClient().get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+
 def keep(run_id: str, name: str, data: bytes) -> None:
     """Keep a small file with a run; that it is whole and whose bytes it has is noted last."""
     from mlflow import MlflowClient

@@ -117,6 +117,7 @@ def test_scores_of_numbers_agree_with_scikit_learn():
 def test_one_class_or_one_value_alone_has_neither_ranking_nor_skill():
     assert {"auc", "skill"}.isdisjoint(Binary().scores([0, 0], [0.5, 0.5]))
     assert "skill" not in Regression().scores([2.0, 2.0], [1.0, 3.0])
+    assert Regression().scores([1e-9, 2e-9], [1e-9, 2e-9])["skill"] == 1
     two_of_three = COLOURS.scores([0, 0, 1], COLOURS.checked(DRAW.uniform(0.1, 1, (3, 3))))
     assert "auc" in two_of_three
 

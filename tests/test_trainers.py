@@ -14,7 +14,7 @@ import pytest
 
 from headrace.errors import BadOutputs, UnknownTrainer
 from headrace.pipeline import Candidate, Columns
-from headrace.problem import Binary, MultiClass, Regression
+from headrace.problem import Binary, MultiClass, Problem, Regression
 from headrace.testing import TrainerTests, rows
 from headrace.training import fit
 from headrace.training.trainers import missing, trainer
@@ -140,13 +140,21 @@ def test_a_trainer_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         trainer("odd_trainer")
 
 
-def test_an_estimator_that_is_none_is_named() -> None:
-    given = rows(Binary())
-    candidate = Candidate("odd", "sklearn", {"estimator": "sklearn.linear_model.LogisticRegresion"})
+@pytest.mark.parametrize(
+    ("estimator", "problem", "why"),
+    [
+        ("linear_model.LogisticRegresion", Binary(), "dotted path of a class"),
+        ("linear_model.Ridge", Regression("quantile"), "takes no `quantile`"),
+        ("svm.LinearSVC", Binary(), "no `predict_proba`"),
+    ],
+)
+def test_an_estimator_that_cannot_answer_is_named(estimator: str, problem: Problem, why: str) -> None:
     from headrace.cluster import cluster
 
-    with cluster() as client, pytest.raises(UnknownTrainer, match="dotted path of a class"):
-        fit(candidate, given, Binary().encode(given["label"]), Columns((), ("wind",)), Binary(), client)
+    given, columns = rows(problem), Columns((), ("wind",))
+    candidate = Candidate("odd", "sklearn", {"estimator": f"sklearn.{estimator}"})
+    with cluster() as client, pytest.raises(UnknownTrainer, match=f"`sklearn.{estimator}`: .*{why}"):
+        fit(candidate, given, problem.encode(given["label"]), columns, problem, client)
 
 
 @pytest.mark.parametrize("name", ["xgboost", "torch", "sklearn"])

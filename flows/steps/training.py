@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 
 from flows.steps.common import holder, logger, open_store, prepare_mlflow, progress, slug, step
-from headrace import registry, spine
+from headrace import registry, spine, tracking
 from headrace import release as releases
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
@@ -201,11 +201,13 @@ def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> boo
     if not releases.carry_out(spec, version, verdict, at, Ledger(Settings().ledger), holder()):
         return False
     page = Settings().mlflow_page
+    run = page + tracking.run_page(registry.version(spec.name, version).run_id)
     create_markdown_artifact(
         key=slug("verdict", spec.name),
         markdown=f"## Version {version}: {verdict.decision}\n\n"
         f"{verdict.reason}\n\n"
-        f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version})\n"
+        f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version}), "
+        f"[drawn on the holdout]({run}/artifacts/holdout.png)\n"
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
         f"- As of: {shown(at)} UTC\n",
     )

@@ -70,7 +70,10 @@ def fit(
 ) -> Estimated:
     """Fit ``params["estimator"]``, a dotted path, with all other ``params``, on the first worker.
 
-    It is seeded if it takes a ``random_state``, and asked for each quantile if it takes a ``quantile``.
+    It is seeded if it takes a ``random_state``, and fitted once for each quantile, which it must take.
+
+    Raises:
+        UnknownTrainer: There is no such class, or it cannot answer such a problem.
     """
     encoder = Encoder.fit(rows, columns)
     path, own = USUAL[problem.objective]
@@ -105,9 +108,11 @@ def _fit(
 
     estimator = _estimator(path)
     taken = inspect.signature(estimator).parameters
+    if levels and "quantile" not in taken:
+        raise UnknownTrainer(path, "it takes no `quantile`, which the problem asks for")
     if "random_state" in taken:
         params = {"random_state": seed, **params}
-    each = [params | ({"quantile": level} if "quantile" in taken else {}) for level in levels] or [params]
+    each = [params | {"quantile": level} for level in levels] or [params]
     fitted = []
     for own in each:
         final = estimator(**own)
@@ -125,6 +130,8 @@ def _fit(
         # Sums then never depend on the number of cores, and the small products of L-BFGS are thrice as fast.
         with threadpool_limits(1):
             fitted.append(model.fit(matrix.astype(np.float64), targets))  # 32 bits overflow in great sums
+        if targets.dtype.kind == "i" and not hasattr(model, "predict_proba"):
+            raise UnknownTrainer(path, "it has no `predict_proba`, and the problem asks for probabilities")
     return fitted
 
 
