@@ -1,5 +1,6 @@
 """Each kind of problem: its truths, predictions, losses, scores, and what the past alone says."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -8,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from headrace.declaration import slips
-from headrace.problem import Binary, MultiClass, Regression, Seasonal, guess, read
+from headrace.problem import Binary, MultiClass, Problem, Regression, Seasonal, guess, read
 from headrace.problem.figures import picture
 from pipelines.flights import PIPELINE
-from tests.conftest import utc
+from tests.conftest import ROOT, utc
 
 DRAW = np.random.default_rng(0)
 COLOURS = MultiClass(("red", "green", "blue"))
@@ -256,3 +257,17 @@ def test_a_picture_is_drawn_of_it(problem):
 def test_a_class_may_be_called_anything_in_a_picture():
     odd = MultiClass(("$\\x$", "a_b^c", "<b>"))
     assert picture(odd, odd.encode(labels_of(odd)), odd.checked(raw_of(odd))).startswith(b"\x89PNG")
+
+
+def test_the_page_about_problems_declares_what_can_be_and_names_the_columns_there_are():
+    text = (ROOT / "docs/problems.md").read_text()
+    known = {"Binary": Binary, "MultiClass": MultiClass, "Regression": Regression, "Seasonal": Seasonal}
+    names = known | {"WEEK": timedelta(weeks=1), "HOUR": timedelta(hours=1)}
+    for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(program, names)
+    declared = [value for value in names.values() if isinstance(value, Problem)]
+    assert len(declared) == 7
+    for problem in declared:
+        assert [*problem.slips()] == []
+        for column in problem.columns:
+            assert f"`{re.sub('_(on time|late|very late|cancelled)$', '_<class>', column)}`" in text
