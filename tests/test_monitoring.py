@@ -15,7 +15,10 @@ import pyarrow as pa
 import pytest
 
 from headrace import registry, tracking
+from headrace.instants import stamp
 from headrace.lake import Lake, Window, duckdb_connection
+from headrace.ledger import Ledger
+from headrace.monitoring import judgements
 from headrace.monitoring.drift import Drift, draw, drift
 from headrace.monitoring.performance import performance
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference
@@ -457,6 +460,24 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     drawn = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports", draw=True)
     assert [Path(f.report).name for f in drawn] == [f"{f.name}.html" for f in (late, first)]
     assert [f.drift for f in drawn] == [late.drift, first.drift]
+
+
+def test_drift_that_no_training_has_answered_is_known(tmp_path):
+    ledger, week = Ledger(f"sqlite:///{tmp_path}/ledger.db"), Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    later = Window(week.end, week.end + WEEK)
+    assert (judgements.of(TOY, ledger, week), judgements.unanswered(TOY, ledger)) == (None, None)
+
+    def note(window: Window, *, drifted: bool) -> None:
+        detail = {"drifted": drifted, "cause": f"drift/{stamp(window.end)}", "end": stamp(window.end)}
+        ledger.finish("toy", judgements.KIND, str(window), holder="a test", **detail)
+
+    note(week, drifted=False)
+    assert judgements.unanswered(TOY, ledger) is None
+    note(later, drifted=True)
+    assert judgements.of(TOY, ledger, week)["drifted"] is False
+    assert judgements.unanswered(TOY, ledger)["cause"] == "drift/2013-04-15T00:00:00Z"
+    ledger.claim("toy", "training", "drift/2013-04-15T00:00:00Z", holder="a run", lease=WEEK)
+    assert judgements.unanswered(TOY, ledger) is None
 
 
 def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_damaged(

@@ -108,8 +108,10 @@ def test_the_best_on_the_selection_is_judged_on_the_holdout_and_promoted(world: 
     assert (
         "litres² per row over a guess from the past alone on 300 held-out rows in 13 groups" in verdict.reason
     )
+    assert release.first(SPEC, world.ledger) is None
     for _ in range(2):  # done again, it ends the same
         assert release.carry_out(SPEC, version, verdict, AS_OF, world.ledger, "a test")
+        assert release.first(SPEC, world.ledger) == AS_OF
         champion = registry.champion("toy")
         assert champion is not None
         assert champion.version == version

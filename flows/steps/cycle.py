@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Crashed
 
 from flows.steps.common import finish, logger
-from flows.steps.scoring import first_release
+from flows.steps.scoring import released
 from headrace.instants import plain, read, shown, stamp
 from headrace.lake import Lake, edge, windows
 from headrace.ledger import Ledger
@@ -61,7 +61,7 @@ def catching_up(spec: Pipeline, at: datetime) -> list[datetime]:
     An online store keeps each key's newest row: windows are predicted one after the
     other, each from the store as it was at its end.
     """
-    settings, since = Settings(), first_release(spec)
+    settings, since = Settings(), released(spec)
     if since is None:
         logger().info(
             "No model of %s is released yet, so nothing is scored: `train` releases the first", spec.name

@@ -14,17 +14,17 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
 from flows.steps.common import finish, logger, open_store, prepare_mlflow, progress, slug, step
-from flows.steps.scoring import first_release
+from flows.steps.scoring import released
 from headrace import tracking
 from headrace.errors import NoChampion, NotTakenUp
 from headrace.feature_store import freshness
-from headrace.instants import read, shown, stamp
-from headrace.lake import Lake, Window, windows
+from headrace.instants import shown, stamp
+from headrace.lake import Lake, Window
 from headrace.ledger import CLAIMED, DONE, Ledger
 from headrace.legible import markdown
+from headrace.monitoring import judgements
 from headrace.pipeline import Pipeline
 from headrace.release import compare
-from headrace.serving import log
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,35 +38,26 @@ def unjudged(spec: Pipeline, at: datetime) -> list[Window]:
     Raises:
         NoChampion: The ledger knows of no release.
     """
-    settings, since = Settings(), first_release(spec)
+    settings, since = Settings(), released(spec)
     if since is None:
         raise NoChampion(spec.name)
-    if last := Ledger(settings.ledger).last(spec.name, "judgement"):
-        since = max(since, read(last.detail["end"]))
-    lake, upto = Lake(settings.lake), log.predictable(spec, progress(spec, at))
-    missing = log.pending(spec, lake, since, upto)
-    upto = min([upto, *(window.start for window in missing)])
-    return [window for window in windows(since, upto, spec.window) if window.start >= since]
+    lake, ledger = Lake(settings.lake), Ledger(settings.ledger)
+    return judgements.due(spec, lake, ledger, since, progress(spec, at))
 
 
 def note_judgement(spec: Pipeline, window: Window, finding: Mapping[str, Any]) -> dict[str, Any]:
     """Write down what was found in a window; the first finding stands, and is returned."""
-    return finish(spec, "judgement", str(window), end=stamp(window.end), **finding).detail
+    return finish(spec, judgements.KIND, str(window), end=stamp(window.end), **finding).detail
 
 
 def judgement(spec: Pipeline, window: Window) -> dict[str, Any] | None:
     """Return what was found in a window; None if it was not judged."""
-    entries = Ledger(Settings().ledger).entries(spec.name, "judgement", str(window))
-    return entries[0].detail if entries else None
+    return judgements.of(spec, Ledger(Settings().ledger), window)
 
 
 def unanswered_drift(spec: Pipeline) -> dict[str, Any] | None:
     """Return the last judgement if it found drift and no training has begun for it: its event may be lost."""
-    ledger = Ledger(Settings().ledger)
-    last = ledger.last(spec.name, "judgement")
-    if not last or not last.detail["drifted"] or ledger.entries(spec.name, "training", last.detail["cause"]):
-        return None
-    return last.detail
+    return judgements.unanswered(spec, Ledger(Settings().ledger))
 
 
 @step("judge {window}")

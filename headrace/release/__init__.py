@@ -4,8 +4,8 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 """
 
 from headrace.release.compare import compare
-from headrace.release.promotion import carry_out
+from headrace.release.promotion import carry_out, first
 from headrace.release.trial import Trial, choose, try_out
 from headrace.release.verdict import judge
 
-__all__ = ["Trial", "carry_out", "choose", "compare", "judge", "try_out"]
+__all__ = ["Trial", "carry_out", "choose", "compare", "first", "judge", "try_out"]

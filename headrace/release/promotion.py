@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from headrace import registry
+from headrace.instants import read
+from headrace.ledger import DONE
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
 
 LEASE = timedelta(hours=6)
+
+
+def first(spec: Pipeline, ledger: Ledger) -> datetime | None:
+    """Return the ``as_of`` (UTC) of the first release that the ledger knows of; None if it knows of none."""
+    promotions = ledger.entries(spec.name, "promotion")
+    return min((read(entry.detail["as_of"]) for entry in promotions if entry.state == DONE), default=None)
 
 
 def carry_out(

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from headrace import spine
+from headrace.errors import StaleFeatures
 from headrace.feature_store import tables
 from headrace.lake import Lake, Window, windows
 from headrace.quarantine import entries, guard
@@ -44,6 +45,22 @@ def pending(spec: Pipeline, lake: Lake, since: datetime, as_of: datetime) -> lis
     missing = _unpredicted(spec, con, made, Window(due[0].start, due[-1].end))
     late = {start + number * spec.window for (number,) in missing.project(nth).distinct().fetchall()}
     return [window for window in due if window.start in late]
+
+
+def due(spec: Pipeline, lake: Lake, since: datetime, complete: Mapping[str, datetime]) -> list[Window]:
+    """Return the windows from ``since`` (UTC) in which predictions are missing, and can be made.
+
+    That is once every source that they are made of is ``complete``.
+
+    Raises:
+        StaleFeatures: Their features are not built from all raw rows there are.
+    """
+    missing = pending(spec, lake, since, predictable(spec, complete))
+    for table in spec.feature_tables:
+        if late := tables.stale(table, spec.raw, missing, lake):
+            window, cause = next(iter(late.items()))
+            raise StaleFeatures(spec.name, table.name, str(window), cause)
+    return missing
 
 
 def predictable(spec: Pipeline, complete: Mapping[str, datetime]) -> datetime:
