@@ -94,17 +94,38 @@ class TrainerTests:
             metafunc.parametrize("problem", self.problems, ids=named)
 
     @pytest.fixture(scope="class")
-    def client(self) -> Iterator[Any]:
+    @classmethod
+    def client(cls) -> Iterator[Any]:
         """Dask's client."""
-        with cluster(workers=self.workers) as client:
+        with cluster(workers=cls.workers) as client:
             yield client
 
-    def fitted(self, problem: Problem, client: Any, learnt: pa.Table | None = None) -> Model:
-        """Fit a model on ``learnt``, or else on all rows."""
-        given = rows(problem) if learnt is None else learnt
+    @pytest.fixture(scope="class")
+    @classmethod
+    def models(cls) -> dict[Problem, Model]:
+        """Models that were fitted on all rows: once for each problem."""
+        return {}
+
+    @pytest.fixture
+    def model(self, problem: Problem, client: Any, models: dict[Problem, Model]) -> Model:
+        """A model that was fitted on all rows."""
+        if problem not in models:
+            models[problem] = self.fitted(problem, client, rows(problem))
+        return models[problem]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def home(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A folder with an MLflow."""
+        home = tmp_path_factory.mktemp("mlflow")
+        tracking.prepare(f"sqlite:///{home}/mlflow.db", home)
+        return home
+
+    def fitted(self, problem: Problem, client: Any, learnt: pa.Table) -> Model:
+        """Fit a model on ``learnt``."""
         candidate = Candidate("tried", self.trainer, self.params)
-        targets = problem.encode(given["label"])
-        return training.fit(candidate, given, targets, COLUMNS, problem, client)
+        targets = problem.encode(learnt["label"])
+        return training.fit(candidate, learnt, targets, COLUMNS, problem, client)
 
     def test_it_learns_more_than_the_past_alone_says(self, problem: Problem, client: Any) -> None:
         """Of rows that it has not seen it must tell more than the best constant does."""
@@ -119,18 +140,20 @@ class TrainerTests:
     def test_the_same_rows_give_the_same_files(self, problem: Problem, client: Any, tmp_path: Path) -> None:
         """Rebuilding a model gives its bytes."""
         for name in ("one", "two"):
-            self.fitted(problem, client).save(tmp_path / name)
+            self.fitted(problem, client, rows(problem)).save(tmp_path / name)
         assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
-    def test_a_loaded_model_predicts_the_same(self, problem: Problem, client: Any, tmp_path: Path) -> None:
+    def test_a_loaded_model_predicts_the_same(
+        self, problem: Problem, model: Model, home: Path, tmp_path: Path
+    ) -> None:
         """And so does MLflow, from pandas."""
         import mlflow.pyfunc
 
-        model, asked = self.fitted(problem, client), rows(problem).slice(0, 50)
+        asked = rows(problem).slice(0, 50)
         model.save(tmp_path / "model")
         np.testing.assert_array_equal(load(tmp_path / "model").predict(asked), model.predict(asked))
 
-        tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+        tracking.prepare(f"sqlite:///{home}/mlflow.db", home)
         candidate = Candidate("tried", self.trainer, self.params)
         spec = Pipeline(
             "tried", "", "", START, (), (), "", (), "", "", COLUMNS, (candidate,), problem=problem
@@ -142,8 +165,8 @@ class TrainerTests:
             {},
             training=DatasetRef("training/tried", 0, ROWS, "0"),
             lake=Lake(str(tmp_path / "lake")),
-            home=tmp_path,
-            cause="a test",
+            home=home,
+            cause=repr(problem),
             as_of=START,
         )
         frame = asked.select(COLUMNS.names).to_pandas()
@@ -153,9 +176,9 @@ class TrainerTests:
         for name, values in told.items():
             assert answered[name].tolist() == values.to_pylist()
 
-    def test_its_files_hold_no_pickle(self, problem: Problem, client: Any, tmp_path: Path) -> None:
+    def test_its_files_hold_no_pickle(self, model: Model, tmp_path: Path) -> None:
         """A pickle runs whatever code it holds when it is loaded."""
-        self.fitted(problem, client).save(tmp_path)
+        model.save(tmp_path)
         for file in tmp_path.iterdir():
             content = file.read_bytes()
             parts = [content]
@@ -164,11 +187,10 @@ class TrainerTests:
                     parts = [packed.read(name) for name in packed.namelist()]
             assert not any(part[:1] == b"\x80" and part[1:2] in b"\x02\x03\x04\x05" for part in parts), file
 
-    def test_nulls_and_strangers_get_a_prediction(self, problem: Problem, client: Any) -> None:
+    def test_nulls_and_strangers_get_a_prediction(self, problem: Problem, model: Model) -> None:
         """A category never seen, or a row of which nothing is known, is no reason to give none."""
         import pyarrow as pa
 
-        model = self.fitted(problem, client)
         unknown = pa.table({name: pa.nulls(2) for name in COLUMNS.names})
         strange = rows(problem).slice(0, 2).set_column(0, "port", pa.array(["elsewhere", "nowhere"]))
         for asked in (unknown, strange):

@@ -37,12 +37,12 @@ class TestXGBoostOnTwoWorkers(TrainerTests):
 
 class TestTorch(TrainerTests):
     trainer = "torch"
-    params = {"epochs": 60, "batch": 64, "lr": 5e-3}
+    params = {"epochs": 25, "batch": 64, "lr": 1e-2}
 
 
 class TestTorchOnTwoWorkers(TrainerTests):
     trainer = "torch"
-    params = {"epochs": 60, "batch": 64, "lr": 5e-3}
+    params = {"epochs": 25, "batch": 64, "lr": 1e-2}
     workers = 2
     problems = (MultiClass((1, 2, 3)), Regression("poisson"))
 
