@@ -54,7 +54,14 @@ class Project:
         """Switch the cycle's schedule on or off; off, wait until nothing runs."""
         api = self.settings.prefect_api_url
         made = httpx.get(f"{api}/deployments/name/cycle/pumps", timeout=30).json()
-        httpx.patch(f"{api}/deployments/{made['id']}", json={"paused": not on}, timeout=30).raise_for_status()
+
+        def patched() -> bool:
+            answer = httpx.patch(f"{api}/deployments/{made['id']}", json={"paused": not on}, timeout=30)
+            if answer.status_code != 503:  # SQLite is busy: as Prefect's client, again
+                answer.raise_for_status()
+            return answer.is_success
+
+        eventually(patched)
         if not on:
             eventually(self.at_rest, seconds=180)
 
