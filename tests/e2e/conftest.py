@@ -47,8 +47,9 @@ class Project:
         return lambda: len(self.done("judgement")) >= wanted
 
     def at_rest(self) -> bool:
+        """Say whether nothing runs, nor is about to: a drift's training begins when its event arrives."""
         going = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
-        return not self.prefect("flow_runs", flow_runs=going)
+        return {*self.drifts()} <= {*self.retrainings()} and not self.prefect("flow_runs", flow_runs=going)
 
     def schedule(self, *, on: bool) -> None:
         """Switch the cycle's schedule on or off; off, wait until nothing runs."""
