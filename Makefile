@@ -30,6 +30,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/lint-imports --config layers.toml
 
 bench: setup       ## make bench NAME=imports; without a name, all of them
 	$(BIN)/python -m benchmarks $(NAME)

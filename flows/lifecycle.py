@@ -110,7 +110,7 @@ def _counted(landed: dict[str, int]) -> str:
 def _line(week: dict[str, Any]) -> str:
     if "champion" not in week:  # nothing was predicted, so nothing was found
         return f"{shown(week['as_of'])}: landed {week['landed']:>6,}. {week['reason']}"
-    skill = week["score"] or "truth not known yet"
+    skill = week.get("score") or "truth not known yet"
     if week.get("worse"):
         skill += f" (skill {week['skill']:.3f}, {week['skill_promised']:.3f} was promised: worse)"
     return (

@@ -44,7 +44,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     fits = [steps.fit.submit(spec, candidate, data, sources, at, cause) for candidate in spec.candidates]
     fitted, failed = steps.outcome(spec, fits)
     trial = steps.choose(spec, fitted, failed)
-    if len(spec.candidates) > 1:
+    if not trial.final:
         trial = steps.fit_again(spec, trial, data, sources, at, cause)
     version = steps.register(spec, trial)
     verdict = steps.judge(spec, version, trial, data, at)

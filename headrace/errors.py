@@ -754,6 +754,18 @@ class DamagedModel(HeadraceError):
         )
 
 
+class OlderModel(HeadraceError):
+    """A model was written by an earlier headrace, in another form."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        super().__init__(
+            f"The model in {place} was written by an earlier headrace, in a form that is not read any more. "
+            "Nothing of it was read. If it serves, take the alias `champion` from it in MLflow; then run the "
+            "`train` flow."
+        )
+
+
 class StaleFeatures(HeadraceError):
     """Features were to be used that are not built as they would be today."""
 

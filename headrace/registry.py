@@ -174,7 +174,8 @@ def _release(row: ModelVersion) -> Release:
         version=int(row.version),
         run_id=str(row.run_id),
         candidate=facts["candidate"],
-        trainer=facts["trainer"],
+        trainer=facts.get("trainer")
+        or facts["framework"],  # as releases before trainers had a door called it
         training=_dataset(json.loads(facts["training"])),
         as_of=read(facts["as_of"]),
         metrics=json.loads(facts["metrics"]),

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import registry, release, spine, tracking
+from headrace import registry, release, tracking
 from headrace.cluster import cluster
 from headrace.errors import DamagedTable
 from headrace.lake import DatasetRef, Lake
@@ -61,13 +61,11 @@ class World:
         return table.snapshot(table.replace(rows))
 
     def tried(self, data: DatasetRef, candidate: Candidate, *, last: bool = False) -> release.Trial:
-        learn, score = (spine.LEARNT, "holdout") if last else (["train"], "selection")
         return release.try_out(
             SPEC,
             candidate,
             data,
-            learn=learn,
-            score=score,
+            final=last,
             sources=[],
             lake=self.lake,
             home=self.home,

@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 
 from flows.steps.common import holder, logger, open_store, prepare_mlflow, progress, slug, step
-from headrace import registry, spine, tracking
+from headrace import registry, tracking
 from headrace import release as releases
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
@@ -78,9 +78,7 @@ def fit(
 
     Of several, that is the selection span; a single one is scored on the holdout at once.
     """
-    several = len(spec.candidates) > 1
-    learn, score = ([spine.TRAIN], spine.SELECTION) if several else (spine.LEARNT, spine.HOLDOUT)
-    return _try_out(spec, candidate, data, sources, at, cause, learn, score)
+    return _try_out(spec, candidate, data, sources, at, cause, final=len(spec.candidates) == 1)
 
 
 @step("fit the chosen {chosen.candidate} again", minutes=60)
@@ -94,7 +92,7 @@ def fit_again(
 ) -> Trial:
     """Fit the chosen candidate on all rows before the holdout, and score it on that: nobody did before."""
     candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
-    return _try_out(spec, candidate, data, sources, at, cause, spine.LEARNT, spine.HOLDOUT)
+    return _try_out(spec, candidate, data, sources, at, cause, final=True)
 
 
 def _try_out(
@@ -104,8 +102,8 @@ def _try_out(
     sources: Sequence[DatasetRef],
     at: datetime,
     cause: str,
-    learn: Sequence[str],
-    score: str,
+    *,
+    final: bool,
 ) -> Trial:
     from headrace.cluster import cluster
 
@@ -116,8 +114,7 @@ def _try_out(
             spec,
             candidate,
             data,
-            learn=learn,
-            score=score,
+            final=final,
             sources=sources,
             lake=Lake(settings.lake),
             home=settings.home,
@@ -151,7 +148,7 @@ def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Trial]]) -> tuple[list[
 def choose(spec: Pipeline, fitted: list[Trial], failed: Mapping[str, str]) -> Trial:
     """Return the best of the candidates, and show all of them."""
     best, page, problem = releases.choose(spec, fitted), Settings().mlflow_page, spec.problem
-    last = "selection span" if len(spec.candidates) > 1 else "holdout"
+    last = "holdout" if best.final else "selection span"
     create_table_artifact(
         key=slug("candidates", spec.name),
         table=[

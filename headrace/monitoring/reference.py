@@ -114,8 +114,8 @@ class Reference:
 def distance(reference: pd.Series, current: pd.Series, *, categorical: bool) -> float:
     """Return Evidently's drift score of one column of a sketch; 0 where either has no value.
 
-    Its methods ``NUMERIC`` and ``CATEGORICAL`` are these functions of SciPy's, and Evidently
-    takes a second to import: it is for what it draws.
+    Its methods ``NUMERIC`` and ``CATEGORICAL`` are these functions of SciPy's; Evidently itself is
+    imported for what it draws.
     """
     import pandas as pd
     from scipy.spatial.distance import jensenshannon

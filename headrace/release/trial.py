@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 class Trial:
     """A fitted candidate as MLflow keeps it, its scores, and what each row that it was scored on costs it.
 
-    ``losses`` and ``groups`` have the shape ``(n,)``, in the order of ``dataset.read``.
+    ``final`` ones were scored on the holdout, others on the selection. ``losses`` and ``groups`` have the shape ``(n,)``, in the order of ``dataset.read``.
     """
 
     candidate: str
+    final: bool
     logged: Logged
     scores: Mapping[str, float]
     losses: NDArray[np.float64] = field(repr=False)
@@ -45,8 +46,7 @@ def try_out(
     candidate: Candidate,
     data: DatasetRef,
     *,
-    learn: Sequence[str],
-    score: str,
+    final: bool,
     sources: Sequence[DatasetRef],
     lake: Lake,
     home: Path,
@@ -54,8 +54,10 @@ def try_out(
     as_of: datetime,
     client: Client,
 ) -> Trial:
-    """Fit ``candidate`` on the spans ``learn`` of ``data``, score it on the span ``score``, and log both.
+    """Fit ``candidate``, score it on rows that it has not learnt from, and log both.
 
+    A ``final`` trial learns from all of ``data`` before the holdout, and is scored on that, for the gate to
+    judge by; others learn from what is to train on, and are scored on the selection.
     ``sources``, ``home``, ``cause`` and ``as_of`` are those of ``tracking.log_candidate``.
 
     Raises:
@@ -64,7 +66,8 @@ def try_out(
         BadOutputs: What it predicts is no prediction.
     """
     start = time.perf_counter()
-    if score == spine.HOLDOUT:
+    learn, score = (spine.LEARNT, spine.HOLDOUT) if final else ((spine.TRAIN,), spine.SELECTION)
+    if final:
         lake.check(data)
     rows, others = (dataset.read(spec, data, lake, spans) for spans in (learn, (score,)))
     targets = spec.problem.encode(rows["label"])
@@ -83,13 +86,13 @@ def try_out(
         cause=cause,
         as_of=as_of,
         spans=learn,
-        role="challenger" if score == spine.HOLDOUT else "candidate",
+        role="challenger" if final else "candidate",
     )
-    if score == spine.HOLDOUT:
+    if final:
         title = f"{spec.name}: {candidate.name} on the {len(truth):,} rows held out before {as_of:%Y-%m-%d}"
         tracking.keep(logged.run_id, "holdout.png", picture(spec.problem, truth, predicted, title))
     losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
-    return Trial(candidate.name, logged, scores, losses, groups, time.perf_counter() - start)
+    return Trial(candidate.name, final, logged, scores, losses, groups, time.perf_counter() - start)
 
 
 def choose(spec: Pipeline, trials: Sequence[Trial]) -> Trial:

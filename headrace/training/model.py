@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace import problem as problems
-from headrace.errors import BadOutputs, DamagedModel
+from headrace.errors import BadOutputs, DamagedModel, OlderModel
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
@@ -107,10 +107,13 @@ def load(directory: Path, digest: str = "") -> Model:
 
     Raises:
         DamagedModel: As of :func:`check`, which comes first: what parses models may crash on damaged ones.
+        OlderModel: It is of a release whose models are not read any more.
         UnknownTrainer: Its trainer is not here.
     """
     check(directory, digest)
     about = json.loads((directory / "model.json").read_text())
+    if "trainer" not in about:
+        raise OlderModel(str(directory))
     native = trainer(about["trainer"]).load(directory)
     return Model(about["trainer"], problems.read(about["problem"]), native)
 

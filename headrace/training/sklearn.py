@@ -39,7 +39,7 @@ USUAL: dict[str, tuple[str, dict[str, Any]]] = {
     # without its margin the loss of a support vector machine is the absolute one
     "absolute": ("sklearn.linear_model.SGDRegressor", {"loss": "epsilon_insensitive", "epsilon": 0.0}),
     "poisson": ("sklearn.linear_model.PoissonRegressor", {"max_iter": 300}),
-    # the linear one takes minutes for what these trees do in seconds
+    # the linear one solves a linear program as large as the rows are many
     "quantile": ("sklearn.ensemble.HistGradientBoostingRegressor", {"loss": "quantile"}),
 }
 """The estimator for each objective, with parameters that a candidate's come after."""
