@@ -392,6 +392,13 @@ def test_a_run_is_registered_as_one_version_however_often_it_is_asked(log):
     assert [release.version for release in registry.versions("late")] == [1, 2]
 
 
+def test_a_version_of_an_earlier_release_is_listed(log):
+    version = registry.register("late", log())
+    client().delete_model_version_tag("late", str(version), "headrace.trainer")
+    client().set_model_version_tag("late", str(version), "headrace.framework", "torch")
+    assert [release.trainer for release in registry.versions("late")] == ["torch"]
+
+
 def test_there_is_no_champion_before_the_first_promotion(log):
     assert registry.champion("late") is None
     assert registry.versions("late") == []

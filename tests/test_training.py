@@ -12,7 +12,7 @@ from dask import config
 
 from headrace import training as trainings
 from headrace.cluster import cluster, crew, listen, on_each
-from headrace.errors import DamagedModel, MissingInputs
+from headrace.errors import DamagedModel, MissingInputs, OlderModel
 from headrace.lake import duckdb_connection
 from headrace.pipeline import Candidate, Columns
 from headrace.problem import EDGE, Binary
@@ -297,6 +297,12 @@ def test_a_flight_of_which_nothing_is_known_still_gets_a_probability(candidate, 
     (probability,) = model.predict(unknown)
 
     assert EDGE <= probability <= 1 - EDGE
+
+
+def test_a_model_of_an_earlier_release_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "model.json").write_text('{"framework": "xgboost", "encoder": {}}')
+    with pytest.raises(OlderModel, match="alias `champion`.*run the `train` flow"):
+        load(tmp_path)
 
 
 def test_loading_trees_imports_no_other_framework(training, one, tmp_path):

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Trial:
     """A fitted candidate as MLflow keeps it, its scores, and what each row that it was scored on costs it.
 
-    ``final`` ones were scored on the holdout, others on the selection. ``losses`` and ``groups`` have the shape ``(n,)``, in the order of ``dataset.read``.
+    ``final`` ones were scored on the holdout, others on the selection. ``losses`` and ``groups`` have
+    the shape ``(n,)``, in the order of ``dataset.read``.
     """
 
     candidate: str
