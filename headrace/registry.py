@@ -174,8 +174,7 @@ def _release(row: ModelVersion) -> Release:
         version=int(row.version),
         run_id=str(row.run_id),
         candidate=facts["candidate"],
-        trainer=facts.get("trainer")
-        or facts["framework"],  # as releases before trainers had a door called it
+        trainer=facts.get("trainer") or facts["framework"],  # its name in an earlier headrace
         training=_dataset(json.loads(facts["training"])),
         as_of=read(facts["as_of"]),
         metrics=json.loads(facts["metrics"]),

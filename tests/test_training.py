@@ -301,7 +301,7 @@ def test_a_flight_of_which_nothing_is_known_still_gets_a_probability(candidate, 
 
 def test_a_model_of_an_earlier_release_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "model.json").write_text('{"framework": "xgboost", "encoder": {}}')
-    with pytest.raises(OlderModel, match="alias `champion`.*run the `train` flow"):
+    with pytest.raises(OlderModel, match=r"alias `champion`.*run the `train` flow"):
         load(tmp_path)
 
 
