@@ -128,18 +128,19 @@ def _ours() -> Iterator[tuple[str, str]]:
     from flows.score import score
     from flows.train import train
     from headrace import registry
-    from headrace.lake import Lake
+    from headrace.project import Project
 
+    project = Project.here()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # as `python -m flows` does
         yield "ingest", f"{sum(ingest('flights', END).values()):,} rows"
         for at in (RELEASE, END):
             materialize("flights", at)
         yield "materialize", ""
         verdict = train("flights", RELEASE, cause="first release")
-        released = registry.version("flights", int(verdict.challenger))
+        released = registry.version(project.mlflow, "flights", int(verdict.challenger))
         yield "train", f"log-loss {released.metrics['log_loss']:.6f}"
         score("flights", END)
-        made = Lake(Settings().lake).connect({"predictions": "predictions/flights"})
+        made = project.lake.connect({"predictions": "predictions/flights"})
         yield "score", _made(made.sql("FROM predictions"))
         monitor("flights", WATCHED)
         yield "monitor", ""

@@ -13,7 +13,7 @@ from flows.ingest import ingest
 from flows.materialize import materialize
 from flows.monitor import monitor
 from flows.score import score
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(name="cycle", flow_run_name=steps.run_name, description=__doc__)
@@ -25,18 +25,19 @@ def cycle(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
     it and end. A part that fails stops what depends on it, and fails the run once all
     else is done. Killed anywhere, or run twice, it is safe to run again.
     """
-    spec = load(pipeline)
-    meant, parts = steps.instant(as_of, spec), steps.Parts(spec)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
+    meant, parts = steps.instant(as_of, spec), steps.Parts(project, spec)
     steps.settle_dead_parts(spec)
-    if as_of is None and steps.up_to_date(spec, meant):
+    if as_of is None and steps.up_to_date(project, spec, meant):
         return parts.summary()
     at: datetime | None = meant if as_of else steps.present()
     with steps.one_heartbeat():
         while at:
             ingested = parts.run(ingest, at)
-            for edge in steps.catching_up(spec, at):
+            for edge in steps.catching_up(project, spec, at):
                 built = parts.run(materialize, edge, after=ingested)
-                if not steps.released(spec):
+                if not steps.released(project, spec):
                     continue
                 # What failed to be built must not be predicted from; what was predicted before is judged.
                 scored = parts.run(score, edge, after=built) if built.is_completed() else built

@@ -11,7 +11,7 @@ from prefect import flow
 
 from flows import steps
 from headrace.ingest import Settled
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(name="ingest", flow_run_name=steps.run_name, description=__doc__)
@@ -23,16 +23,17 @@ def ingest(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str
     everything else has landed. A source that is late is asked again until its
     deadline. Killed anywhere, or run twice, it is safe to run again.
     """
-    spec = load(pipeline)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
     settled: list[Settled] = []
     unread = []
-    with steps.staging() as folder:
-        for answers in steps.ask(spec, at, folder):
-            settled += steps.settle(spec, answers.came, at)
+    with steps.staging(project) as folder:
+        for answers in steps.ask(project, spec, at, folder):
+            settled += steps.settle(project, spec, answers.came, at)
             unread += answers.failed
-    steps.tell(spec, settled)
-    steps.report(spec, settled, at)
+    steps.tell(project, spec, settled)
+    steps.report(project, spec, settled, at)
     for source, answer in unread:
         steps.say_unreadable(spec, source, at)
         answer.result()  # a source that cannot be read fails the run, once the others have landed

@@ -24,7 +24,7 @@ from headrace.errors import EmptySpan, NotReleased
 from headrace.instants import shown
 from headrace.lake import Window, windows
 from headrace.legible import markdown
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(name="lifecycle", flow_run_name="lifecycle {pipeline}", description=__doc__)
@@ -33,7 +33,8 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
 
     Every part is idempotent: started again after a kill, it goes on where it stopped.
     """
-    spec, say = load(pipeline), steps.logger().info
+    project, say = Project.here(), steps.logger().info
+    spec = project.pipeline(pipeline)
     start, end = steps.instant(start, spec), steps.instant(end, spec)
     if start >= end:
         raise EmptySpan(start, end)
@@ -46,7 +47,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
     with _timed(seconds, "train"):
         verdict = train(pipeline, start, cause="first release")
     say("%s: %s", shown(start), verdict)
-    if not steps.released(spec):
+    if not steps.released(project, spec):
         raise NotReleased(spec.name, verdict.reason)
 
     weeks = []
@@ -55,26 +56,29 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
             continue
         lived = cycle(pipeline, window.end)
         _add(lived, landed, seconds)
-        finding = steps.judgement(spec, window) or {"drifted": False, "reason": "It waits for a source."}
+        finding = steps.judgement(project, spec, window) or {
+            "drifted": False,
+            "reason": "It waits for a source.",
+        }
         numbers = {"landed": sum(lived["landed"].values()), "scored": sum(lived["scored"].values())}
         week = {"as_of": window.end, **numbers, **finding}
         say(_line(week))
         if finding["drifted"]:
             with _timed(seconds, "wait for retraining"):
-                retraining = steps.await_retraining(spec, finding["cause"])
+                retraining = steps.await_retraining(project, spec, finding["cause"])
             week["retraining"] = retraining
             say("    └─ %s", retraining["reason"])
         weeks.append(week)
 
-    champion = steps.champion(spec)
+    champion = steps.champion(project, spec)
     summary = {
         "pipeline": pipeline,
         "from": start,
         "to": end,
-        "batches": steps.batches(spec, end),
+        "batches": steps.batches(project, spec, end),
         "rows landed": dict(landed),
         "weeks": weeks,
-        "releases": steps.compare_releases(spec, _compared(start, end), end),
+        "releases": steps.compare_releases(project, spec, _compared(start, end), end),
         "champion": {
             "version": champion.version,
             "candidate": champion.candidate,

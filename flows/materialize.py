@@ -8,7 +8,7 @@ from datetime import datetime
 from prefect import flow
 
 from flows import steps
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(name="materialize", flow_run_name=steps.run_name, description=__doc__)
@@ -18,12 +18,13 @@ def materialize(pipeline: str = "flights", as_of: datetime | None = None) -> dic
     Returns the rows written per feature table; killed anywhere, it is safe to run
     again, and goes on with the windows not built yet.
     """
-    spec = load(pipeline)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
-    due = steps.stale(spec, at)
-    steps.apply_features(spec, due)
-    built = steps.build_features(spec, due)
-    steps.bring_online(spec, at)
-    overdue = steps.report_features(spec, due, built, at)
+    due = steps.stale(project, spec, at)
+    steps.apply_features(project, spec, due)
+    built = steps.build_features(project, spec, due)
+    steps.bring_online(project, spec, at)
+    overdue = steps.report_features(project, spec, due, built, at)
     steps.announce_overdue(spec, overdue, at)
     return built

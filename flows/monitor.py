@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 
 from flows import steps
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(name="monitor", flow_run_name=steps.run_name, description=__doc__)
@@ -20,14 +20,15 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
     trigger in ``prefect.yaml``; its ``cause`` names the window, so that one window
     retrains once. A drift that nothing has answered is announced again.
     """
-    spec = load(pipeline)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
     findings = {}
-    for window in steps.unjudged(spec, at):
-        finding = steps.watch(spec, window, at)
+    for window in steps.unjudged(project, spec, at):
+        finding = steps.watch(project, spec, window, at)
         if finding["drifted"]:
             steps.announce_drift(spec, at, finding)
-        findings[str(window)] = steps.note_judgement(spec, window, finding)
-    if not findings and (unanswered := steps.unanswered_drift(spec)):
+        findings[str(window)] = steps.note_judgement(project, spec, window, finding)
+    if not findings and (unanswered := steps.unanswered_drift(project, spec)):
         steps.announce_drift(spec, at, unanswered)
     return findings

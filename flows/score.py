@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows import steps
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(name="score", flow_run_name=steps.run_name, description=__doc__)
@@ -18,15 +18,16 @@ def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
 
     Before each, a sample shows that the online store serves what the model was trained on.
     """
-    spec = load(pipeline)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
-    champion = steps.champion(spec)
+    champion = steps.champion(project, spec)
     scored = {}
-    for window in steps.unscored(spec, at):
+    for window in steps.unscored(project, spec, at):
         # Online already, unless this window lies before the first that was brought online.
-        steps.bring_online(spec, window.end, window.start)
-        steps.check_parity(spec, window)
-        scored[str(window)] = steps.score(spec, champion, window)
+        steps.bring_online(project, spec, window.end, window.start)
+        steps.check_parity(project, spec, window)
+        scored[str(window)] = steps.score(project, spec, champion, window)
     create_table_artifact(
         key=steps.slug("scored", pipeline),
         table=[{"window": w, "rows": f"{n:,}", "model version": champion.version} for w, n in scored.items()],

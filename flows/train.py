@@ -11,7 +11,7 @@ from prefect import flow
 from flows import steps
 from headrace.gate import Verdict
 from headrace.instants import stamp
-from headrace.pipeline import load
+from headrace.project import Project
 
 
 @flow(
@@ -32,23 +32,26 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     however often its event arrives; left empty, it is this run's instant. What was
     known ends with the last window that had landed, and whose features were built.
     """
-    spec = load(pipeline)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
     cause = cause or f"manual/{stamp(at)}"
-    if done := steps.claim(spec, "training", cause):
+    if done := steps.claim(project, spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
         return Verdict.of(done.detail)
-    at = steps.known_to(spec, at)
-    data = steps.training_set(spec, at)
-    sources = steps.sources(data)
-    fits = [steps.fit.submit(spec, candidate, data, sources, at, cause) for candidate in spec.candidates]
+    at = steps.known_to(project, spec, at)
+    data = steps.training_set(project, spec, at)
+    sources = steps.sources(project, data)
+    fits = [
+        steps.fit.submit(project, spec, candidate, data, sources, at, cause) for candidate in spec.candidates
+    ]
     fitted, failed = steps.outcome(spec, fits)
-    trial = steps.choose(spec, fitted, failed)
+    trial = steps.choose(project, spec, fitted, failed)
     if not trial.final:
-        trial = steps.fit_again(spec, trial, data, sources, at, cause)
-    version = steps.register(spec, trial)
-    verdict = steps.judge(spec, version, trial, data, at)
-    while not steps.release(spec, version, verdict, at):  # another training was quicker
-        verdict = steps.judge(spec, version, trial, data, at)
-    steps.finish(spec, "training", cause, as_of=at, **asdict(verdict))
+        trial = steps.fit_again(project, spec, trial, data, sources, at, cause)
+    version = steps.register(project, spec, trial)
+    verdict = steps.judge(project, spec, version, trial, data, at)
+    while not steps.release(project, spec, version, verdict, at):  # another training was quicker
+        verdict = steps.judge(project, spec, version, trial, data, at)
+    steps.finish(project, spec, "training", cause, as_of=at, **asdict(verdict))
     return verdict

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from headrace.lake import DatasetRef, Lake
+    from headrace.tracking import MLflow
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,20 @@ class Checked:
     wrong: str
 
 
-def check(pipeline: str, lake: Lake) -> Iterator[Checked]:
+def check(pipeline: str, lake: Lake, mlflow: MLflow) -> Iterator[Checked]:
     """Compare the files of each version, and each snapshot that it was made from, with what was noted then.
 
     A snapshot that several versions were made from is read once. All of its rows are read.
     """
     read: dict[DatasetRef, str] = {}
-    for release in registry.versions(pipeline):
+    for release in registry.versions(mlflow, pipeline):
         try:
-            tracking.check_model(release.model_uri)
+            tracking.check_model(mlflow, release.model_uri)
             wrong = ""
         except DamagedModel as error:
             wrong = str(error)
         yield Checked(release.version, "model", wrong)
-        for ref in tracking.inputs(release.run_id):
+        for ref in tracking.inputs(mlflow, release.run_id):
             if ref not in read:
                 read[ref] = _compared(ref, lake)
             yield Checked(release.version, f"{ref.table}@v{ref.version}", read[ref])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from headrace.gate import Decision
-    from headrace.tracking import Logged
+    from headrace.tracking import Logged, MLflow
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -51,17 +51,18 @@ class Release:
         return f"models:/{self.pipeline}/{self.version}"
 
 
-def register(pipeline: str, logged: Logged, tags: Mapping[str, str] | None = None) -> int:
+def register(mlflow: MLflow, pipeline: str, logged: Logged, tags: Mapping[str, str] | None = None) -> int:
     """Register a logged candidate as the next version; the same run always has the same version.
 
     Args:
+        mlflow: Where.
         pipeline: The registered model's name; created with its first version.
         logged: What ``tracking.log_candidate`` returned.
         tags: More tags for the version, such as the flow run's address.
     """
-    from mlflow import MlflowClient, MlflowException
+    from mlflow import MlflowException
 
-    client = MlflowClient()
+    client = mlflow.client
     known = client.search_model_versions(f"name = '{pipeline}' AND run_id = '{logged.run_id}'")
     if known:
         return min(int(known_version.version) for known_version in known)
@@ -74,7 +75,7 @@ def register(pipeline: str, logged: Logged, tags: Mapping[str, str] | None = Non
     scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(run.metrics.items()))
     created = client.create_model_version(
         pipeline,
-        source=logged.model_uri,
+        source=mlflow.source(logged),
         run_id=logged.run_id,
         model_id=logged.model_id,
         # The run's facts go with the version, so that reading a release is one query.
@@ -87,80 +88,71 @@ def register(pipeline: str, logged: Logged, tags: Mapping[str, str] | None = Non
     return int(created.version)
 
 
-def champion(pipeline: str) -> Release | None:
+def champion(mlflow: MLflow, pipeline: str) -> Release | None:
     """Return the version that serves, or None before the first promotion."""
-    return _by_alias(pipeline, CHAMPION)
+    return _by_alias(mlflow, pipeline, CHAMPION)
 
 
-def challenger(pipeline: str) -> Release | None:
+def challenger(mlflow: MLflow, pipeline: str) -> Release | None:
     """Return the version that waits for a verdict, if there is one."""
-    return _by_alias(pipeline, CHALLENGER)
+    return _by_alias(mlflow, pipeline, CHALLENGER)
 
 
-def versions(pipeline: str) -> list[Release]:
+def versions(mlflow: MLflow, pipeline: str) -> list[Release]:
     """Return every version that ``register`` made, oldest first."""
-    from mlflow import MlflowClient
-
-    client, found, token = MlflowClient(), [], None
+    found, token = list[Release](), None
     while token != "":
-        page = client.search_model_versions(f"name = '{pipeline}'", max_results=1000, page_token=token)
+        page = mlflow.client.search_model_versions(f"name = '{pipeline}'", max_results=1000, page_token=token)
         found += [_release(row) for row in page if "headrace.candidate" in row.tags]
         token = page.token or ""
     return sorted(found, key=lambda release: release.version)
 
 
-def version(pipeline: str, number: int) -> Release:
+def version(mlflow: MLflow, pipeline: str, number: int) -> Release:
     """Return one registered version.
 
     Raises:
         mlflow.MlflowException: There is none of that number.
     """
-    from mlflow import MlflowClient
-
-    return _release(MlflowClient().get_model_version(pipeline, str(number)))
+    return _release(mlflow.client.get_model_version(pipeline, str(number)))
 
 
-def set_alias(pipeline: str, alias: str, version: int) -> None:
+def set_alias(mlflow: MLflow, pipeline: str, alias: str, version: int) -> None:
     """Let ``alias`` name ``version``, whatever it named before."""
-    from mlflow import MlflowClient
-
-    MlflowClient().set_registered_model_alias(pipeline, alias, str(version))
+    mlflow.client.set_registered_model_alias(pipeline, alias, str(version))
 
 
-def promote(pipeline: str, version: int, reason: str, at: datetime) -> None:
+def promote(mlflow: MLflow, pipeline: str, version: int, reason: str, at: datetime) -> None:
     """Make ``version`` the champion and note why; it stops being the challenger."""
-    _note(pipeline, version, "promoted", reason, at)
-    set_alias(pipeline, CHAMPION, version)
-    _clear_challenger(pipeline, version)
+    _note(mlflow, pipeline, version, "promoted", reason, at)
+    set_alias(mlflow, pipeline, CHAMPION, version)
+    _clear_challenger(mlflow, pipeline, version)
 
 
-def reject(pipeline: str, version: int, reason: str, at: datetime, verdict: Decision = "rejected") -> None:
+def reject(
+    mlflow: MLflow, pipeline: str, version: int, reason: str, at: datetime, verdict: Decision = "rejected"
+) -> None:
     """Note that ``version`` was refused and why; it stays registered, no longer the challenger."""
-    _note(pipeline, version, verdict, reason, at)
-    _clear_challenger(pipeline, version)
+    _note(mlflow, pipeline, version, verdict, reason, at)
+    _clear_challenger(mlflow, pipeline, version)
 
 
-def _note(pipeline: str, version: int, verdict: str, reason: str, at: datetime) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
+def _note(mlflow: MLflow, pipeline: str, version: int, verdict: str, reason: str, at: datetime) -> None:
     for key, value in {"verdict": verdict, "reason": reason, "decided_at": at.isoformat()}.items():
-        client.set_model_version_tag(pipeline, str(version), f"headrace.{key}", value)
+        mlflow.client.set_model_version_tag(pipeline, str(version), f"headrace.{key}", value)
 
 
-def _clear_challenger(pipeline: str, version: int) -> None:
-    from mlflow import MlflowClient
-
-    waiting = challenger(pipeline)
+def _clear_challenger(mlflow: MLflow, pipeline: str, version: int) -> None:
+    waiting = challenger(mlflow, pipeline)
     if waiting and waiting.version == version:
-        MlflowClient().delete_registered_model_alias(pipeline, CHALLENGER)
+        mlflow.client.delete_registered_model_alias(pipeline, CHALLENGER)
 
 
-def _by_alias(pipeline: str, alias: str) -> Release | None:
-    from mlflow import MlflowClient, MlflowException
+def _by_alias(mlflow: MLflow, pipeline: str, alias: str) -> Release | None:
+    from mlflow import MlflowException
 
     try:
-        return _release(MlflowClient().get_model_version_by_alias(pipeline, alias))
+        return _release(mlflow.client.get_model_version_by_alias(pipeline, alias))
     except MlflowException as error:
         if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise

@@ -158,11 +158,13 @@ def feast_server(settings: Settings) -> Service:
 
 def embedded(settings: Settings) -> list[Service]:
     """Return the servers that no setting says run elsewhere."""
-    from headrace import tracking
+    from headrace.tracking import MLflow
 
     servers = prefect(settings)
     if not revealed(settings.mlflow).startswith("http"):
-        tracking.prepare(settings.mlflow, settings.home)  # the server would not wait for our lock
+        _ = MLflow(
+            settings.mlflow, settings.home
+        ).client  # makes its database: the server would not wait for our lock
         servers.append(mlflow_server(settings))
     return [*servers, docs_server(settings), feast_server(settings)]
 

@@ -117,9 +117,7 @@ class TrainerTests:
     @classmethod
     def home(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A folder with an MLflow."""
-        home = tmp_path_factory.mktemp("mlflow")
-        tracking.prepare(f"sqlite:///{home}/mlflow.db", home)
-        return home
+        return tmp_path_factory.mktemp("mlflow")
 
     def fitted(self, problem: Problem, client: Any, learnt: pa.Table) -> Model:
         """Fit a model on ``learnt``."""
@@ -147,29 +145,30 @@ class TrainerTests:
         self, problem: Problem, model: Model, home: Path, tmp_path: Path
     ) -> None:
         """And so does MLflow, from pandas."""
-        import mlflow.pyfunc
+        import mlflow
 
         asked = rows(problem).slice(0, 50)
         model.save(tmp_path / "model")
         np.testing.assert_array_equal(load(tmp_path / "model").predict(asked), model.predict(asked))
 
-        tracking.prepare(f"sqlite:///{home}/mlflow.db", home)
+        uri = f"sqlite:///{home}/mlflow.db"
         candidate = Candidate("tried", self.trainer, self.params)
         spec = Pipeline(
             "tried", "", "", START, (), (), "", (), "", "", COLUMNS, (candidate,), problem=problem
         )
         logged = tracking.log_candidate(
+            tracking.MLflow(uri, home),
             spec,
             candidate,
             model,
             {},
             training=DatasetRef("training/tried", 0, ROWS, "0"),
             lake=Lake(str(tmp_path / "lake")),
-            home=home,
             cause=repr(problem),
             as_of=START,
         )
         frame = asked.select(COLUMNS.names).to_pandas()
+        mlflow.set_tracking_uri(uri)
         answered = mlflow.pyfunc.load_model(logged.model_uri).predict(frame)
         told = problem.named(model.predict(asked))
         assert list(answered.columns) == list(told)

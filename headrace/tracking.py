@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -71,48 +71,68 @@ def artifact_root(home: Path) -> str:
     return (home / "mlflow" / "artifacts").absolute().as_uri()
 
 
-def prepare(address: str | SecretStr, home: Path) -> None:
-    """Point this process, and those it starts, at MLflow; create an embedded database once.
+@dataclass(frozen=True)
+class MLflow:
+    """An MLflow: ``http(s)://`` of a server, or the URL of a database; no process is pointed at it.
 
-    Call it before anything else here or in ``registry``; repeating it is cheap.
-
-    Args:
-        address: ``http(s)://`` of an MLflow server, or the URL of a database.
-        home: The headrace home; processes that start at once queue on a lock in it.
-
-    Raises:
-        ServerUnreachable: The server does not answer within seconds, or is not MLflow.
-        DamagedDatabase: The file is no database.
+    Below ``home`` lie its artifacts, unless a server keeps them elsewhere, and a lock on which processes
+    that make one embedded database queue.
     """
-    uri = revealed(address)
-    # MLflow's own: seven retries of up to 120 s each, and the lock file of whatever
-    # project is the working directory copied into every model.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one small file
-    if uri.startswith("http"):
-        _reach(uri)
-    import mlflow
-    from filelock import FileLock
 
-    if mlflow.get_tracking_uri() != uri:
-        load_model.cache_clear()  # its addresses may mean other models there
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    lock = home / "mlflow" / "init.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        try:
-            mlflow.MlflowClient().search_experiments(max_results=1)
-        except Exception as error:
-            if spoilt := DamagedDatabase.says(error):
-                raise DamagedDatabase("MLflow's database", uri, spoilt) from None
-            if not (uri.startswith("http") and isinstance(error, mlflow.MlflowException)):
-                raise
-            said = str(error).splitlines()[0]
-            raise ServerUnreachable("MLflow", uri, f"it answers, but not as MLflow does ({said})") from None
+    address: str | SecretStr
+    home: Path
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own client; connected when it is first asked for, and a database is made then.
+
+        Raises:
+            ServerUnreachable: The server does not answer within seconds, or is not MLflow.
+            DamagedDatabase: The file is no database.
+        """
+        # MLflow's own: seven retries of up to 120 s each, and the lock file of whatever
+        # project is the working directory copied into every model.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one small file
+        uri = revealed(self.address)
+        if self.served:
+            _reach(uri)
+        from filelock import FileLock
+        from mlflow import MlflowClient, MlflowException
+
+        lock = self.home / "mlflow" / "init.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            try:
+                client = MlflowClient(uri, uri)
+                client.search_experiments(max_results=1)
+            except Exception as error:
+                if spoilt := DamagedDatabase.says(error):
+                    raise DamagedDatabase("MLflow's database", uri, spoilt) from None
+                if not (self.served and isinstance(error, MlflowException)):
+                    raise
+                said = str(error).splitlines()[0]
+                raise ServerUnreachable(
+                    "MLflow", uri, f"it answers, but not as MLflow does ({said})"
+                ) from None
+        return client
+
+    @property
+    def served(self) -> bool:
+        """Whether a server keeps it."""
+        return revealed(self.address).startswith("http")
+
+    def source(self, logged: Logged) -> str:
+        """Return the address that a version of a logged model is made from.
+
+        A database's own code would look up ``models:/`` wherever the process points.
+        """
+        if self.served:
+            return logged.model_uri
+        return str(self.client.get_logged_model(logged.model_id).artifact_location)
 
 
 def _reach(uri: str) -> None:
@@ -125,6 +145,7 @@ def _reach(uri: str) -> None:
 
 
 def log_candidate(
+    mlflow: MLflow,
     pipeline: Pipeline,
     candidate: Candidate,
     model: Model,
@@ -133,7 +154,6 @@ def log_candidate(
     training: DatasetRef,
     sources: Sequence[DatasetRef] = (),
     lake: Lake,
-    home: Path,
     cause: str,
     as_of: datetime,
     spans: Sequence[str] = (),
@@ -146,6 +166,7 @@ def log_candidate(
     as killed: the caller holds the claim on this work, so nobody else writes them.
 
     Args:
+        mlflow: Where.
         pipeline: Its name is the experiment, its columns the model's inputs.
         candidate: What was fitted; its parameters and seed become the run's.
         model: The fitted model.
@@ -153,19 +174,16 @@ def log_candidate(
         training: The training set's snapshot, an input of context ``training``.
         sources: The snapshots it was made from, inputs of context ``source``.
         lake: Where those tables lie.
-        home: The headrace home; artifacts go below it unless a server takes them.
         cause: Why this was trained; part of the key.
         as_of: The instant the flow believed in, UTC.
         spans: Those of the training set that it learnt from.
         role: Whether it is one of several to choose from, or asks to be released.
     """
-    from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput, Metric, Param
 
     from headrace.training.model import digest
 
-    client = MlflowClient()
-    experiment = _experiment(client, pipeline.name, home)
+    client, experiment = mlflow.client, _experiment(mlflow, pipeline.name)
     key = _key(pipeline.name, asdict(candidate), cause, as_of.isoformat(), training.fingerprint, role, *spans)
     if done := _finished(client, experiment, key):
         return done
@@ -211,18 +229,14 @@ def log_candidate(
     return Logged(experiment, run_id, logged.model_id)
 
 
-def run_page(run_id: str) -> str:
+def run_page(mlflow: MLflow, run_id: str) -> str:
     """Return where a run is shown, below the address of the MLflow UI."""
-    from mlflow import MlflowClient
-
-    return f"/#/experiments/{MlflowClient().get_run(run_id).info.experiment_id}/runs/{run_id}"
+    return f"/#/experiments/{mlflow.client.get_run(run_id).info.experiment_id}/runs/{run_id}"
 
 
-def keep(run_id: str, name: str, data: bytes) -> None:
+def keep(mlflow: MLflow, run_id: str, name: str, data: bytes) -> None:
     """Keep a small file with a run; that it is whole and whose bytes it has is noted last."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
+    client = mlflow.client
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, name)
         file.write_bytes(data)
@@ -230,11 +244,9 @@ def keep(run_id: str, name: str, data: bytes) -> None:
     client.set_tag(run_id, f"headrace.sha256.{name}", hashlib.sha256(data).hexdigest())
 
 
-def kept(run_id: str, name: str) -> bytes | None:
+def kept(mlflow: MLflow, run_id: str, name: str) -> bytes | None:
     """Return what was kept with a run; None if nothing was, it is gone, or it is not what was written."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
+    client = mlflow.client
     noted = client.get_run(run_id).data.tags.get(f"headrace.sha256.{name}")
     if not noted or name not in {file.path for file in client.list_artifacts(run_id)}:
         return None
@@ -244,7 +256,7 @@ def kept(run_id: str, name: str) -> bytes | None:
 
 
 def log_watch(
-    pipeline: str, name: str, metrics: Mapping[str, float], report: str, *, home: Path, as_of: datetime
+    mlflow: MLflow, pipeline: str, name: str, metrics: Mapping[str, float], report: str, *, as_of: datetime
 ) -> str:
     """Write what the monitor saw in one window as an MLflow run; once per ``name``.
 
@@ -254,11 +266,9 @@ def log_watch(
     Returns:
         Where the run, or else its page, is shown below the address of the MLflow UI.
     """
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    client = MlflowClient()
-    experiment = _experiment(client, f"{pipeline}-monitoring", home)
+    client, experiment = mlflow.client, _experiment(mlflow, f"{pipeline}-monitoring")
     key = _key(pipeline, name, as_of.isoformat())
     known = client.search_runs([experiment], f"tags.`headrace.key` = '{key}'", max_results=1)
     run = known[0] if known else client.create_run(experiment, tags={"headrace.key": key}, run_name=name)
@@ -274,7 +284,7 @@ def log_watch(
 
 
 @lru_cache(maxsize=8)
-def load_model(uri: str) -> Model:
+def load_model(mlflow: MLflow, uri: str) -> Model:
     """Load the model at ``models:/<name>/<version>`` or ``models:/<model_id>``, once per process.
 
     Its files are first compared with the digest that MLflow's database has of them.
@@ -287,10 +297,10 @@ def load_model(uri: str) -> Model:
         raise ValueError(f"Need the address of one fixed version, got {uri}.")
     from headrace.training.model import load
 
-    return _of_model(uri, load)
+    return _of_model(mlflow, uri, load)
 
 
-def check_model(uri: str) -> None:
+def check_model(mlflow: MLflow, uri: str) -> None:
     """Compare a version's files with what was written; nothing parses them.
 
     Raises:
@@ -298,17 +308,22 @@ def check_model(uri: str) -> None:
     """
     from headrace.training.model import check
 
-    _of_model(uri, check)
+    _of_model(mlflow, uri, check)
 
 
-def _of_model(uri: str, use: Callable[[Path, str], T]) -> T:
+def _of_model(mlflow: MLflow, uri: str, use: Callable[[Path, str], T]) -> T:
     """Return what ``use`` makes of a model's own directory and of the digest that MLflow has of it."""
     from mlflow import MlflowException
-    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    # Only our own directory: asked for the whole model, MLflow writes a file into the store.
-    digest = _digest(uri)  # before the files: a version that never was is not a damaged one
-    store: Any = ModelsArtifactRepository(uri)
+    name, _, version = uri.removeprefix("models:/").partition("/")
+    client, address = mlflow.client, revealed(mlflow.address)
+    noted: Any = client.get_model_version(name, version) if version else client.get_logged_model(name)
+    digest = str(noted.tags.get(DIGEST, ""))  # none of a model that is of before there were any
+    where = client.get_model_version_download_uri(name, version) if version else noted.artifact_location
+    # Not by its `models:/` address, which MLflow looks up wherever the process points. And only our own
+    # directory: asked for the whole model, MLflow writes a file into the store.
+    store: Any = get_artifact_repository(where, address, address)
     try:
         return use(Path(store.download_artifacts(INSIDE)), digest)
     except DamagedModel as error:
@@ -319,11 +334,9 @@ def _of_model(uri: str, use: Callable[[Path, str], T]) -> T:
         raise DamagedModel("its artifacts", {INSIDE: "is missing"}, uri) from None
 
 
-def inputs(run_id: str) -> list[DatasetRef]:
+def inputs(mlflow: MLflow, run_id: str) -> list[DatasetRef]:
     """Return the snapshots that a candidate was made from: its training set, then that one's sources."""
-    from mlflow import MlflowClient
-
-    inputs, found = MlflowClient().get_run(run_id).inputs, list[DatasetRef]()
+    inputs, found = mlflow.client.get_run(run_id).inputs, list[DatasetRef]()
     for dataset in [given.dataset for given in inputs.dataset_inputs] if inputs else []:
         table, _, version = dataset.name.rpartition("@v")
         rows = json.loads(dataset.profile or "{}").get("num_rows", -1)
@@ -331,30 +344,20 @@ def inputs(run_id: str) -> list[DatasetRef]:
     return sorted(found, key=lambda ref: (not ref.table.startswith("training/"), ref.table))
 
 
-def _digest(uri: str) -> str:
-    """Return the digest noted with a version or a logged model; empty if it is of before there were any."""
-    from mlflow import MlflowClient
-
-    name, _, version = uri.removeprefix("models:/").partition("/")
-    client = MlflowClient()
-    noted = client.get_model_version(name, version) if version else client.get_logged_model(name)
-    return str(noted.tags.get(DIGEST, ""))
-
-
-def _experiment(client: MlflowClient, name: str, home: Path) -> str:
+def _experiment(mlflow: MLflow, name: str) -> str:
     """Return the id of the experiment of that name, created if need be."""
     from mlflow import MlflowException
 
+    client = mlflow.client
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
-    served = client.tracking_uri.startswith("http")
-    where = None if served else f"{artifact_root(home)}/{name}"
+    where = None if mlflow.served else f"{artifact_root(mlflow.home)}/{name}"
     try:
         return client.create_experiment(name, where)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return _experiment(client, name, home)  # another process was quicker
+        return _experiment(mlflow, name)  # another process was quicker
 
 
 def _finished(client: MlflowClient, experiment: str, key: str) -> Logged | None:

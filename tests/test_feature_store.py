@@ -41,6 +41,7 @@ from headrace.gate import Gate
 from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, Columns, load
 from headrace.problem import Binary, Seasonal
+from headrace.project import Project
 from headrace.serving import log
 from headrace.settings import Settings
 from headrace.spine import labelled
@@ -936,4 +937,4 @@ def test_a_service_that_nobody_declares_is_said_before_anything_is_built(tmp_pat
     monkeypatch.chdir(ROOT)
     spec = replace(FLIGHTS, feature_service="flight_delays")
     with pytest.raises(UnknownService, match=r"flight_delays.*Did you mean `flight_delay`"):
-        steps.apply_features.fn(spec, {})
+        steps.apply_features.fn(Project.here(), spec, {})

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace import integrity, tracking
+from headrace import integrity
 from headrace.errors import DamagedDatabase, DamagedFile, DamagedTable
 from headrace.feature_store import writers
 from headrace.lake import Lake, Window, damage_explained, duckdb_connection
 from headrace.monitoring.watch import judge
 from headrace.outages import outages
+from headrace.tracking import MLflow
 from tests.conftest import utc
 from tests.test_monitoring import TOY, predicted, toy_release
 
@@ -24,30 +25,29 @@ FLIPS = 200
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Path, int]:
+def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, MLflow, int]:
     home = tmp_path_factory.mktemp("lived")
-    tracking.prepare(f"sqlite:///{home}/mlflow/mlflow.db", home)
-    lake = Lake(f"{home}/lake")
-    return lake, home, toy_release(lake, home, 0.0)
+    mlflow, lake = MLflow(f"sqlite:///{home}/mlflow/mlflow.db", home), Lake(f"{home}/lake")
+    return lake, mlflow, toy_release(lake, mlflow, 0.0)
 
 
-def wrong(lake: Lake) -> dict[str, str]:
-    return {checked.what: checked.wrong for checked in integrity.check("toy", lake)}
+def wrong(lake: Lake, mlflow: MLflow) -> dict[str, str]:
+    return {checked.what: checked.wrong for checked in integrity.check("toy", lake, mlflow)}
 
 
 def read(lake: Lake) -> list[tuple]:
     return lake.connect({"t": "training/toy"}).sql("FROM t ORDER BY id").fetchall()
 
 
-def test_what_is_as_it_was_written_passes(lived: tuple[Lake, Path, int]) -> None:
-    assert wrong(lived[0]) == {"model": "", "training/toy@v1": ""}
+def test_what_is_as_it_was_written_passes(lived: tuple[Lake, MLflow, int]) -> None:
+    assert wrong(*lived[:2]) == {"model": "", "training/toy@v1": ""}
 
 
 def test_no_flipped_bit_of_a_training_set_is_read_as_another_row_in_silence(
-    lived: tuple[Lake, Path, int],
+    lived: tuple[Lake, MLflow, int],
 ) -> None:
-    lake, home, _ = lived
-    (file,) = (home / "lake/training/toy").glob("*.parquet")
+    lake, mlflow, _ = lived
+    (file,) = (mlflow.home / "lake/training/toy").glob("*.parquet")
     whole, rows = file.read_bytes(), read(lake)
     draw, silent, found = np.random.default_rng(0), 0, 0
     try:
@@ -55,7 +55,7 @@ def test_no_flipped_bit_of_a_training_set_is_read_as_another_row_in_silence(
             spoilt = bytearray(whole)
             spoilt[at] ^= 1 << int(draw.integers(8))
             file.write_bytes(spoilt)
-            if said := wrong(lake)["training/toy@v1"]:
+            if said := wrong(lake, mlflow)["training/toy@v1"]:
                 assert "Table `training/toy` is damaged: " in said
                 found += 1
                 continue
@@ -66,15 +66,15 @@ def test_no_flipped_bit_of_a_training_set_is_read_as_another_row_in_silence(
     assert found > FLIPS / 2
 
 
-def test_a_damaged_model_and_a_lost_training_set_are_named(lived: tuple[Lake, Path, int]) -> None:
-    lake, home, _ = lived
-    (model,) = home.glob("mlflow/artifacts/**/model.ubj")
-    (rows,) = (home / "lake/training/toy").glob("*.parquet")
+def test_a_damaged_model_and_a_lost_training_set_are_named(lived: tuple[Lake, MLflow, int]) -> None:
+    lake, mlflow, _ = lived
+    (model,) = mlflow.home.glob("mlflow/artifacts/**/model.ubj")
+    (rows,) = (mlflow.home / "lake/training/toy").glob("*.parquet")
     whole = {file: file.read_bytes() for file in (model, rows)}
     model.write_bytes(whole[model][:-1] + b"?")
     rows.unlink()
     try:
-        found = wrong(lake)
+        found = wrong(lake, mlflow)
         assert "`model.ubj` is not as it was written" in found["model"]
         assert f"{rows.name} is missing" in found["training/toy@v1"]
     finally:
@@ -82,21 +82,21 @@ def test_a_damaged_model_and_a_lost_training_set_are_named(lived: tuple[Lake, Pa
             file.write_bytes(data)
 
 
-def test_a_reference_is_not_made_of_other_rows_than_were_learnt_from(lived: tuple[Lake, Path, int]) -> None:
-    lake, home, version = lived
+def test_a_reference_is_not_made_of_other_rows_than_were_learnt_from(lived: tuple[Lake, MLflow, int]) -> None:
+    lake, mlflow, version = lived
     week = Window(utc(2013, 4, 1), utc(2013, 4, 8))
     lake.table("predictions/toy").overwrite(predicted(week, version), week, "event_timestamp")
-    (file,) = (home / "lake/training/toy").glob("*.parquet")
+    (file,) = (mlflow.home / "lake/training/toy").glob("*.parquet")
     whole, table = file.read_bytes(), pq.read_table(file)
     changed = table["x"].to_numpy().copy()
     changed[7] += 1e-9
     pq.write_table(table.set_column(table.schema.get_field_index("x"), "x", [changed]), file)
     try:
         with pytest.raises(DamagedTable, match="version 1 has other rows than were written"):
-            judge(TOY, lake, week, week.end, home / "reports")
+            judge(TOY, lake, mlflow, week, week.end, mlflow.home / "reports")
     finally:
         file.write_bytes(whole)
-    assert judge(TOY, lake, week, week.end, home / "reports")
+    assert judge(TOY, lake, mlflow, week, week.end, mlflow.home / "reports")
 
 
 def test_a_page_that_cannot_be_read_is_told_with_its_table(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_mlflow_and_an_online_store_that_are_no_databases_are_told(tmp_path: Pat
     for file in (tmp_path / "mlflow.db", tmp_path / "online.db"):
         file.write_bytes(b"not a database, but as long as its header is " * 9)
     with pytest.raises(DamagedDatabase, match=r"MLflow's database at .*mlflow\.db is damaged: file is not"):
-        tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+        _ = MLflow(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).client
     file = str(tmp_path / "online.db")
     told = pytest.raises(DamagedDatabase, match=r"Feast's online store at .*`materialize` fills it again")
     with told, outages("Feast's online store", file):

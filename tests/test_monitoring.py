@@ -27,8 +27,9 @@ from headrace.monitoring.sketch import sketch, sketch_windows
 from headrace.monitoring.watch import judge
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Binary, MultiClass, Regression
-from headrace.settings import Settings
+from headrace.project import Project
 from headrace.sql import quoted
+from headrace.tracking import MLflow
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
@@ -406,7 +407,7 @@ def toy_rows(window: Window, first: int, count: int, around: float) -> pa.Table:
     )
 
 
-def toy_release(lake: Lake, home: Path, around: float) -> int:
+def toy_release(lake: Lake, mlflow: MLflow, around: float) -> int:
     """Release a model that learnt from readings around some value; return its version."""
     import xgboost
 
@@ -418,14 +419,13 @@ def toy_release(lake: Lake, home: Path, around: float) -> int:
     booster = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 3)
     model = Model("xgboost", LATE, Boosted(encoder, booster))
     logged = tracking.log_candidate(
-        *(TOY, TOY.candidates[0], model, LATE.scores(np.arange(600) % 2, model.predict(rows))),
+        *(mlflow, TOY, TOY.candidates[0], model, LATE.scores(np.arange(600) % 2, model.predict(rows))),
         training=lake.table("training/toy").snapshot(version),
         lake=lake,
-        home=home,
         cause=f"around {around}",
         as_of=utc(2013, 3, 25),
     )
-    return registry.register("toy", logged)
+    return registry.register(mlflow, "toy", logged)
 
 
 def predicted(week: Window, version: int) -> pa.Table:
@@ -435,18 +435,18 @@ def predicted(week: Window, version: int) -> pa.Table:
 
 
 def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_path):
-    tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
+    mlflow = MLflow(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
     lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
-    old, new = (toy_release(lake, tmp_path, around) for around in (0.0, 50.0))
+    old, new = (toy_release(lake, mlflow, around) for around in (0.0, 50.0))
     made = []
     for version, first, count, around in ((old, 1000, 300, 0.0), (new, 2000, 500, 50.0)):
         rows = toy_rows(week, first, count, around)
-        scores = tracking.load_model(registry.version("toy", version).model_uri).predict(rows)
+        scores = tracking.load_model(mlflow, registry.version(mlflow, "toy", version).model_uri).predict(rows)
         columns = {"probability": scores, "model_version": np.full(count, version)}
         made.append(pa.table({**{name: rows[name] for name in rows.column_names}, **columns}))
     lake.table("predictions/toy").overwrite(pa.concat_tables(made), week, "event_timestamp")
 
-    late, first = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports")
+    late, first = judge(TOY, lake, mlflow, week, utc(2013, 4, 8), tmp_path / "reports")
 
     assert [(f.release.version, f.rows) for f in (late, first)] == [(new, 500), (old, 300)]
     assert not late.drift.drifted
@@ -455,9 +455,10 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     assert not (late.performance.worse or first.performance.worse)
     assert [f.name for f in (late, first)] == ["toy-2013-04-08T000000Z", f"toy-2013-04-08T000000Z-v{old}"]
     assert [f.report for f in (late, first)] == ["", ""]
-    assert judge(TOY, lake, Window(week.end, week.end + WEEK), utc(2013, 4, 15), tmp_path / "reports") == []
+    next_week = Window(week.end, week.end + WEEK)
+    assert judge(TOY, lake, mlflow, next_week, utc(2013, 4, 15), tmp_path / "reports") == []
 
-    drawn = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports", draw=True)
+    drawn = judge(TOY, lake, mlflow, week, utc(2013, 4, 8), tmp_path / "reports", draw=True)
     assert [Path(f.report).name for f in drawn] == [f"{f.name}.html" for f in (late, first)]
     assert [f.drift for f in drawn] == [late.drift, first.drift]
 
@@ -483,16 +484,16 @@ def test_drift_that_no_training_has_answered_is_known(tmp_path):
 def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_damaged(
     tmp_path, monkeypatch, capfd
 ):
-    tracking.prepare(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
+    mlflow = MLflow(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
     lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
-    version = toy_release(lake, tmp_path, 0.0)
+    version = toy_release(lake, mlflow, 0.0)
     lake.table("predictions/toy").overwrite(predicted(week, version), week, "event_timestamp")
     reads = []
     read = dataset.read
     monkeypatch.setattr(dataset, "read", lambda *args: reads.append(args) or read(*args))
 
     def look() -> Drift:
-        (found,) = judge(TOY, lake, week, utc(2013, 4, 8), tmp_path / "reports")
+        (found,) = judge(TOY, lake, mlflow, week, utc(2013, 4, 8), tmp_path / "reports")
         return found.drift
 
     first = look()
@@ -516,23 +517,22 @@ def test_a_model_that_fails_is_said_to_fail_wherever_it_is_told(tmp_path, monkey
     told, warned = {}, []
     for kind in ("create_markdown_artifact", "create_table_artifact"):
         monkeypatch.setattr(monitoring, kind, lambda key, **said: told.update({key: said}))
-    monkeypatch.setattr(monitoring, "open_store", lambda: None)
     monkeypatch.setattr(monitoring.freshness, "measure", lambda *_: [])
     monkeypatch.setattr(
         monitoring, "logger", lambda: SimpleNamespace(warning=lambda *said: warned.append(said))
     )
-    settings = Settings()
-    tracking.prepare(settings.mlflow, settings.home)
-    lake, week = Lake(settings.lake), Window(utc(2013, 4, 1), utc(2013, 4, 8))
-    version = toy_release(lake, settings.home, 0.0)
+    project = Project.here()
+    mlflow = project.mlflow
+    lake, week = project.lake, Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    version = toy_release(lake, mlflow, 0.0)
     lines = []
     for wrong in (False, True):
         rows = toy_rows(week, 1000, 300, 0.0)
-        scores = tracking.load_model(registry.version("toy", version).model_uri).predict(rows)
+        scores = tracking.load_model(mlflow, registry.version(mlflow, "toy", version).model_uri).predict(rows)
         columns = {"probability": 1 - scores if wrong else scores, "model_version": np.full(300, version)}
         made = pa.table({**{name: rows[name] for name in rows.column_names}, **columns})
         lake.table("predictions/toy").overwrite(made, week, "event_timestamp")
-        finding = monitoring.watch.fn(TOY, week, week.end)
+        finding = monitoring.watch.fn(project, TOY, week, week.end)
         assert finding["worse"] is wrong
         for artifact, place in (("monitor-toy", "markdown"), ("drift-toy", "description")):
             assert ("and worse than promised" in told[artifact][place]) is wrong

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -22,7 +23,6 @@ from headrace.feature_store import store as features
 from headrace.feature_store.parity import Cause, compare, refuse_changing
 from headrace.lake import Lake, Window
 from headrace.pipeline import load
-from headrace.settings import Settings
 from tests.conftest import utc
 
 FIRST, THEN, FIVE, SIX = (utc(2013, 1, 1, hour) for hour in (0, 4, 5, 6))
@@ -175,9 +175,9 @@ def test_filling_the_store_again_mends_whatever_differs(
     from headrace.cli import app
 
     spec = replace(load("flights"), feature_service="toys", start=FIRST)
-    monkeypatch.setattr("headrace.cli.features._state", lambda: (toy.feast, toy.lake, Settings()))
+    project = SimpleNamespace(store=toy.feast, lake=toy.lake, ledger=None, pipeline=lambda _: spec)
+    monkeypatch.setattr("headrace.cli.features._project", lambda: project)
     monkeypatch.setattr("headrace.ingest.complete", lambda spec, at, *_: {s.name: at for s in spec.sources})
-    monkeypatch.setattr("headrace.pipeline.load", lambda _: spec)
     toy.bring_online()
     later = int(FIVE.replace(tzinfo=None).timestamp())  # Feast takes UTC's clock for the machine's
     toy.sql(

@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import registry, release, tracking
+from headrace import registry, release
 from headrace.cluster import cluster
 from headrace.errors import DamagedTable
 from headrace.lake import DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Regression
+from headrace.tracking import MLflow
 from tests.conftest import utc
 
 AS_OF = utc(2024, 3, 4)
@@ -37,8 +38,8 @@ class World:
     """A lake with a training set, an MLflow, a ledger, and a cluster."""
 
     def __init__(self, home: Path, client: Any) -> None:
-        self.home, self.client = home, client
-        tracking.prepare(f"sqlite:///{home}/mlflow/mlflow.db", home)
+        self.client = client
+        self.mlflow = MLflow(f"sqlite:///{home}/mlflow/mlflow.db", home)
         self.lake, self.ledger = Lake(str(home / "lake")), Ledger(f"sqlite:///{home}/ledger.db")
 
     def write(self, *, signal: float = 2.0, count: int = 2_000) -> DatasetRef:
@@ -68,14 +69,14 @@ class World:
             final=last,
             sources=[],
             lake=self.lake,
-            home=self.home,
+            mlflow=self.mlflow,
             cause="a test",
             as_of=AS_OF,
             client=self.client,
         )
 
     def registered(self, trial: release.Trial) -> int:
-        return registry.register("toy", trial.logged)
+        return registry.register(self.mlflow, "toy", trial.logged)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_the_best_on_the_selection_is_judged_on_the_holdout_and_promoted(world: 
     assert last.losses.size == 300
     assert last.logged.run_id != chosen.logged.run_id
     version = world.registered(last)
-    verdict = release.judge(SPEC, version, last, data, world.lake, AS_OF)
+    verdict = release.judge(SPEC, version, last, data, world.lake, world.mlflow, AS_OF)
     assert verdict.promoted
     assert verdict.champion is None
     assert (
@@ -108,9 +109,9 @@ def test_the_best_on_the_selection_is_judged_on_the_holdout_and_promoted(world: 
     )
     assert release.first(SPEC, world.ledger) is None
     for _ in range(2):  # done again, it ends the same
-        assert release.carry_out(SPEC, version, verdict, AS_OF, world.ledger, "a test")
+        assert release.carry_out(SPEC, version, verdict, AS_OF, world.mlflow, world.ledger, "a test")
         assert release.first(SPEC, world.ledger) == AS_OF
-        champion = registry.champion("toy")
+        champion = registry.champion(world.mlflow, "toy")
         assert champion is not None
         assert champion.version == version
 
@@ -120,19 +121,19 @@ def test_a_first_model_that_knows_no_more_than_the_past_is_not_released(world: W
     trial = world.tried(data, GOOD, last=True)
     version = world.registered(trial)
 
-    verdict = release.judge(SPEC, version, trial, data, world.lake, AS_OF)
+    verdict = release.judge(SPEC, version, trial, data, world.lake, world.mlflow, AS_OF)
     assert verdict.decision == "rejected"
-    assert release.carry_out(SPEC, version, verdict, AS_OF, world.ledger, "a test")
+    assert release.carry_out(SPEC, version, verdict, AS_OF, world.mlflow, world.ledger, "a test")
 
-    assert registry.champion("toy") is None
-    assert [r.verdict for r in registry.versions("toy")] == ["rejected"]
+    assert registry.champion(world.mlflow, "toy") is None
+    assert [r.verdict for r in registry.versions(world.mlflow, "toy")] == ["rejected"]
 
 
 def test_of_too_few_groups_nothing_is_concluded_of_a_first_model_either(world: World) -> None:
     data, wide = world.write(), replace(SPEC, gate=replace(SPEC.gate, group=timedelta(weeks=1)))
     trial = world.tried(data, GOOD, last=True)
     trial = replace(trial, groups=trial.groups // 7)
-    verdict = release.judge(wide, world.registered(trial), trial, data, world.lake, AS_OF)
+    verdict = release.judge(wide, world.registered(trial), trial, data, world.lake, world.mlflow, AS_OF)
     assert verdict.decision == "not enough evidence"
 
 
@@ -140,15 +141,15 @@ def test_who_is_no_better_than_the_champion_does_not_take_its_place(world: World
     data = world.write()
     good, blind = (world.tried(data, candidate, last=True) for candidate in (GOOD, BLIND))
     first = world.registered(good)
-    verdict = release.judge(SPEC, first, good, data, world.lake, AS_OF)
-    release.carry_out(SPEC, first, verdict, AS_OF, world.ledger, "a test")
+    verdict = release.judge(SPEC, first, good, data, world.lake, world.mlflow, AS_OF)
+    release.carry_out(SPEC, first, verdict, AS_OF, world.mlflow, world.ledger, "a test")
 
     second = world.registered(blind)
-    verdict = release.judge(SPEC, second, blind, data, world.lake, AS_OF)
+    verdict = release.judge(SPEC, second, blind, data, world.lake, world.mlflow, AS_OF)
     assert (verdict.decision, verdict.champion) == ("rejected", str(first))
     assert "over a guess" not in verdict.reason
-    assert release.carry_out(SPEC, second, verdict, AS_OF, world.ledger, "a test")
-    champion = registry.champion("toy")
+    assert release.carry_out(SPEC, second, verdict, AS_OF, world.mlflow, world.ledger, "a test")
+    champion = registry.champion(world.mlflow, "toy")
     assert champion is not None
     assert champion.version == first
 

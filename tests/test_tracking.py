@@ -29,7 +29,9 @@ from headrace.lake import DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Binary
+from headrace.project import Project
 from headrace.settings import Settings
+from headrace.tracking import MLflow
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
 from headrace.training.sklearn import Estimated
@@ -74,27 +76,40 @@ def uri(home):
 def template(tmp_path_factory):
     """A home with an empty MLflow database, made once: creating its tables takes two seconds."""
     home = tmp_path_factory.mktemp("template")
-    tracking.prepare(uri(home), home)
+    _ = MLflow(uri(home), home).client
     return home
 
 
 @pytest.fixture
 def home(template, tmp_path):
-    home = shutil.copytree(template, tmp_path / "home")
-    tracking.prepare(uri(home), home)
-    tracking.load_model.cache_clear()
-    return home
+    return shutil.copytree(template, tmp_path / "home")
 
 
 @pytest.fixture
-def log(home, model):
+def mlflow(home):
+    import mlflow
+
+    mlflow.set_tracking_uri("http://127.0.0.1:9")  # where this process points, nobody looks
+    return MLflow(uri(home), home)
+
+
+@pytest.fixture
+def pointed(mlflow):
+    """MLflow as whoever uses our models has it: the process points where they are."""
+    import mlflow as library
+
+    library.set_tracking_uri(mlflow.address)
+    return library
+
+
+@pytest.fixture
+def log(mlflow, model):
     def log(metrics=(("logloss", 0.41),), candidate=SMALL, model=model, cause="first", training=TRAINING):
         return tracking.log_candidate(
-            *(SPEC, candidate, model, dict(metrics)),
+            *(mlflow, SPEC, candidate, model, dict(metrics)),
             training=training,
             sources=[RAW],
-            lake=Lake(f"{home}/lake"),
-            home=home,
+            lake=Lake(f"{mlflow.home}/lake"),
             cause=cause,
             as_of=AS_OF,
         )
@@ -102,18 +117,12 @@ def log(home, model):
     return log
 
 
-def client():
-    from mlflow import MlflowClient
-
-    return MlflowClient()
-
-
-def runs():
-    experiment = client().get_experiment_by_name("late").experiment_id
-    return client().search_runs([experiment])
+def runs(mlflow):
+    experiment = mlflow.client.get_experiment_by_name("late").experiment_id
+    return mlflow.client.search_runs([experiment])
 
 
-def test_candidates_that_are_logged_at_once_share_their_data_sets(home, log, monkeypatch):
+def test_candidates_that_are_logged_at_once_share_their_data_sets(mlflow, home, log, monkeypatch):
     from mlflow import MlflowClient
 
     note, all_there = MlflowClient.log_inputs, threading.Barrier(AT_ONCE)
@@ -128,18 +137,18 @@ def test_candidates_that_are_logged_at_once_share_their_data_sets(home, log, mon
     with ThreadPoolExecutor(AT_ONCE) as pool:
         logged = [done.result() for done in [pool.submit(log, candidate=c) for c in candidates]]
 
-    assert len(runs()) == len(logged) == AT_ONCE
-    assert {run.info.run_id for run in runs()} == {each.run_id for each in logged}
-    assert {run.info.status for run in runs()} == {"FINISHED"}
+    assert len(runs(mlflow)) == len(logged) == AT_ONCE
+    assert {run.info.run_id for run in runs(mlflow)} == {each.run_id for each in logged}
+    assert {run.info.status for run in runs(mlflow)} == {"FINISHED"}
     names = {f"{ref.table}@v{ref.version}" for ref in (TRAINING, RAW)}
-    assert all({given.dataset.name for given in run.inputs.dataset_inputs} == names for run in runs())
+    assert all({given.dataset.name for given in run.inputs.dataset_inputs} == names for run in runs(mlflow))
 
 
 def test_processes_that_start_at_once_in_an_empty_home_all_find_one_sound_database(tmp_path):
     code = f"""
 from pathlib import Path
-from headrace import tracking
-tracking.prepare({uri(tmp_path)!r}, Path({str(tmp_path)!r}))
+from headrace.tracking import MLflow
+MLflow({uri(tmp_path)!r}, Path({str(tmp_path)!r})).client
 """
     started = [
         subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)
@@ -150,8 +159,8 @@ tracking.prepare({uri(tmp_path)!r}, Path({str(tmp_path)!r}))
     assert sum("Creating initial MLflow database tables" in error for error in errors) == 1
 
 
-def test_a_run_names_the_delta_versions_it_was_trained_on(log, home):
-    run = client().get_run(log().run_id)
+def test_a_run_names_the_delta_versions_it_was_trained_on(mlflow, log, home):
+    run = mlflow.client.get_run(log().run_id)
 
     inputs = {
         (i.tags[0].value, i.dataset.name): (i.dataset.digest, json.loads(i.dataset.source))
@@ -169,17 +178,17 @@ def test_a_run_names_the_delta_versions_it_was_trained_on(log, home):
     }
 
 
-def test_equal_rows_at_two_versions_stay_two_inputs(log):
+def test_equal_rows_at_two_versions_stay_two_inputs(mlflow, log):
     log()
     rewritten = dataclasses.replace(TRAINING, version=4)
-    run = client().get_run(log(training=rewritten, cause="again").run_id)
+    run = mlflow.client.get_run(log(training=rewritten, cause="again").run_id)
 
     assert "training/flights@v4" in [i.dataset.name for i in run.inputs.dataset_inputs]
 
 
-def test_a_run_and_its_model_carry_parameters_scores_and_cause(log, home):
+def test_a_run_and_its_model_carry_parameters_scores_and_cause(mlflow, log, home):
     logged = log()
-    run, kept = client().get_run(logged.run_id), client().get_logged_model(logged.model_id)
+    run, kept = mlflow.client.get_run(logged.run_id), mlflow.client.get_logged_model(logged.model_id)
 
     assert run.info.status == "FINISHED"
     assert run.data.params == kept.params == {"max_depth": "2", "rounds": "3", "seed": "0"}
@@ -188,9 +197,9 @@ def test_a_run_and_its_model_carry_parameters_scores_and_cause(log, home):
     assert kept.artifact_location.startswith(tracking.artifact_root(home) + "/late/")
 
 
-def test_the_same_work_is_logged_once(log):
+def test_the_same_work_is_logged_once(mlflow, log):
     assert log() == log()
-    assert len(runs()) == 1
+    assert len(runs(mlflow)) == 1
 
 
 @pytest.mark.parametrize(
@@ -207,7 +216,7 @@ def test_work_that_differs_is_logged_apart(log, other):
     assert log(**other) == log(**other)
 
 
-def test_a_step_killed_while_logging_leaves_a_killed_run_and_is_made_good_by_the_next(log, home):
+def test_a_step_killed_while_logging_leaves_a_killed_run_and_is_made_good_by_the_next(mlflow, log, home):
     code = f"""
 import os, signal
 from dataclasses import dataclass
@@ -217,22 +226,21 @@ class Dies:
     def save(self, directory):
         os.kill(os.getpid(), signal.SIGKILL)
 home = Path({str(home)!r})
-tracking.prepare(uri(home), home)
-tracking.log_candidate(SPEC, SMALL, Dies(), {{"logloss": 0.41}}, training=TRAINING, lake=Lake("lake"),
-                       home=home, cause="first", as_of=AS_OF)
+tracking.log_candidate(MLflow(uri(home), home), SPEC, SMALL, Dies(), {{"logloss": 0.41}},
+                       training=TRAINING, lake=Lake("lake"), cause="first", as_of=AS_OF)
 """
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     died = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=False)
     assert died.returncode == -signal.SIGKILL
-    assert [run.info.status for run in runs()] == ["RUNNING"]
+    assert [run.info.status for run in runs(mlflow)] == ["RUNNING"]
 
     logged = log()
 
-    assert {run.info.run_id == logged.run_id: run.info.status for run in runs()} == {
+    assert {run.info.run_id == logged.run_id: run.info.status for run in runs(mlflow)} == {
         True: "FINISHED",
         False: "KILLED",
     }
-    models = client().search_logged_models([runs()[0].info.experiment_id])
+    models = mlflow.client.search_logged_models([runs(mlflow)[0].info.experiment_id])
     assert {m.model_id == logged.model_id: str(m.status) for m in models} == {True: "READY", False: "FAILED"}
 
 
@@ -245,27 +253,28 @@ def test_what_a_model_needs_is_declared_and_not_found_by_importing_it(log, monke
     assert log().run_id
 
 
-def test_a_released_model_predicts_as_the_fitted_one_did(log, model):
+def test_a_released_model_predicts_as_the_fitted_one_did(mlflow, log, model):
     logged = log()
-    version = registry.register("late", logged)
-    loaded = tracking.load_model(f"models:/late/{version}")
+    version = registry.register(mlflow, "late", logged)
+    loaded = tracking.load_model(mlflow, f"models:/late/{version}")
 
     np.testing.assert_array_equal(loaded.predict(rows()), model.predict(rows()))
-    assert tracking.load_model(f"models:/late/{version}") is loaded
+    assert tracking.load_model(mlflow, f"models:/late/{version}") is loaded
     np.testing.assert_array_equal(
-        tracking.load_model(logged.model_uri).predict(rows()), loaded.predict(rows())
+        tracking.load_model(mlflow, logged.model_uri).predict(rows()), loaded.predict(rows())
     )
 
 
-def test_a_damaged_model_is_refused_by_its_version_and_file(log):
-    import mlflow.pyfunc
+def test_a_damaged_model_is_refused_by_its_version_and_file(mlflow, pointed, log):
+    import mlflow.pyfunc as stock
+    from mlflow import MlflowException
 
     logged = log()
-    version = registry.register("late", logged)
+    version = registry.register(mlflow, "late", logged)
     uri = f"models:/late/{version}"
-    tags = client().get_model_version("late", str(version)).tags
-    assert tags["headrace.digest"] == client().get_logged_model(logged.model_id).tags["headrace.digest"]
-    place = Path(client().get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
+    tags = mlflow.client.get_model_version("late", str(version)).tags
+    assert tags["headrace.digest"] == mlflow.client.get_logged_model(logged.model_id).tags["headrace.digest"]
+    place = Path(mlflow.client.get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
     (file,) = place.rglob("model.ubj")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -273,36 +282,36 @@ def test_a_damaged_model_is_refused_by_its_version_and_file(log):
 
     for address in (uri, logged.model_uri):
         with pytest.raises(DamagedModel, match=rf"The model {address} is damaged: `model\.ubj` is not as"):
-            tracking.load_model(address)
+            tracking.load_model(mlflow, address)
     with pytest.raises(DamagedModel, match=r"`model\.ubj` is not as it was written"):
-        mlflow.pyfunc.load_model(uri)
+        stock.load_model(uri)
     file.unlink()
     with pytest.raises(DamagedModel, match=r"`model\.ubj` is missing.*Restore the files from a backup"):
-        tracking.load_model(uri)
+        tracking.load_model(mlflow, uri)
     shutil.rmtree(file.parent)
     with pytest.raises(DamagedModel, match="`data/model` is missing, in its artifacts"):
-        tracking.load_model(uri)
-    with pytest.raises(mlflow.MlflowException, match="not found"):
-        tracking.load_model("models:/late/99")
+        tracking.load_model(mlflow, uri)
+    with pytest.raises(MlflowException, match="not found"):
+        tracking.load_model(mlflow, "models:/late/99")
 
 
-def test_a_model_of_before_there_were_checksums_still_loads(log, model):
+def test_a_model_of_before_there_were_checksums_still_loads(mlflow, log, model):
     logged = log()
-    version = registry.register("late", logged)
-    client().delete_model_version_tag("late", str(version), "headrace.digest")
-    place = Path(client().get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
+    version = registry.register(mlflow, "late", logged)
+    mlflow.client.delete_model_version_tag("late", str(version), "headrace.digest")
+    place = Path(mlflow.client.get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
     next(place.rglob("SHA256SUMS")).unlink()
 
-    loaded = tracking.load_model(f"models:/late/{version}")
+    loaded = tracking.load_model(mlflow, f"models:/late/{version}")
     np.testing.assert_array_equal(loaded.predict(rows()), model.predict(rows()))
 
 
-def test_a_model_is_not_loaded_by_an_alias_that_may_move(home):
+def test_a_model_is_not_loaded_by_an_alias_that_may_move(mlflow, home):
     with pytest.raises(ValueError, match="fixed version"):
-        tracking.load_model("models:/late@champion")
+        tracking.load_model(mlflow, "models:/late@champion")
 
 
-def test_stock_mlflow_loads_our_models_its_own_way(log, model):
+def test_stock_mlflow_loads_our_models_its_own_way(pointed, log, model):
     import mlflow.pyfunc
     import mlflow.xgboost
 
@@ -313,8 +322,8 @@ def test_stock_mlflow_loads_our_models_its_own_way(log, model):
     assert mlflow.xgboost.load_model(address).save_raw() == model.native.booster.save_raw()
 
 
-def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(home):
-    import mlflow.pyfunc
+def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(mlflow, pointed):
+    import mlflow.pyfunc as stock
     import xgboost
 
     odd, long = 'a "quoted" [0] < 1; b', Decimal(10**30)
@@ -332,22 +341,21 @@ def test_stock_mlflow_takes_columns_of_any_name_and_type_that_models_take(home):
     booster = xgboost.train({"objective": "binary:logistic"}, data, 2)
     fitted = Model("xgboost", Binary(), Boosted(encoder, booster))
     logged = tracking.log_candidate(
-        *(dataclasses.replace(SPEC, columns=columns), SMALL, fitted, {}),
+        *(mlflow, dataclasses.replace(SPEC, columns=columns), SMALL, fitted, {}),
         training=TRAINING,
-        lake=Lake(f"{home}/lake"),
-        home=home,
+        lake=Lake(f"{mlflow.home}/lake"),
         cause="odd",
         as_of=AS_OF,
     )
 
     # By its signature, which knows numbers and text alone, MLflow refuses to read a boolean as a number.
     frame = taken.to_pandas().astype({"flag": float})
-    served = mlflow.pyfunc.load_model(logged.model_uri).predict(frame)
+    served = stock.load_model(logged.model_uri).predict(frame)
 
     np.testing.assert_array_equal(served["probability"], fitted.predict(taken))
 
 
-def test_stock_mlflow_loads_the_sklearn_baseline_without_pickle(log):
+def test_stock_mlflow_loads_the_sklearn_baseline_without_pickle(pointed, log):
     import mlflow.sklearn
     from sklearn.linear_model import LogisticRegression
 
@@ -385,38 +393,38 @@ def test_requirements_can_be_installed_from_the_index(trainer):
     assert not [pin for pin in tracking.requirements(trainer) if "+" in pin]
 
 
-def test_a_run_is_registered_as_one_version_however_often_it_is_asked(log):
+def test_a_run_is_registered_as_one_version_however_often_it_is_asked(mlflow, log):
     first, second = log(), log(cause="second")
 
-    assert [registry.register("late", x) for x in (first, first, second, first)] == [1, 1, 2, 1]
-    assert [release.version for release in registry.versions("late")] == [1, 2]
+    assert [registry.register(mlflow, "late", x) for x in (first, first, second, first)] == [1, 1, 2, 1]
+    assert [release.version for release in registry.versions(mlflow, "late")] == [1, 2]
 
 
-def test_a_version_of_an_earlier_release_is_listed(log):
-    version = registry.register("late", log())
-    client().delete_model_version_tag("late", str(version), "headrace.trainer")
-    client().set_model_version_tag("late", str(version), "headrace.framework", "torch")
-    assert [release.trainer for release in registry.versions("late")] == ["torch"]
+def test_a_version_of_an_earlier_release_is_listed(mlflow, log):
+    version = registry.register(mlflow, "late", log())
+    mlflow.client.delete_model_version_tag("late", str(version), "headrace.trainer")
+    mlflow.client.set_model_version_tag("late", str(version), "headrace.framework", "torch")
+    assert [release.trainer for release in registry.versions(mlflow, "late")] == ["torch"]
 
 
-def test_there_is_no_champion_before_the_first_promotion(log):
-    assert registry.champion("late") is None
-    assert registry.versions("late") == []
-    registry.register("late", log())
-    assert registry.champion("late") is None
+def test_there_is_no_champion_before_the_first_promotion(mlflow, log):
+    assert registry.champion(mlflow, "late") is None
+    assert registry.versions(mlflow, "late") == []
+    registry.register(mlflow, "late", log())
+    assert registry.champion(mlflow, "late") is None
 
 
-def test_a_promoted_challenger_becomes_the_champion_with_the_reason(log):
+def test_a_promoted_challenger_becomes_the_champion_with_the_reason(mlflow, log):
     logged = log()
-    version = registry.register("late", logged, {"headrace.flow_run": "http://localhost/run"})
-    registry.set_alias("late", registry.CHALLENGER, version)
-    assert registry.challenger("late").verdict == ""
+    version = registry.register(mlflow, "late", logged, {"headrace.flow_run": "http://localhost/run"})
+    registry.set_alias(mlflow, "late", registry.CHALLENGER, version)
+    assert registry.challenger(mlflow, "late").verdict == ""
 
     for _ in range(2):  # redone after a crash, it ends the same
-        registry.promote("late", version, "It saves 0.01 nats.", NOON)
+        registry.promote(mlflow, "late", version, "It saves 0.01 nats.", NOON)
 
-        assert registry.challenger("late") is None
-        assert registry.champion("late") == registry.Release(
+        assert registry.challenger(mlflow, "late") is None
+        assert registry.champion(mlflow, "late") == registry.Release(
             pipeline="late",
             version=1,
             run_id=logged.run_id,
@@ -430,23 +438,23 @@ def test_a_promoted_challenger_becomes_the_champion_with_the_reason(log):
         )
 
 
-def test_a_rejected_challenger_stays_registered_and_the_champion_serves_on(log):
-    old, new = registry.register("late", log()), registry.register("late", log(cause="second"))
-    registry.promote("late", old, "first", NOON)
-    registry.set_alias("late", registry.CHALLENGER, new)
+def test_a_rejected_challenger_stays_registered_and_the_champion_serves_on(mlflow, log):
+    old, new = (registry.register(mlflow, "late", log(cause=cause)) for cause in ("first", "second"))
+    registry.promote(mlflow, "late", old, "first", NOON)
+    registry.set_alias(mlflow, "late", registry.CHALLENGER, new)
 
-    registry.reject("late", new, "It saves nothing.", NOON + timedelta(days=1))
+    registry.reject(mlflow, "late", new, "It saves nothing.", NOON + timedelta(days=1))
 
-    assert registry.champion("late").version == old
-    assert registry.challenger("late") is None
-    assert [(r.version, r.verdict) for r in registry.versions("late")] == [
+    assert registry.champion(mlflow, "late").version == old
+    assert registry.challenger(mlflow, "late") is None
+    assert [(r.version, r.verdict) for r in registry.versions(mlflow, "late")] == [
         (old, "promoted"),
         (new, "rejected"),
     ]
 
 
 @pytest.fixture
-def train(home, log, monkeypatch):
+def train(mlflow, home, log, monkeypatch):
     """Register versions, judge and release them as training flows do, each a run of its own."""
     from flows.steps import training
 
@@ -460,30 +468,30 @@ def train(home, log, monkeypatch):
         at: datetime = AS_OF
 
         def __post_init__(self):
-            self.version = registry.register("late", log(cause=self.cause))
+            self.version = registry.register(mlflow, "late", log(cause=self.cause))
 
         def release(self, against):
             monkeypatch.setattr(training, "holder", lambda: f"run {self.cause}")
             verdict = Verdict("promoted", self.cause, str(self.version), against)
-            return training.release.fn(SPEC, self.version, verdict, self.at)
+            return training.release.fn(Project.here(), SPEC, self.version, verdict, self.at)
 
     return Run
 
 
-def test_of_trainings_that_judged_against_one_champion_one_takes_its_place(train):
+def test_of_trainings_that_judged_against_one_champion_one_takes_its_place(mlflow, train):
     first, older, newer = train("first"), train("older"), train("newer")
     assert first.release(against=None)
     assert newer.release(against="1")
     assert not older.release(against="1")  # and judges again, against the newer one
-    assert registry.champion("late").version == newer.version
+    assert registry.champion(mlflow, "late").version == newer.version
     assert older.release(against=str(newer.version))
-    assert registry.champion("late").version == older.version
+    assert registry.champion(mlflow, "late").version == older.version
     entries = Ledger(Settings().ledger).entries("late", "promotion")
     assert [entry.key for entry in entries if entry.state == "done"] == ["1", "3", "2"]
 
 
 @pytest.mark.parametrize("killed_in", ["promote", "finish"])
-def test_a_release_that_was_killed_is_ended_by_the_next_run(train, killed_in, monkeypatch):
+def test_a_release_that_was_killed_is_ended_by_the_next_run(mlflow, train, killed_in, monkeypatch):
     first, second = train("first"), train("second")
     assert first.release(against=None)
     with monkeypatch.context() as patch:
@@ -499,32 +507,32 @@ def test_a_release_that_was_killed_is_ended_by_the_next_run(train, killed_in, mo
         assert not train("third").release(against="1")
     for _ in range(2):
         assert second.release(against="1" if killed_in == "promote" else None)
-    assert registry.champion("late").version == second.version
+    assert registry.champion(mlflow, "late").version == second.version
     assert not train("third").release(against="1")
 
 
-def test_a_champion_that_was_brought_back_by_hand_is_succeeded_again(train):
+def test_a_champion_that_was_brought_back_by_hand_is_succeeded_again(mlflow, train):
     first, second, third = train("first"), train("second"), train("third")
     assert first.release(against=None)
     assert second.release(against="1")
-    registry.set_alias("late", registry.CHAMPION, first.version)
+    registry.set_alias(mlflow, "late", registry.CHAMPION, first.version)
     assert third.release(against="1")
-    assert registry.champion("late").version == third.version
+    assert registry.champion(mlflow, "late").version == third.version
 
 
-def test_promoting_leaves_a_newer_challenger_alone(log):
-    old, new = registry.register("late", log()), registry.register("late", log(cause="second"))
-    registry.set_alias("late", registry.CHALLENGER, new)
+def test_promoting_leaves_a_newer_challenger_alone(mlflow, log):
+    old, new = (registry.register(mlflow, "late", log(cause=cause)) for cause in ("first", "second"))
+    registry.set_alias(mlflow, "late", registry.CHALLENGER, new)
 
-    registry.promote("late", old, "first", NOON)
+    registry.promote(mlflow, "late", old, "first", NOON)
 
-    assert registry.challenger("late").version == new
+    assert registry.challenger(mlflow, "late").version == new
 
 
 def test_a_server_that_is_not_there_is_reported_at_once(tmp_path):
     start = time.perf_counter()
     with pytest.raises(ServerUnreachable, match="make up"):
-        tracking.prepare("http://127.0.0.1:9", tmp_path)
+        _ = MLflow("http://127.0.0.1:9", tmp_path).client
 
     assert time.perf_counter() - start < 30  # MLflow's own retries would take minutes
 
@@ -543,7 +551,7 @@ def test_a_server_that_is_not_mlflow_is_reported_as_such(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(ServerUnreachable, match="not as MLflow does"):
-            tracking.prepare(f"http://127.0.0.1:{server.server_port}", tmp_path)
+            _ = MLflow(f"http://127.0.0.1:{server.server_port}", tmp_path).client
     finally:
         server.shutdown()
         server.server_close()

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
@@ -15,13 +14,12 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from headrace import ingest, tracking
+from headrace import ingest
 from headrace.errors import BeforeStart, HeadraceError
-from headrace.feature_store import store as feature_store
 from headrace.instants import plain, shown
-from headrace.lake import Lake, damage_explained, interruptible
-from headrace.ledger import Entry, Ledger
-from headrace.settings import Settings
+from headrace.lake import damage_explained, interruptible
+from headrace.ledger import Entry
+from headrace.project import Project
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State, TaskRun
@@ -33,7 +31,6 @@ T = TypeVar("T")
 LEASE = timedelta(hours=6)
 EARLY = 2.0
 """Seconds that a run may begin before its time."""
-FEATURES = Path(__file__).parent.parent.parent / "features"
 
 
 def instant(as_of: datetime | None, spec: Pipeline | None = None) -> datetime:
@@ -111,40 +108,26 @@ def tracked(done: Iterator[T], total: int, key: str, what: str) -> Iterator[T]:
                 logger().info("%3d %% of %s %s", share, f"{total:,}", what)
 
 
-def progress(spec: Pipeline, at: datetime) -> dict[str, datetime]:
+def progress(project: Project, spec: Pipeline, at: datetime) -> dict[str, datetime]:
     """Return up to which instant each source is complete, of the windows that ended by ``at``."""
-    settings = Settings()
-    return ingest.complete(spec, at, Lake(settings.lake), Ledger(settings.ledger))
+    return ingest.complete(spec, at, project.lake, project.ledger)
 
 
-def claim(spec: Pipeline, kind: str, key: str) -> Entry | None:
+def claim(project: Project, spec: Pipeline, kind: str, key: str) -> Entry | None:
     """Claim a piece of work for this flow run, or return the entry that says it is done."""
-    return Ledger(Settings().ledger).claim(spec.name, kind, key, holder=holder(), lease=LEASE)
+    return project.ledger.claim(spec.name, kind, key, holder=holder(), lease=LEASE)
 
 
-def finish(spec: Pipeline, kind: str, key: str, **detail: Any) -> Entry:
+def finish(project: Project, spec: Pipeline, kind: str, key: str, **detail: Any) -> Entry:
     """Record the work's result; return the record that stands, which is the first."""
-    ledger = Ledger(Settings().ledger)
-    return ledger.finish(spec.name, kind, key, holder=holder(), **detail)
+    return project.ledger.finish(spec.name, kind, key, holder=holder(), **detail)
 
 
 def give_up(flow: Any, flow_run: FlowRun, state: State) -> None:
     """Hook for a run that failed or crashed: let go of its claims."""
-    ledger = Ledger(Settings().ledger)
-    ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}")
+    Project.here().ledger.give_up(flow_run.parameters["pipeline"], f"flow run {flow_run.id}")
 
 
 def holder() -> str:
     """Return by what name this flow run claims its work."""
     return f"flow run {flow_run.id}"
-
-
-def open_store() -> Any:
-    """Open the project's Feast repository."""
-    return feature_store.open_store(FEATURES, Settings())
-
-
-def prepare_mlflow() -> None:
-    """Point this process at MLflow."""
-    settings = Settings()
-    tracking.prepare(settings.mlflow, settings.home)

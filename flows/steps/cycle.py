@@ -25,10 +25,9 @@ from prefect.states import Crashed
 from flows.steps.common import finish, logger
 from flows.steps.scoring import released
 from headrace.instants import plain, read, shown, stamp
-from headrace.lake import Lake, edge, windows
-from headrace.ledger import Ledger
+from headrace.lake import edge, windows
+from headrace.project import Project
 from headrace.serving import log
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -46,29 +45,29 @@ def present() -> datetime:
     return plain(datetime.now(UTC))
 
 
-def up_to_date(spec: Pipeline, at: datetime) -> bool:
+def up_to_date(project: Project, spec: Pipeline, at: datetime) -> bool:
     """Say, also in the log, whether a cycle has brought the pipeline up to date as of ``at`` or later."""
-    last = Ledger(Settings().ledger).last(spec.name, "cycle")
+    last = project.ledger.last(spec.name, "cycle")
     if not last or read(last.key) < at:
         return False
     logger().info("Nothing to do: %s brought it up to date as of %s UTC", last.holder, shown(read(last.key)))
     return True
 
 
-def catching_up(spec: Pipeline, at: datetime) -> list[datetime]:
+def catching_up(project: Project, spec: Pipeline, at: datetime) -> list[datetime]:
     """Return the ends of the windows that closed and are not predicted yet, and ``at`` for the last.
 
     An online store keeps each key's newest row: windows are predicted one after the
     other, each from the store as it was at its end.
     """
-    settings, since = Settings(), released(spec)
+    since = released(project, spec)
     if since is None:
         logger().info(
             "No model of %s is released yet, so nothing is scored: `train` releases the first", spec.name
         )
         return [at]
-    since = log.reached(spec, Lake(settings.lake), since, at)
-    if judged := Ledger(settings.ledger).last(spec.name, "judgement"):
+    since = log.reached(spec, project.lake, since, at)
+    if judged := project.ledger.last(spec.name, "judgement"):
         since = max(since, read(judged.detail["end"]))
     due = [window for window in windows(since, at, spec.window) if window.start >= since]
     return [*(window.end for window in due[:-1]), at]
@@ -88,8 +87,8 @@ def one_heartbeat() -> AbstractContextManager[Any]:
 class Parts:
     """The parts of a cycle as they are run, each a flow run of its own below the cycle's."""
 
-    def __init__(self, spec: Pipeline) -> None:
-        self.spec = spec
+    def __init__(self, project: Project, spec: Pipeline) -> None:
+        self.project, self.spec = project, spec
         self.did: dict[str, dict[str, Any]] = {"ingest": Counter(), "score": {}, "monitor": {}}
         self.seconds: dict[str, float] = {}
         self.failed: list[State[Any]] = []
@@ -110,8 +109,8 @@ class Parts:
         """Note that the pipeline is up to date as of ``at``, or fail as the first part did that failed."""
         if self.failed:
             self.failed[0].result()
-        finish(self.spec, "cycle", stamp(at))
-        _tidy(self.spec)
+        finish(self.project, self.spec, "cycle", stamp(at))
+        _tidy(self.project, self.spec)
 
     def summary(self) -> dict[str, Any]:
         """Return rows landed per source and scored per window, findings per window, seconds per part."""
@@ -123,11 +122,10 @@ class Parts:
         }
 
 
-def _tidy(spec: Pipeline) -> None:
+def _tidy(project: Project, spec: Pipeline) -> None:
     """Merge the files of tables that have many, so that a cycle takes as long after years as at first."""
-    lake = Lake(Settings().lake)
     for name in [*spec.raw.values(), *(table.table for table in spec.feature_tables), log.table_of(spec)]:
-        if files := lake.table(name).compact(above=MANY):
+        if files := project.lake.table(name).compact(above=MANY):
             logger().debug("Merged the %d files of %s", files, name)
 
 

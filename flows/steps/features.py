@@ -9,26 +9,26 @@ from datetime import datetime
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import logger, open_store, progress, slug, step, tracked
+from flows.steps.common import logger, progress, slug, step, tracked
 from headrace.cluster import each
 from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
 from headrace.feature_store.freshness import Freshness
 from headrace.feature_store.tables import Cause
 from headrace.instants import shown
-from headrace.lake import Lake, Window, windows
+from headrace.lake import Window, windows
 from headrace.pipeline import FeatureTable, Pipeline
+from headrace.project import Project
 from headrace.serving import log
-from headrace.settings import Settings
 
 Due = Mapping[FeatureTable, Mapping[Window, Cause]]
 
 
 @step("find stale windows")
-def stale(spec: Pipeline, at: datetime) -> Due:
+def stale(project: Project, spec: Pipeline, at: datetime) -> Due:
     """Return, per feature table, the windows to build of those whose sources are complete, and say why."""
-    lake, due = Lake(Settings().lake), {}
-    complete = progress(spec, at)
+    lake, due = project.lake, {}
+    complete = progress(project, spec, at)
     for source in spec.sources:
         if complete[source.name] < at:
             came = shown(complete[source.name])
@@ -49,13 +49,12 @@ def stale(spec: Pipeline, at: datetime) -> Due:
 
 
 @step("build features", minutes=240)
-def build_features(spec: Pipeline, due: Due) -> dict[str, int]:
+def build_features(project: Project, spec: Pipeline, due: Due) -> dict[str, int]:
     """Build the windows of all tables in parallel on the cluster; return the rows written per table.
 
     Each window is one commit: what is built when a run is killed stays built.
     """
-    settings = Settings()
-    lake = Lake(settings.lake)
+    settings, lake = project.settings, project.lake
     work = [(table, spec.raw, window, lake, spec.name) for table, why in due.items() for window in why]
     rows = {table.name: 0 for table, *_ in work}
     if not work:
@@ -67,9 +66,9 @@ def build_features(spec: Pipeline, due: Due) -> dict[str, int]:
 
 
 @step("apply the Feast repository", log_prints=False)  # of a Python function, dill prints the byte code
-def apply_features(spec: Pipeline, due: Due) -> None:
+def apply_features(project: Project, spec: Pipeline, due: Due) -> None:
     """Tell Feast what ``features/<pipeline>.py`` declares, and which windows are about to change."""
-    store = open_store()
+    store = project.store
     feature_store.apply(store, f"features.{spec.name}")
     feature_store.views_of(store, spec.feature_service)  # of a name nobody declares, it says so now
     for table, stale in due.items():
@@ -78,7 +77,7 @@ def apply_features(spec: Pipeline, due: Due) -> None:
 
 
 @step("bring {spec.feature_service} online")
-def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) -> None:
+def bring_online(project: Project, spec: Pipeline, at: datetime, since: datetime | None = None) -> None:
     """Materialise into the online store what became known since the last time, or ``since`` then.
 
     Of each table, up to the end of its last window that can be built: a later end would
@@ -89,16 +88,18 @@ def bring_online(spec: Pipeline, at: datetime, since: datetime | None = None) ->
     Raises:
         ChangesWithinWindow: For predictions of the last such window it would serve what came later.
     """
-    store, complete = open_store(), progress(spec, at)
+    store, complete = project.store, progress(project, spec, at)
     until = log.predictable(spec, complete)
     if closed := windows(spec.start, until, spec.window):
-        parity.refuse_changing(store, spec, Lake(Settings().lake), closed[-1])
+        parity.refuse_changing(store, spec, project.lake, closed[-1])
     reached = tables.edges(spec.feature_tables, complete, until)
     feature_store.materialize(store, spec.feature_service, until, since, reached)
 
 
 @step("show what was built")
-def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: datetime) -> list[Freshness]:
+def report_features(
+    project: Project, spec: Pipeline, due: Due, built: Mapping[str, int], at: datetime
+) -> list[Freshness]:
     """Show, per table, what was built and why; per view, how old it is. Return the overdue ones."""
     causes = {table.name: Counter(why.values()) for table, why in due.items()}
     create_table_artifact(
@@ -111,7 +112,7 @@ def report_features(spec: Pipeline, due: Due, built: Mapping[str, int], at: date
         ],
         description=f"## Windows of `{spec.name}` built as of {at:%Y-%m-%d %H:%M} UTC, by cause",
     )
-    views = freshness.measure(open_store(), spec.feature_service, at)
+    views = freshness.measure(project.store, spec.feature_service, at)
     create_table_artifact(
         key=slug("freshness", spec.name),
         table=[view.line() for view in views],
@@ -142,10 +143,10 @@ def announce_overdue(spec: Pipeline, overdue: Iterable[Freshness], at: datetime)
 
 
 @step("check parity of {window}")
-def check_parity(spec: Pipeline, window: Window, rows: int | None = parity.SAMPLE) -> None:
+def check_parity(project: Project, spec: Pipeline, window: Window, rows: int | None = parity.SAMPLE) -> None:
     """Stop unless the online store serves ``rows`` of the window's predictions (None: all) as they should be.
 
     Raises:
         ParityBroken: It serves another value than the point-in-time join gives.
     """
-    parity.check(open_store(), spec, Lake(Settings().lake), window, rows)
+    parity.check(project.store, spec, project.lake, window, rows)

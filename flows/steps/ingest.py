@@ -20,11 +20,10 @@ from headrace.cluster import each
 from headrace.errors import BatchRejected, SourceLate
 from headrace.ingest import Settled, Staged
 from headrace.instants import shown
-from headrace.lake import Lake, Window, edge, windows
-from headrace.ledger import Ledger
+from headrace.lake import Window, edge, windows
 from headrace.legible import markdown
 from headrace.pipeline import Pipeline, Source
-from headrace.settings import Settings
+from headrace.project import Project
 from headrace.validation import publish
 
 if TYPE_CHECKING:
@@ -33,17 +32,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def staging() -> Iterator[Path]:
+def staging(project: Project) -> Iterator[Path]:
     """Make a folder for this run's batches; it goes with the run."""
-    with ingest.workspace(Settings().home) as folder:
+    with ingest.workspace(project.settings.home) as folder:
         yield folder
 
 
 @step("read {source.name}")
-def read(spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
+def read(project: Project, spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
     """Stage what the source's windows bring."""
-    settings = Settings()
-    staged = ingest.stage(spec, source, at, Lake(settings.lake), Ledger(settings.ledger), folder)
+    staged = ingest.stage(spec, source, at, project.lake, project.ledger, folder)
     if staged.earlier:
         told = (
             "%s: %s rows became known before `start`, %s UTC, and are left out; set it earlier to have them"
@@ -66,12 +64,14 @@ class Answers:
         return cls(came, [(source, answer) for source, answer in answers if not answer.is_completed()])
 
 
-def ask(spec: Pipeline, at: datetime, folder: Path) -> Iterator[Answers]:
+def ask(project: Project, spec: Pipeline, at: datetime, folder: Path) -> Iterator[Answers]:
     """Read every source; yield what they answer first, then the answer of each late one when it has come."""
-    answers = [(source, read(spec, source, at, folder, return_state=True)) for source in spec.sources]
+    answers = [
+        (source, read(project, spec, source, at, folder, return_state=True)) for source in spec.sources
+    ]
     late = [source for source, answer in answers if _may_come(source, answer, at)]
     yield Answers.of([given for given in answers if given[0] not in late or given[1].is_completed()])
-    waiting = [(source, _wait_for(spec, source, at, folder)) for source in late]
+    waiting = [(source, _wait_for(project, spec, source, at, folder)) for source in late]
     for source, answer in waiting:
         answer.wait()
         yield Answers.of([(source, answer.state)])
@@ -84,7 +84,9 @@ def _may_come(source: Source, answer: State[Staged], at: datetime) -> bool:
     return datetime.now(UTC) < edge(at, source.window) + source.deadline
 
 
-def _wait_for(spec: Pipeline, source: Source, at: datetime, folder: Path) -> PrefectFuture[Staged]:
+def _wait_for(
+    project: Project, spec: Pipeline, source: Source, at: datetime, folder: Path
+) -> PrefectFuture[Staged]:
     """Ask a late source again, with growing pauses, until it has come or its deadline has passed."""
     until = edge(at, source.window) + source.deadline
     pauses = list(_pauses((until - datetime.now(UTC)).total_seconds()))
@@ -92,13 +94,12 @@ def _wait_for(spec: Pipeline, source: Source, at: datetime, folder: Path) -> Pre
     patient = _come.with_options(
         retries=len(pauses), retry_delay_seconds=pauses, retry_condition_fn=lambda *_: True
     )
-    return patient.submit(spec, source, at, folder)
+    return patient.submit(project, spec, source, at, folder)
 
 
 @step("wait for {source.name}")
-def _come(spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
-    settings = Settings()
-    staged = ingest.stage(spec, source, at, Lake(settings.lake), Ledger(settings.ledger), folder)
+def _come(project: Project, spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
+    staged = ingest.stage(spec, source, at, project.lake, project.ledger, folder)
     if waited_for := _waited_for(source, staged):
         raise SourceLate(source.name, str(waited_for[0]), source.deadline)
     return staged
@@ -118,10 +119,11 @@ def _pauses(seconds: float) -> Iterator[float]:
 
 
 @step("validate and land", minutes=240)
-def settle(spec: Pipeline, staged: Sequence[tuple[Source, Staged]], at: datetime) -> list[Settled]:
+def settle(
+    project: Project, spec: Pipeline, staged: Sequence[tuple[Source, Staged]], at: datetime
+) -> list[Settled]:
     """Validate every batch and land what passes, in parallel on the cluster; close windows without any."""
-    settings = Settings()
-    lake = Lake(settings.lake)
+    settings, lake = project.settings, project.lake
     work = [(batch, source, lake, at) for source, brought in staged for batch in brought.batches]
     settled: dict[int, Settled] = {}
     if work:
@@ -157,27 +159,27 @@ def _announce_overdue(spec: Pipeline, source: Source, missing: Sequence[Window])
         )
 
 
-def tell(spec: Pipeline, settled: Sequence[Settled]) -> None:
+def tell(project: Project, spec: Pipeline, settled: Sequence[Settled]) -> None:
     """Say in the flow's log, which a person at the terminal sees, what did not simply land."""
-    settings, say = Settings(), logger().warning
+    say = logger().warning
     for s in settled:
         if s.entry:
             say("%s: %s of %s rows are in quarantine", s.batch, f"{s.entry.held.rows:,}", f"{s.entry.of:,}")
         if s.aside:
             say("%s: kept aside, because nobody declared it: %s", s.batch, ", ".join(s.aside))
-    waits = quarantine.waiting(Lake(settings.lake), Ledger(settings.ledger), spec)
+    waits = quarantine.waiting(project.lake, project.ledger, spec)
     if whole := [entry.id for entry in waits if entry.whole]:
         say("Held as a whole, and waiting for a decision: %s", ", ".join(whole))
 
 
 @step("report")
-def report(spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
+def report(project: Project, spec: Pipeline, settled: Sequence[Settled], at: datetime) -> None:
     """Show what was found, in the artifacts and in Data Docs.
 
     Raises:
         BatchRejected: Batches are held as a whole. It is raised last, when all else has landed.
     """
-    settings = Settings()
+    settings = project.settings
     if not settled:
         return
     pages = publish({str(s.batch): s.validation for s in settled}, settings.home / "validations")
@@ -241,9 +243,9 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
         )
 
 
-def batches(spec: Pipeline, at: datetime) -> dict[str, int]:
+def batches(project: Project, spec: Pipeline, at: datetime) -> dict[str, int]:
     """Count, per source, the windows of which rows landed by ``at``."""
-    lake = Lake(Settings().lake)
+    lake = project.lake
     counts = {}
     for source in spec.sources:
         due = windows(spec.start, at, source.window)

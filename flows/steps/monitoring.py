@@ -13,72 +13,74 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import finish, logger, open_store, prepare_mlflow, progress, slug, step
+from flows.steps.common import finish, logger, progress, slug, step
 from flows.steps.scoring import released
 from headrace import tracking
 from headrace.errors import NoChampion, NotTakenUp
 from headrace.feature_store import freshness
 from headrace.instants import shown, stamp
-from headrace.lake import Lake, Window
-from headrace.ledger import CLAIMED, DONE, Ledger
+from headrace.lake import Window
+from headrace.ledger import CLAIMED, DONE
 from headrace.legible import markdown
 from headrace.monitoring import judgements
 from headrace.pipeline import Pipeline
+from headrace.project import Project
 from headrace.release import compare
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.monitoring.watch import Finding
 
 
 @step("find windows to judge")
-def unjudged(spec: Pipeline, at: datetime) -> list[Window]:
+def unjudged(project: Project, spec: Pipeline, at: datetime) -> list[Window]:
     """Return, in order, the windows not judged yet that are predicted, up to the first that is not.
 
     Raises:
         NoChampion: The ledger knows of no release.
     """
-    settings, since = Settings(), released(spec)
+    since = released(project, spec)
     if since is None:
         raise NoChampion(spec.name)
-    lake, ledger = Lake(settings.lake), Ledger(settings.ledger)
-    return judgements.due(spec, lake, ledger, since, progress(spec, at))
+    complete = progress(project, spec, at)
+    return judgements.due(spec, project.lake, project.ledger, since, complete)
 
 
-def note_judgement(spec: Pipeline, window: Window, finding: Mapping[str, Any]) -> dict[str, Any]:
+def note_judgement(
+    project: Project, spec: Pipeline, window: Window, finding: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write down what was found in a window; the first finding stands, and is returned."""
-    return finish(spec, judgements.KIND, str(window), end=stamp(window.end), **finding).detail
+    return finish(project, spec, judgements.KIND, str(window), end=stamp(window.end), **finding).detail
 
 
-def judgement(spec: Pipeline, window: Window) -> dict[str, Any] | None:
+def judgement(project: Project, spec: Pipeline, window: Window) -> dict[str, Any] | None:
     """Return what was found in a window; None if it was not judged."""
-    return judgements.of(spec, Ledger(Settings().ledger), window)
+    return judgements.of(spec, project.ledger, window)
 
 
-def unanswered_drift(spec: Pipeline) -> dict[str, Any] | None:
+def unanswered_drift(project: Project, spec: Pipeline) -> dict[str, Any] | None:
     """Return the last judgement if it found drift and no training has begun for it: its event may be lost."""
-    return judgements.unanswered(spec, Ledger(Settings().ledger))
+    return judgements.unanswered(spec, project.ledger)
 
 
 @step("judge {window}")
-def watch(spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
+def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
     """Measure drift and performance of a window; note them, and Evidently's page of a drift, in MLflow."""
     from headrace.monitoring.watch import judge
 
-    prepare_mlflow()
-    settings, cause = Settings(), f"drift/{stamp(window.end)}"
-    findings = judge(spec, Lake(settings.lake), window, at, settings.home / "reports")
+    cause, reports = f"drift/{stamp(window.end)}", project.settings.home / "reports"
+    findings = judge(spec, project.lake, project.mlflow, window, at, reports)
     if not findings:
         reason = "There was nothing to predict in it."
         return {"window": str(window), "drifted": False, "cause": cause, "reason": reason}
     ages: dict[str, float] = {}
-    for view in freshness.measure(open_store(), spec.feature_service, at):
+    for view in freshness.measure(project.store, spec.feature_service, at):
         if view.age is not None:
             ages[f"feature_age_h.{view.view}"] = view.age / timedelta(hours=1)
     drifted = any(finding.drift.drifted for finding in findings)
     measured = [_measured(finding) | ages for finding in findings]
     pages = [
-        _page(spec, window, finding, metrics) for finding, metrics in zip(findings, measured, strict=True)
+        _page(project, spec, window, finding, metrics)
+        for finding, metrics in zip(findings, measured, strict=True)
     ]
     worse = any(finding.performance.worse for finding in findings)
     found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"
@@ -120,12 +122,14 @@ def _measured(finding: Finding) -> dict[str, float]:
     return {name: float(value) for name, value in measured.items() if value is not None and not isnan(value)}
 
 
-def _page(spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str, float]) -> str:
+def _page(
+    project: Project, spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str, float]
+) -> str:
     """Note a finding in MLflow; return what the artifact says of it."""
-    settings, serving, fared = Settings(), finding.release, finding.performance
+    mlflow, serving, fared = project.settings.mlflow_page, finding.release, finding.performance
     scored = f"{told}." if (told := spec.problem.told(fared.scores)) else ""
-    noted = settings.mlflow_page + tracking.log_watch(
-        spec.name, finding.name, metrics, finding.report, home=settings.home, as_of=window.end
+    noted = mlflow + tracking.log_watch(
+        project.mlflow, spec.name, finding.name, metrics, finding.report, as_of=window.end
     )
     if finding.report:
         drawn = f"[Evidently report]({noted}) (served by `make up`)."
@@ -135,7 +139,7 @@ def _page(spec: Pipeline, window: Window, finding: Finding, metrics: Mapping[str
         )
     return (
         f"{markdown(finding.drift.reason)}\n\n{fared.reason} {scored}\n\n"
-        f"Champion: [version {serving.version}]({settings.mlflow_page}/#/models/{spec.name}/versions/"
+        f"Champion: [version {serving.version}]({mlflow}/#/models/{spec.name}/versions/"
         f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}, "
         f"with {finding.rows:,} predictions. {drawn}"
     )
@@ -163,13 +167,13 @@ def announce_drift(spec: Pipeline, at: datetime, finding: Mapping[str, Any]) -> 
 
 
 @step("wait for the retraining", minutes=30)
-def await_retraining(spec: Pipeline, cause: str) -> dict[str, Any]:
+def await_retraining(project: Project, spec: Pipeline, cause: str) -> dict[str, Any]:
     """Return the verdict of the retraining that ``cause`` started, once the ledger has it.
 
     Raises:
         NotTakenUp: After three minutes no run is at work on it.
     """
-    ledger, began = Ledger(Settings().ledger), time.monotonic()
+    ledger, began = project.ledger, time.monotonic()
     while True:
         entries = ledger.entries(spec.name, "training", cause)
         if done := next((e for e in entries if e.state == DONE), None):
@@ -181,7 +185,6 @@ def await_retraining(spec: Pipeline, cause: str) -> dict[str, Any]:
 
 
 @step("compare the releases")
-def compare_releases(spec: Pipeline, span: Window, at: datetime) -> list[dict[str, Any]]:
+def compare_releases(project: Project, spec: Pipeline, span: Window, at: datetime) -> list[dict[str, Any]]:
     """Set every release beside the first one, on the predictions of ``span`` neither was trained on."""
-    prepare_mlflow()
-    return [asdict(each) for each in compare(spec, Lake(Settings().lake), span, at)]
+    return [asdict(each) for each in compare(spec, project.lake, project.mlflow, span, at)]

@@ -4,61 +4,59 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from flows.steps.common import open_store, prepare_mlflow, progress, step
+from flows.steps.common import progress, step
 from headrace import registry, tracking
 from headrace import release as releases
 from headrace.errors import NoChampion
 from headrace.feature_store import store as feature_store
-from headrace.lake import Lake, Window
-from headrace.ledger import Ledger
+from headrace.lake import Window
 from headrace.pipeline import Pipeline
+from headrace.project import Project
 from headrace.registry import Release
 from headrace.serving import log
-from headrace.settings import Settings
 
 
 @step("find the champion")
-def champion(spec: Pipeline) -> Release:
+def champion(project: Project, spec: Pipeline) -> Release:
     """Return the release that serves.
 
     Raises:
         NoChampion: Nothing was released yet.
     """
-    prepare_mlflow()
-    release = registry.champion(spec.name)
+    release = registry.champion(project.mlflow, spec.name)
     if release is None:
         raise NoChampion(spec.name)
     return release
 
 
-def released(spec: Pipeline) -> datetime | None:
+def released(project: Project, spec: Pipeline) -> datetime | None:
     """Return when (``as_of``, UTC) the pipeline's first model was released; None if none was."""
-    return releases.first(spec, Ledger(Settings().ledger))
+    return releases.first(spec, project.ledger)
 
 
 @step("find unscored windows")
-def unscored(spec: Pipeline, at: datetime) -> list[Window]:
+def unscored(project: Project, spec: Pipeline, at: datetime) -> list[Window]:
     """Return the windows since the first release in which predictions are missing, and can be made.
 
     Raises:
         NoChampion: The ledger knows of no release.
         StaleFeatures: Their features are not built from all raw rows there are.
     """
-    since = released(spec)
+    since = released(project, spec)
     if since is None:  # none, or cut short before the ledger had it: training again settles it
         raise NoChampion(spec.name)
-    return log.due(spec, Lake(Settings().lake), since, progress(spec, at))
+    return log.due(spec, project.lake, since, progress(project, spec, at))
 
 
 @step("score {window}")
-def score(spec: Pipeline, release: Release, window: Window) -> int:
+def score(project: Project, spec: Pipeline, release: Release, window: Window) -> int:
     """Predict for one window, from the online store, with the champion."""
-    lake, store = Lake(Settings().lake), open_store()
+    lake, store = project.lake, project.store
     return log.score(
         spec,
         lake,
         window,
         lambda spine: feature_store.online(store, spec.feature_service, spine),
-        tracking.load_model(release.model_uri),
+        tracking.load_model(project.mlflow, release.model_uri),
         release.version,
     )

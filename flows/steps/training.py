@@ -8,18 +8,17 @@ from datetime import datetime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 
-from flows.steps.common import holder, logger, open_store, prepare_mlflow, progress, slug, step
+from flows.steps.common import holder, logger, progress, slug, step
 from headrace import registry, tracking
 from headrace import release as releases
 from headrace.feature_store import store as feature_store
 from headrace.gate import Verdict
 from headrace.instants import shown
-from headrace.lake import DatasetRef, Lake
-from headrace.ledger import Ledger
+from headrace.lake import DatasetRef
 from headrace.legible import markdown
 from headrace.pipeline import Candidate, Pipeline
+from headrace.project import Project
 from headrace.release import Trial
-from headrace.settings import Settings
 from headrace.training import dataset
 
 MUCH = 0.5
@@ -27,22 +26,22 @@ MUCH = 0.5
 
 
 @step("find what is known")
-def known_to(spec: Pipeline, at: datetime) -> datetime:
+def known_to(project: Project, spec: Pipeline, at: datetime) -> datetime:
     """Return up to when (UTC), by ``at``, all has landed and is built that a model is to learn from.
 
     Raises:
         StaleFeatures: Features were built otherwise than they would be today.
     """
-    until = dataset.known_to(spec, progress(spec, at), Lake(Settings().lake))
+    until = dataset.known_to(spec, progress(project, spec, at), project.lake)
     if until < at:
         logger().info("Training on what is known up to %s UTC", shown(until))
     return until
 
 
 @step("build the training set")
-def training_set(spec: Pipeline, at: datetime) -> DatasetRef:
+def training_set(project: Project, spec: Pipeline, at: datetime) -> DatasetRef:
     """Join features to labelled predictions, point in time, and pin the result."""
-    store, lake = open_store(), Lake(Settings().lake)
+    store, lake = project.store, project.lake
     pins = feature_store.pins(store, spec.feature_service)
     data = dataset.build(
         spec,
@@ -59,14 +58,14 @@ def training_set(spec: Pipeline, at: datetime) -> DatasetRef:
 
 
 @step("pin its sources")
-def sources(data: DatasetRef) -> list[DatasetRef]:
+def sources(project: Project, data: DatasetRef) -> list[DatasetRef]:
     """Take the fingerprints of the tables that the training set was made from, as they were then."""
-    lake = Lake(Settings().lake)
-    return [lake.table(name).snapshot(version) for name, version in data.pins]
+    return [project.lake.table(name).snapshot(version) for name, version in data.pins]
 
 
 @step("fit {candidate.name}", minutes=60)
 def fit(
+    project: Project,
     spec: Pipeline,
     candidate: Candidate,
     data: DatasetRef,
@@ -78,11 +77,12 @@ def fit(
 
     Of several, that is the selection span; a single one is scored on the holdout at once.
     """
-    return _try_out(spec, candidate, data, sources, at, cause, final=len(spec.candidates) == 1)
+    return _try_out(project, spec, candidate, data, sources, at, cause, final=len(spec.candidates) == 1)
 
 
 @step("fit the chosen {chosen.candidate} again", minutes=60)
 def fit_again(
+    project: Project,
     spec: Pipeline,
     chosen: Trial,
     data: DatasetRef,
@@ -92,10 +92,11 @@ def fit_again(
 ) -> Trial:
     """Fit the chosen candidate on all rows before the holdout, and score it on that: nobody did before."""
     candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
-    return _try_out(spec, candidate, data, sources, at, cause, final=True)
+    return _try_out(project, spec, candidate, data, sources, at, cause, final=True)
 
 
 def _try_out(
+    project: Project,
     spec: Pipeline,
     candidate: Candidate,
     data: DatasetRef,
@@ -107,8 +108,7 @@ def _try_out(
 ) -> Trial:
     from headrace.cluster import cluster
 
-    prepare_mlflow()
-    settings = Settings()
+    settings = project.settings
     with cluster(settings.dask_address, settings.dask_workers) as client:
         return releases.try_out(
             spec,
@@ -116,8 +116,8 @@ def _try_out(
             data,
             final=final,
             sources=sources,
-            lake=Lake(settings.lake),
-            home=settings.home,
+            lake=project.lake,
+            mlflow=project.mlflow,
             cause=cause,
             as_of=at,
             client=client,
@@ -145,9 +145,9 @@ def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Trial]]) -> tuple[list[
 
 
 @step("choose the best candidate")
-def choose(spec: Pipeline, fitted: list[Trial], failed: Mapping[str, str]) -> Trial:
+def choose(project: Project, spec: Pipeline, fitted: list[Trial], failed: Mapping[str, str]) -> Trial:
     """Return the best of the candidates, and show all of them."""
-    best, page, problem = releases.choose(spec, fitted), Settings().mlflow_page, spec.problem
+    best, page, problem = releases.choose(spec, fitted), project.settings.mlflow_page, spec.problem
     last = "holdout" if best.final else "selection span"
     create_table_artifact(
         key=slug("candidates", spec.name),
@@ -176,29 +176,30 @@ def choose(spec: Pipeline, fitted: list[Trial], failed: Mapping[str, str]) -> Tr
 
 
 @step("register the challenger")
-def register(spec: Pipeline, trial: Trial) -> int:
+def register(project: Project, spec: Pipeline, trial: Trial) -> int:
     """Register what was tried on the holdout as the challenger; return its version."""
-    prepare_mlflow()
-    version = registry.register(spec.name, trial.logged)
-    registry.set_alias(spec.name, registry.CHALLENGER, version)
+    version = registry.register(project.mlflow, spec.name, trial.logged)
+    registry.set_alias(project.mlflow, spec.name, registry.CHALLENGER, version)
     return version
 
 
 @step("judge")
-def judge(spec: Pipeline, version: int, trial: Trial, data: DatasetRef, at: datetime) -> Verdict:
+def judge(
+    project: Project, spec: Pipeline, version: int, trial: Trial, data: DatasetRef, at: datetime
+) -> Verdict:
     """Compare the challenger on the holdout, row by row, with the champion or, at first, with a guess."""
-    prepare_mlflow()
-    return releases.judge(spec, version, trial, data, Lake(Settings().lake), at)
+    return releases.judge(spec, version, trial, data, project.lake, project.mlflow, at)
 
 
 @step("release")
-def release(spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> bool:
+def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> bool:
     """Carry out the verdict; False if another training was quicker, so that it must be judged again."""
-    prepare_mlflow()
-    if not releases.carry_out(spec, version, verdict, at, Ledger(Settings().ledger), holder()):
+    done = releases.carry_out(spec, version, verdict, at, project.mlflow, project.ledger, holder())
+    if not done:
         return False
-    page = Settings().mlflow_page
-    run = page + tracking.run_page(registry.version(spec.name, version).run_id)
+    page = project.settings.mlflow_page
+    challenger = registry.version(project.mlflow, spec.name, version)
+    run = page + tracking.run_page(project.mlflow, challenger.run_id)
     create_markdown_artifact(
         key=slug("verdict", spec.name),
         markdown=f"## Version {version}: {verdict.decision}\n\n"

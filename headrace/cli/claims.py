@@ -11,7 +11,6 @@ from rich.table import Column, Table
 
 from headrace.cli.listing import AsJson, show
 from headrace.errors import NotClaimed
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.ledger import Ledger
@@ -74,6 +73,6 @@ def free(
 
 
 def _ledger() -> Ledger:
-    from headrace.ledger import Ledger
+    from headrace.project import Project
 
-    return Ledger(Settings().ledger)
+    return Project.here().ledger

@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,13 +19,13 @@ from headrace.cli.listing import show as show_list
 from headrace.errors import NothingToCompare
 from headrace.feature_store.parity import SAMPLE
 from headrace.legible import legible
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.feature_store.catalog import View
     from headrace.feature_store.freshness import Freshness
     from headrace.lake import Lake, Window
     from headrace.pipeline import Pipeline
+    from headrace.project import Project
 
 app = typer.Typer(
     help="Look at the features: where from, how old, and served as trained on?", no_args_is_help=True
@@ -37,8 +37,7 @@ AsOf = Annotated[str, typer.Option(help="The instant to believe in, UTC; the pre
 @app.command("list")
 def listed(as_of: AsOf = "", as_json: AsJson = False) -> None:
     """List the feature views, with the age of what they serve."""
-    store, _, _ = _state()
-    found = _views(store, as_of)
+    found = _views(_project(), as_of)
     lines = [
         {
             **{"view": view.name, "keys": list(view.keys), "features": [f.name for f in view.features]},
@@ -80,15 +79,17 @@ def show(
     as_of: AsOf = "",
 ) -> None:
     """Show a view or a feature: what it is, where it comes from, and which models use it."""
-    from headrace import tracking
     from headrace.feature_store import catalog
 
-    store, lake, settings = _state()
-    view, features = catalog.find(name, _views(store, as_of))
-    tracking.prepare(settings.mlflow, settings.home)
-    used = [found for name in view.pipelines for found in catalog.models(name, features, lake)]
+    project = _project()
+    view, features = catalog.find(name, _views(project, as_of))
+    used = [
+        found
+        for name in view.pipelines
+        for found in catalog.models(name, features, project.lake, project.mlflow)
+    ]
     facts = Table.grid(padding=(0, 2))
-    built = catalog.last_build(view.table, lake) if view.table else None
+    built = catalog.last_build(view.table, project.lake) if view.table else None
     lines = {
         "view": f"[bold]{view.name}[/]",
         "what": escape(view.description),
@@ -125,12 +126,11 @@ def parity(
 ) -> None:
     """Compare what the online store serves with what the point-in-time join gives; 1 if they differ."""
     from headrace.feature_store.parity import measure
-    from headrace.pipeline import load
 
-    store, lake, _ = _state()
-    spec = load(pipeline)
-    window = _window(spec, lake, as_of)
-    found = measure(store, spec, lake, window, None if everything else sample)
+    project = _project()
+    spec = project.pipeline(pipeline)
+    window = _window(spec, project.lake, as_of)
+    found = measure(project.store, spec, project.lake, window, None if everything else sample)
     compared = f"{found.values:,} values in {found.rows:,} predictions of {window}"
     if not found.mismatches:
         console.print(f"The online store serves what the join gives: all {compared} are the same.")
@@ -153,14 +153,12 @@ def refill(
     from headrace import ingest
     from headrace.feature_store import store as feature_store
     from headrace.feature_store import tables
-    from headrace.ledger import Ledger
-    from headrace.pipeline import load
     from headrace.serving import log
 
-    store, lake, settings = _state()
-    spec = load(pipeline)
+    project = _project()
+    spec, store = project.pipeline(pipeline), project.store
     end = utc(as_of) if as_of else datetime.now(UTC)
-    complete = ingest.complete(spec, end, lake, Ledger(settings.ledger))
+    complete = ingest.complete(spec, end, project.lake, project.ledger)
     until = log.predictable(spec, complete)
     reached = tables.edges(spec.feature_tables, complete, until)
     feature_store.forget(store, spec.feature_service, spec.start)
@@ -169,23 +167,17 @@ def refill(
     console.print(f"`{spec.feature_service}` is filled again, as of {end:%Y-%m-%d %H:%M} UTC.")
 
 
-def _state() -> tuple[Any, Lake, Settings]:
-    from importlib import import_module
+def _project() -> Project:
+    from headrace.project import Project
 
-    from headrace.feature_store.store import open_store
-    from headrace.lake import Lake
-
-    settings = Settings()
-    repo = Path(next(iter(import_module("features").__path__)))
-    return open_store(repo, settings), Lake(settings.lake), settings
+    return Project.here()
 
 
-def _views(store: Any, as_of: str) -> list[View]:
+def _views(project: Project, as_of: str) -> list[View]:
     from headrace.feature_store.catalog import views
-    from headrace.pipeline import declared, load
 
     at = utc(as_of) if as_of else datetime.now(UTC)
-    return views(store, [load(name) for name in declared()], at)
+    return views(project.store, project.pipelines(), at)
 
 
 def _window(spec: Pipeline, lake: Lake, as_of: str) -> Window:

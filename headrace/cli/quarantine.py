@@ -19,7 +19,6 @@ from headrace.cli.listing import AsJson
 from headrace.cli.listing import show as show_list
 from headrace.errors import NothingLanded
 from headrace.legible import legible
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.lake import Lake
@@ -113,18 +112,18 @@ def release(
     """Validate an entry again, as its suite is now, and land it, once."""
     from headrace import ingest
     from headrace.errors import SourceUnreadable
-    from headrace.pipeline import load
+    from headrace.project import Project
     from headrace.quarantine import find
 
-    settings = Settings()
-    lake, ledger = _state()
+    project = Project.here()
+    lake, ledger = project.lake, project.ledger
     entry = find(lake, id)
     if rows and not Path(rows).exists():
         raise SourceUnreadable(id, [rows], "there is no such file")
     at = utc(as_of) if as_of else datetime.now(UTC)
-    with ingest.workspace(settings.home) as folder:
+    with ingest.workspace(project.settings.home) as folder:
         landed = ingest.release(
-            load(entry.pipeline),
+            project.pipeline(entry.pipeline),
             entry,
             lake,
             ledger,
@@ -155,11 +154,10 @@ def drop(
 
 
 def _state() -> tuple[Lake, Ledger]:
-    from headrace.lake import Lake
-    from headrace.ledger import Ledger
+    from headrace.project import Project
 
-    settings = Settings()
-    return Lake(settings.lake), Ledger(settings.ledger)
+    project = Project.here()
+    return project.lake, project.ledger
 
 
 def _decision(entry: Entry, lake: Lake, ledger: Ledger) -> str:

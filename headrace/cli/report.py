@@ -11,7 +11,6 @@ from rich.console import Console
 from headrace.cli.instant import utc
 from headrace.errors import NothingPredicted
 from headrace.legible import legible
-from headrace.settings import Settings
 
 console = Console()
 
@@ -23,16 +22,15 @@ def report(
     ] = "",
 ) -> None:
     """Draw Evidently's page of a window: how its rows lie beside those that its model learnt from."""
-    from headrace import tracking
     from headrace.instants import read
-    from headrace.lake import Lake, Window, edge
-    from headrace.ledger import Ledger
+    from headrace.lake import Window, edge
     from headrace.monitoring.watch import judge
-    from headrace.pipeline import load
+    from headrace.project import Project
     from headrace.serving.log import table_of
 
-    settings, spec = Settings(), load(pipeline)
-    last = Ledger(settings.ledger).last(spec.name, "judgement")
+    project = Project.here()
+    spec, lake = project.pipeline(pipeline), project.lake
+    last = project.ledger.last(spec.name, "judgement")
     if at:
         start = edge(utc(at), spec.window)
     elif last:
@@ -40,11 +38,10 @@ def report(
     else:
         raise NothingPredicted(spec.name, "any window that `monitor` has judged")
     window = Window(start, start + spec.window)
-    lake = Lake(settings.lake)
-    tracking.prepare(settings.mlflow, settings.home)
-    made = lake.table(table_of(spec)).exists()
-    reports = settings.home / "reports"
-    findings = judge(spec, lake, window, datetime.now(UTC), reports, draw=True) if made else []
+    findings = []
+    if lake.table(table_of(spec)).exists():
+        now, reports = datetime.now(UTC), project.settings.home / "reports"
+        findings = judge(spec, lake, project.mlflow, window, now, reports, draw=True)
     if not findings:
         raise NothingPredicted(spec.name, str(window))
     for found in findings:

@@ -9,23 +9,21 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from headrace.legible import legible_lines
-from headrace.settings import Settings
 
 console = Console()
 
 
 def verify(pipeline: Annotated[str, typer.Argument(help="Such as flights.")]) -> None:
     """Compare each version's files, and the rows it was made from, with what was noted; 1 if any differ."""
-    from headrace import integrity, tracking
-    from headrace.lake import Lake
-    from headrace.pipeline import load
+    from headrace import integrity
+    from headrace.project import Project
 
-    settings, spec = Settings(), load(pipeline)
-    tracking.prepare(settings.mlflow, settings.home)
+    project = Project.here()
+    spec = project.pipeline(pipeline)
     table = Table("version", Column("what", no_wrap=True), "as written")
     damaged = set[str]()
     with console.status("Reading all of it…"):
-        for checked in integrity.check(spec.name, Lake(settings.lake)):
+        for checked in integrity.check(spec.name, project.lake, project.mlflow):
             table.add_row(str(checked.version), checked.what, "[red]no[/]" if checked.wrong else "yes")
             damaged |= {checked.wrong} - {""}
     if not table.row_count:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headrace.lake import Lake
     from headrace.pipeline import Pipeline
     from headrace.registry import Release
+    from headrace.tracking import MLflow
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,15 @@ def find(name: str, among: Sequence[View]) -> tuple[View, tuple[Feature, ...]]:
     return known[name]
 
 
-def models(pipeline: str, features: Sequence[Feature], lake: Lake) -> list[tuple[Release, tuple[str, ...]]]:
+def models(
+    pipeline: str, features: Sequence[Feature], lake: Lake, mlflow: MLflow
+) -> list[tuple[Release, tuple[str, ...]]]:
     """Return the registered versions that were trained on some of ``features``, and on which.
 
     What a version was trained on is read from its own training set, not from today's declaration.
     """
     found = []
-    for release in registry.versions(pipeline):
+    for release in registry.versions(mlflow, pipeline):
         trained = lake.table(release.training.table).open(release.training.version)
         columns = {field.name for field in trained.schema().fields}
         if used := tuple(feature.name for feature in features if feature.name in columns):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headrace.monitoring.drift import Drift
     from headrace.pipeline import Pipeline
     from headrace.registry import Release
+    from headrace.tracking import MLflow
 
 REFERENCE = "reference.parquet"
 
@@ -49,7 +50,14 @@ class Finding:
 
 
 def judge(
-    spec: Pipeline, lake: Lake, window: Window, as_of: datetime, reports: Path, *, draw: bool = False
+    spec: Pipeline,
+    lake: Lake,
+    mlflow: MLflow,
+    window: Window,
+    as_of: datetime,
+    reports: Path,
+    *,
+    draw: bool = False,
 ) -> list[Finding]:
     """Judge a window, each version on the rows that it predicted; the one with the most comes first.
 
@@ -59,6 +67,7 @@ def judge(
     Args:
         spec: The pipeline.
         lake: Where its predictions, and what its versions learnt from, are.
+        mlflow: Where its versions are.
         window: What to judge.
         as_of: The instant (UTC) up to which a truth counts.
         reports: A folder for Evidently's pages, one per version.
@@ -75,8 +84,8 @@ def judge(
     findings: list[Finding] = []
     for version, made in _by_version(log.read(spec, lake, window)):
         name = f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}" + (f"-v{version}" if findings else "")
-        release = registry.version(spec.name, version)
-        reference = _reference(spec, lake, release)
+        release = registry.version(mlflow, spec.name, version)
+        reference = _reference(spec, lake, mlflow, release)
         current = sketch(made, spec.watched, limits=reference.whole.limits)
         found = drifts.drift(reference, current, spec.watched, spec.drift)
         page = reports / f"{name}.html"
@@ -102,21 +111,21 @@ def _of(rows: pa.Table, version: int) -> pa.Table:
     return rows.filter(pc.equal(rows["model_version"], version))
 
 
-def _reference(spec: Pipeline, lake: Lake, release: Release) -> Reference:
+def _reference(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -> Reference:
     """Return the summary of what a version was trained and proven on; made once, and kept with it.
 
     Raises:
         DamagedTable: It cannot be made, for the rows are no longer those that the version learnt from.
     """
-    if data := tracking.kept(release.run_id, REFERENCE):
+    if data := tracking.kept(mlflow, release.run_id, REFERENCE):
         reference = Reference.load(data)
         if reference.fits(spec.watched, spec.window):
             return reference
     lake.check(release.training)
     seen = dataset.read(spec, release.training, lake)
-    predicted = tracking.load_model(release.model_uri).predict(seen)
+    predicted = tracking.load_model(mlflow, release.model_uri).predict(seen)
     for name, values in spec.problem.named(predicted).items():
         seen = seen.append_column(name, values)
     reference = Reference.of(seen, spec.watched, spec.window)
-    tracking.keep(release.run_id, REFERENCE, reference.dump())
+    tracking.keep(mlflow, release.run_id, REFERENCE, reference.dump())
     return reference

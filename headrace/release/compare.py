@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from headrace.lake import Lake
     from headrace.pipeline import Pipeline
+    from headrace.tracking import MLflow
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Compared:
     value_of_first: float | None
 
 
-def compare(spec: Pipeline, lake: Lake, span: Window, as_of: datetime) -> list[Compared]:
+def compare(spec: Pipeline, lake: Lake, mlflow: MLflow, span: Window, as_of: datetime) -> list[Compared]:
     """Set every version beside the first one, on the predictions of ``span`` that neither was trained on."""
     problem, found = spec.problem, list[Compared]()
     name, title = next(iter(problem.shown.items()))
-    releases = registry.versions(spec.name)
+    releases = registry.versions(mlflow, spec.name)
     for release in releases:
         trained_to = release.as_of - spec.holdout
         if trained_to >= span.end:
@@ -49,7 +50,7 @@ def compare(spec: Pipeline, lake: Lake, span: Window, as_of: datetime) -> list[C
             continue
         targets = problem.encode(rows["label"])
         value, of_first = (
-            problem.scores(targets, tracking.load_model(r.model_uri).predict(rows)).get(name)
+            problem.scores(targets, tracking.load_model(mlflow, r.model_uri).predict(rows)).get(name)
             for r in (release, releases[0])
         )
         about = (release.version, release.candidate, release.verdict, trained_to, str(unseen))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headrace.gate import Verdict
     from headrace.ledger import Ledger
     from headrace.pipeline import Pipeline
+    from headrace.tracking import MLflow
 
 LEASE = timedelta(hours=6)
 
@@ -26,18 +27,24 @@ def first(spec: Pipeline, ledger: Ledger) -> datetime | None:
 
 
 def carry_out(
-    spec: Pipeline, version: int, verdict: Verdict, as_of: datetime, ledger: Ledger, holder: str
+    spec: Pipeline,
+    version: int,
+    verdict: Verdict,
+    as_of: datetime,
+    mlflow: MLflow,
+    ledger: Ledger,
+    holder: str,
 ) -> bool:
     """Promote or reject ``version``, as ``verdict`` says, for ``holder``.
 
     Of those that judged against one champion, one takes its place; False tells the others to judge again.
     """
     if not verdict.promoted:
-        registry.reject(spec.name, version, verdict.reason, as_of, verdict.decision)
+        registry.reject(mlflow, spec.name, version, verdict.reason, as_of, verdict.decision)
         return True
     if ledger.claim(spec.name, "promotion", str(version), holder=holder, lease=LEASE):
         return True
-    before, serving = verdict.champion or "none", _serving(spec)
+    before, serving = verdict.champion or "none", _serving(mlflow, spec)
     last = ledger.last(spec.name, "promotion")
     # With the last promotion: a champion that was brought back by hand is succeeded once more.
     succession = f"{before} after {last.key if last else 'none'}"
@@ -45,13 +52,13 @@ def carry_out(
         serving != before or ledger.claim(spec.name, "succession", succession, holder=holder, lease=LEASE)
     ):
         return False
-    registry.promote(spec.name, version, verdict.reason, as_of)
+    registry.promote(mlflow, spec.name, version, verdict.reason, as_of)
     # First: killed between the two, the next succession is called after this promotion.
     ledger.finish(spec.name, "promotion", str(version), holder=holder, as_of=as_of, reason=verdict.reason)
     ledger.finish(spec.name, "succession", succession, holder=holder, version=version)
     return True
 
 
-def _serving(spec: Pipeline) -> str:
-    champion = registry.champion(spec.name)
+def _serving(mlflow: MLflow, spec: Pipeline) -> str:
+    champion = registry.champion(mlflow, spec.name)
     return str(champion.version) if champion else "none"

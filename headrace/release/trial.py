@@ -13,7 +13,6 @@ from headrace.training import dataset
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
-    from pathlib import Path
     from typing import Any
 
     import numpy as np
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from headrace.lake import DatasetRef, Lake
     from headrace.pipeline import Candidate, Pipeline
-    from headrace.tracking import Logged
+    from headrace.tracking import Logged, MLflow
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def try_out(
     final: bool,
     sources: Sequence[DatasetRef],
     lake: Lake,
-    home: Path,
+    mlflow: MLflow,
     cause: str,
     as_of: datetime,
     client: Client,
@@ -59,7 +58,7 @@ def try_out(
 
     A ``final`` trial learns from all of ``data`` before the holdout, and is scored on that, for the gate to
     judge by; others learn from what is to train on, and are scored on the selection.
-    ``sources``, ``home``, ``cause`` and ``as_of`` are those of ``tracking.log_candidate``.
+    ``sources``, ``cause`` and ``as_of`` are those of ``tracking.log_candidate``.
 
     Raises:
         DamagedTable: What the gate is to judge by, ``data``, is not what was written.
@@ -76,6 +75,7 @@ def try_out(
     truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
     scores = spec.problem.scores(truth, predicted)
     logged = tracking.log_candidate(
+        mlflow,
         spec,
         candidate,
         model,
@@ -83,7 +83,6 @@ def try_out(
         training=data,
         sources=sources,
         lake=lake,
-        home=home,
         cause=cause,
         as_of=as_of,
         spans=learn,
@@ -91,7 +90,8 @@ def try_out(
     )
     if final:
         title = f"{spec.name}: {candidate.name} on the {len(truth):,} rows held out before {as_of:%Y-%m-%d}"
-        tracking.keep(logged.run_id, "holdout.png", picture(spec.problem, truth, predicted, title))
+        drawn = picture(spec.problem, truth, predicted, title)
+        tracking.keep(mlflow, logged.run_id, "holdout.png", drawn)
     losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
     return Trial(candidate.name, final, logged, scores, losses, groups, time.perf_counter() - start)
 

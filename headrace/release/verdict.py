@@ -16,17 +16,24 @@ if TYPE_CHECKING:
     from headrace.lake import DatasetRef, Lake
     from headrace.pipeline import Pipeline
     from headrace.release.trial import Trial
+    from headrace.tracking import MLflow
 
 
 def judge(
-    spec: Pipeline, version: int, trial: Trial, data: DatasetRef, lake: Lake, as_of: datetime
+    spec: Pipeline,
+    version: int,
+    trial: Trial,
+    data: DatasetRef,
+    lake: Lake,
+    mlflow: MLflow,
+    as_of: datetime,
 ) -> Verdict:
     """Compare ``version``, by its ``trial`` on the holdout of ``data``, with the champion, row by row.
 
     The first is compared with what one would say who knows the past alone (``problem.guess``).
     """
     name, problem = str(version), spec.problem
-    champion = registry.champion(spec.name)
+    champion = registry.champion(mlflow, spec.name)
     if champion and champion.version == version:  # promoted by a run that was killed before it could say so
         return gate.Verdict("promoted", champion.reason, name)
     if champion and champion.as_of > as_of:
@@ -34,7 +41,7 @@ def judge(
         return gate.Verdict("rejected", reason, name, str(champion.version))
     held_out = dataset.read(spec, data, lake, [spine.HOLDOUT])
     if champion:
-        predicted = tracking.load_model(champion.model_uri).predict(held_out)
+        predicted = tracking.load_model(mlflow, champion.model_uri).predict(held_out)
     else:
         predicted = guess(problem, dataset.read(spec, data, lake, spine.LEARNT), held_out)
     losses = problem.losses(problem.encode(held_out["label"]), predicted)

@@ -7,9 +7,10 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
-from headrace import registry, services, tracking
+from headrace import registry, services
 from headrace.instants import read
 from headrace.lake import windows
+from headrace.tracking import MLflow
 from tests.e2e.conftest import Project
 from tests.flows.conftest import eventually
 
@@ -59,5 +60,5 @@ def test_life_by_the_clock_is_exactly_once(project: Project) -> None:
 
     retrained = project.retrainings()
     assert retrained == project.drifts()[: len(retrained)]  # the last may be found as the worker ends
-    tracking.prepare(settings.mlflow, settings.home)
-    assert len(registry.versions("pumps")) == len(project.done("training"))
+    mlflow = MLflow(settings.mlflow, settings.home)
+    assert len(registry.versions(mlflow, "pumps")) == len(project.done("training"))

@@ -18,6 +18,7 @@ from headrace.ledger import Ledger
 from headrace.pipeline import Pipeline
 from headrace.serving import log
 from headrace.settings import Settings
+from headrace.tracking import MLflow
 from tests.conftest import free_port, utc
 from tests.e2e import projects
 
@@ -123,8 +124,8 @@ def declared(name: str) -> Pipeline:
 def test_a_pipeline_lives(world: World, lived: dict[str, Any], name: str) -> None:
     spec = declared(name)
     assert isinstance(lived[name], list), lived[name]
-    tracking.prepare(world.settings.mlflow, world.settings.home)
-    (version, *others) = registry.versions(name)
+    mlflow = MLflow(world.settings.mlflow, world.settings.home)
+    (version, *others) = registry.versions(mlflow, name)
     assert version.verdict == "promoted", version.reason
     assert others == []
     assert "over a guess from the past alone" in version.reason
@@ -135,14 +136,14 @@ def test_a_pipeline_lives(world: World, lived: dict[str, Any], name: str) -> Non
         assert made.num_rows == 6 * 7 * 24
         kinds = {column: made.schema.field(column).type for column in spec.problem.columns}
         assert kinds == spec.problem.columns
-        again = tracking.load_model(version.model_uri).predict(made)
+        again = tracking.load_model(mlflow, version.model_uri).predict(made)
         assert spec.problem.predicted(made).tolist() == again.tolist()  # the log says what was computed
 
     judged = world.ledger.entries(name, "judgement")
     assert [entry.key for entry in judged] == [str(window) for window in LIVED]
     known = "No outcome is known yet" if name == "unknown" else "Skill"
     assert all(known in entry.detail["performance"] for entry in judged)
-    assert [each for each in integrity.check(name, world.lake) if each.wrong] == []
+    assert [each for each in integrity.check(name, world.lake, mlflow) if each.wrong] == []
 
 
 def test_what_they_share_was_landed_and_built_once(world: World, lived: dict[str, Any]) -> None:
@@ -155,8 +156,8 @@ def test_what_they_share_was_landed_and_built_once(world: World, lived: dict[str
 
 def test_a_holdout_of_one_class_is_judged_by_its_losses(world: World, lived: dict[str, Any]) -> None:
     assert lived["quiet"].startswith("NotReleased"), lived["quiet"]
-    tracking.prepare(world.settings.mlflow, world.settings.home)
-    (version,) = registry.versions("quiet")
+    mlflow = MLflow(world.settings.mlflow, world.settings.home)
+    (version,) = registry.versions(mlflow, "quiet")
     assert version.verdict == "rejected"
     assert {"auc", "skill"}.isdisjoint(version.metrics)
     assert version.metrics["log_loss"] > 0

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from headrace import registry, tracking
+from headrace import registry
 from headrace.lake import Lake, Window
 from headrace.ledger import Ledger
 from headrace.pipeline import load
 from headrace.serving import log
+from headrace.tracking import MLflow
 from tests.conftest import utc
 from tests.flows.conftest import River
 
@@ -30,8 +31,8 @@ def test_another_question_is_asked_of_the_same_tables(river: River, name: str) -
         assert done.returncode == 0, done.stdout + done.stderr
 
     assert {table: lake.table(table).snapshot() for table in shared} == before
-    tracking.prepare(river.settings.mlflow, river.settings.home)
-    champion = registry.champion(name)
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    champion = registry.champion(mlflow, name)
     assert champion is not None
     assert f"{unit} per row over a guess from the past alone" in champion.reason
     assert champion.metrics["skill"] > 0.01
@@ -58,8 +59,8 @@ def test_a_model_of_another_kind_is_asked_through_mlflow_by_its_columns(river: R
     import mlflow.pyfunc
 
     spec, lake = load("outcome"), Lake(river.settings.lake)
-    tracking.prepare(river.settings.mlflow, river.settings.home)
-    champion = registry.champion("outcome")
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    champion = registry.champion(mlflow, "outcome")
     assert champion is not None
     made = log.read(spec, lake, WEEK).slice(0, 100)
     loaded = mlflow.pyfunc.load_model(champion.model_uri)

@@ -15,11 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from headrace import gate, registry, services, spine, tracking
+from headrace import gate, registry, services, spine
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
 from headrace.settings import Settings
+from headrace.tracking import MLflow
 from tests.conftest import ROOT, utc
 from tests.flows.conftest import River, eventually, flows
 
@@ -55,8 +56,8 @@ def test_the_better_challenger_serves_afterwards(river: River) -> None:
     assert retraining["decision"] == "promoted"
     assert gate.lower_bound(gate.Gain(**retraining["gain"]), 0.05) > 0
     assert retraining["gain"]["groups"] == 7
-    tracking.prepare(river.settings.mlflow, river.settings.home)
-    champion = registry.champion("flights")
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    champion = registry.champion(mlflow, "flights")
     assert champion is not None
     assert (str(champion.version), champion.verdict) == (retraining["challenger"], "promoted")
     assert champion.as_of == utc(2013, 4, 29)
@@ -80,8 +81,8 @@ def test_an_event_that_arrives_again_trains_nothing(river: River) -> None:
             return len(runs) == before + 1 and all(run["state_type"] == "COMPLETED" for run in runs)
 
         eventually(came_and_went)
-    tracking.prepare(river.settings.mlflow, river.settings.home)
-    assert [release.version for release in registry.versions("flights")] == [1, 2]
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    assert [release.version for release in registry.versions(mlflow, "flights")] == [1, 2]
     entries = Ledger(river.settings.ledger).entries("flights", "training", DRIFT)
     assert [entry.state for entry in entries] == ["claimed", DONE]
 
@@ -132,8 +133,8 @@ def test_all_that_models_were_made_of_is_as_it_was_written(river: River) -> None
 def test_the_registered_model_says_which_rows_made_it(river: River) -> None:
     from mlflow import MlflowClient
 
-    tracking.prepare(river.settings.mlflow, river.settings.home)
-    champion = registry.champion("flights")
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    champion = registry.champion(mlflow, "flights")
     assert champion is not None
     inputs = MlflowClient().get_run(champion.run_id).inputs.dataset_inputs
     names = {given.dataset.name.split("@v")[0] for given in inputs}
@@ -192,13 +193,13 @@ def test_what_was_served_is_what_the_point_in_time_join_says(river: River) -> No
 
 
 def test_a_releases_training_set_is_made_again_from_the_versions_it_names(river: River) -> None:
-    from headrace import registry, tracking
+    from headrace import registry
     from headrace.feature_store import store as feature_store
     from headrace.training import dataset
 
     spec, lake = load("flights"), Lake(river.settings.lake)
-    tracking.prepare(river.settings.mlflow, river.settings.home)
-    first = registry.versions("flights")[0]
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    first = registry.versions(mlflow, "flights")[0]
     pins = dict(first.training.pins)
     assert set(pins) == {*spec.raw.values(), *(table.table for table in spec.feature_tables)}
     assert pins["features/origin_delays"] < lake.table("features/origin_delays").open().version()
@@ -301,7 +302,7 @@ def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(ri
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert states() == ["claimed", "given up", "claimed", DONE]
-    tracking.prepare(river.settings.mlflow, river.settings.home)
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
     client = MlflowClient()
     experiment = client.get_experiment_by_name("flights").experiment_id
     runs = client.search_runs(
@@ -310,7 +311,7 @@ def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(ri
     roles = sorted((run.data.tags["headrace.role"], run.data.tags["headrace.candidate"]) for run in runs)
     assert roles[:3] == [("candidate", name) for name in ("baseline", "torch", "xgboost")]
     assert [role for role, _ in roles[3:]] == ["challenger"]
-    serving = registry.champion("flights")
+    serving = registry.champion(mlflow, "flights")
     assert serving is not None
     assert serving.as_of == utc(2013, 4, 29), (
         "a challenger that knows less than the champion does not replace it"
