@@ -117,7 +117,8 @@ class DatasetRef:
 
     ``fingerprint`` depends on the rows alone, not on their order or files, so
     the same rows written twice have the same one. ``pins`` are the versions of
-    the tables it was made from.
+    the tables it was made from, ``fed_on`` the versions, by pipeline, of the models whose predictions
+    are among its inputs.
     """
 
     table: str
@@ -125,6 +126,7 @@ class DatasetRef:
     rows: int
     fingerprint: str
     pins: tuple[tuple[str, int], ...] = ()
+    fed_on: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

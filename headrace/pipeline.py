@@ -18,7 +18,7 @@ from headrace.problem import Binary, Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from headrace.sources import Call, Files, Query
+    from headrace.sources import Call, Files, Predictions, Query
 
 WEEK = timedelta(weeks=1)
 
@@ -42,7 +42,7 @@ class Source:
     """
 
     name: str
-    origin: Files | Query | Call
+    origin: Files | Query | Call | Predictions
     time: str
     suite: str
     keys: tuple[str, ...] = ()
@@ -189,6 +189,7 @@ def load(name: str) -> Pipeline:
     if pipeline.name != name:
         wrong.append(f"`name` must be `{name}`, as its file, but is `{pipeline.name}`")
     wrong = wrong or _collisions(pipeline, [other for other in known if other != name])
+    wrong = wrong or _fed(pipeline, known)
     if wrong:
         raise BrokenDeclaration(file, wrong)
     return pipeline
@@ -211,6 +212,44 @@ def _collisions(pipeline: Pipeline, others: Sequence[str]) -> list[str]:
                         "declare it once, in a module that both import, or give it another name"
                     )
     return found
+
+
+def _fed(pipeline: Pipeline, known: Sequence[str]) -> list[str]:
+    """Say what is wrong with the sources that other pipelines predict."""
+    from headrace.sources import Predictions
+
+    found = []
+    for i, source in enumerate(pipeline.sources):
+        place, origin = f"`sources[{i}].origin`", source.origin
+        if not isinstance(origin, Predictions):
+            continue
+        if origin.pipeline not in known:
+            found.append(f"{place} names pipeline `{origin.pipeline}`, but pipelines/ has {', '.join(known)}")
+        elif circle := _circle(pipeline.name, origin.pipeline):
+            found.append(f"{place} feeds on itself: {' ▶ '.join(circle)}")
+        else:
+            theirs = import_module(f"pipelines.{origin.pipeline}").PIPELINE
+            has = {*theirs.keys, *theirs.columns.names, *theirs.problem.columns}
+            if strange := [column for column in origin.columns if column not in has]:
+                found.append(f"{place} names {', '.join(strange)}, of which `{theirs.name}` logs nothing")
+            if source.time != "predicted_at":
+                found.append(f"`sources[{i}].time` must be `predicted_at`, but is `{source.time}`")
+    return found
+
+
+def _circle(name: str, fed_by: str, via: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the way from ``name``, which is fed by another, back to it; nothing if there is none."""
+    from headrace.sources import Predictions
+
+    way = (*via, name)
+    if fed_by in way:
+        return (*way, fed_by)
+    try:
+        above = import_module(f"pipelines.{fed_by}").PIPELINE.sources
+    except Exception:  # noqa: BLE001  # it is told when that one is loaded
+        return ()
+    origins = [source.origin for source in above if isinstance(source.origin, Predictions)]
+    return next(filter(None, (_circle(fed_by, origin.pipeline, way) for origin in origins)), ())
 
 
 def declared() -> list[str]:

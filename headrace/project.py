@@ -5,12 +5,14 @@ Made once, where a run or a command begins, and handed down; nothing below looks
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.errors import BrokenDeclaration, BrokenSuite
 from headrace.lake import Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import declared, load
@@ -70,5 +72,9 @@ class Project:
         return load(name)
 
     def pipelines(self) -> list[Pipeline]:
-        """Return all that it declares."""
-        return [load(name) for name in declared()]
+        """Return all that can be loaded; what is wrong with another is told when that one is."""
+        found = []
+        for name in declared():
+            with suppress(BrokenDeclaration, BrokenSuite):
+                found.append(load(name))
+        return found

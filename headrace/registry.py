@@ -176,4 +176,6 @@ def _release(row: ModelVersion) -> Release:
 
 
 def _dataset(noted: dict[str, Any]) -> DatasetRef:
-    return DatasetRef(**noted | {"pins": tuple((table, version) for table, version in noted.get("pins", ()))})
+    pins = tuple((table, version) for table, version in noted.get("pins", ()))
+    fed_on = tuple((pipeline, tuple(versions)) for pipeline, versions in noted.get("fed_on", ()))
+    return DatasetRef(**noted | {"pins": pins, "fed_on": fed_on})

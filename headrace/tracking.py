@@ -199,6 +199,7 @@ def log_candidate(
         "headrace.as_of": as_of.isoformat(),
         "headrace.training": json.dumps(asdict(training)),
         "headrace.fingerprint": training.fingerprint,
+        **({"headrace.fed_on": fed_on} if (fed_on := _fed_on(training)) else {}),
         **_commit(),
     }
     name = f"{candidate.name}-{as_of:%Y%m%dT%H%M%SZ}" + ("-challenger" if role == "challenger" else "")
@@ -372,6 +373,12 @@ def _finished(client: MlflowClient, experiment: str, key: str) -> Logged | None:
                 client.finalize_logged_model(model.model_id, "FAILED")
             client.set_terminated(run_id, "KILLED")
     return None
+
+
+def _fed_on(training: DatasetRef) -> str:
+    """Say of which models' predictions a training set was made: ``flights out of sample, 1, 2``."""
+    told = ((name, ", ".join(str(v) if v else "out of sample" for v in vs)) for name, vs in training.fed_on)
+    return "; ".join(f"{name} {versions}" for name, versions in told)
 
 
 def _key(*parts: object) -> str:

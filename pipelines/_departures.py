@@ -70,12 +70,18 @@ FEATURES = (
     FeatureTable("planes", SQL / "planes.sql", lookback=timedelta(0), suite="flights.plane_features"),
 )
 
-SPINE = """
-    SELECT carrier, flight, origin, sched_dep, tailnum, dest, distance, hour, minute, weekday,
-           sched_dep - INTERVAL 2 HOUR AS event_timestamp,
-           epoch(event_timestamp)::BIGINT // 3600 AS known_hour
-    FROM schedules
-"""
+
+def spine(hours: int) -> str:
+    """Select the departures, each asked about some whole ``hours`` before it is scheduled."""
+    return f"""
+        SELECT carrier, flight, origin, sched_dep, tailnum, dest, distance, hour, minute, weekday,
+               sched_dep - INTERVAL {hours} HOUR AS event_timestamp,
+               epoch(event_timestamp)::BIGINT // 3600 AS known_hour
+        FROM schedules
+    """
+
+
+SPINE = spine(hours=2)
 
 COLUMNS = Columns(
     categorical=("carrier", "origin", "dest"),

@@ -36,7 +36,7 @@ def flights() -> ExpectationSuite:
     return gx.ExpectationSuite(
         "flights",
         [
-            *_shape(schema, key=KEY, known=("dest", "distance", "landed_at")),
+            *shape(schema, key=KEY, known=("dest", "distance", "landed_at")),
             *_route(),
             gxe.ExpectColumnValuesToBeBetween(column="dep_delay", min_value=-2 * 60, max_value=2 * DAY),
             gxe.ExpectColumnValuesToBeBetween(column="arr_delay", min_value=-4 * 60, max_value=2 * DAY),
@@ -61,7 +61,7 @@ def schedules() -> ExpectationSuite:
     return gx.ExpectationSuite(
         "schedules",
         [
-            *_shape(schema, key=KEY, known=known),
+            *shape(schema, key=KEY, known=known),
             *_route(),
             gxe.ExpectColumnValuesToBeBetween(column="hour", min_value=0, max_value=23),
             gxe.ExpectColumnValuesToBeBetween(column="minute", min_value=0, max_value=59),
@@ -84,7 +84,7 @@ def weather() -> ExpectationSuite:
     return gx.ExpectationSuite(
         "weather",
         [
-            *_shape(schema | dict.fromkeys(bounds, REAL), key=("origin", "observed_at")),
+            *shape(schema | dict.fromkeys(bounds, REAL), key=("origin", "observed_at")),
             gxe.ExpectColumnValuesToBeInSet(column="origin", value_set=AIRPORTS),
             gxe.ExpectColumnValuesToBeBetween(column="wind_dir", min_value=0, max_value=360),
             # Newark reported 1,048 mph on 12 February 2013: a slip now and then is the source's habit.
@@ -109,7 +109,7 @@ def planes() -> ExpectationSuite:
     return gx.ExpectationSuite(
         "planes",
         [
-            *_shape(schema, key=("tailnum",), known=("registered_at",)),
+            *shape(schema, key=("tailnum",), known=("registered_at",)),
             gxe.ExpectColumnValuesToBeBetween(column="built", min_value=1903, max_value=2100),
             gxe.ExpectColumnValuesToBeBetween(column="engines", min_value=1, max_value=8),
             gxe.ExpectColumnValuesToBeBetween(column="seats", min_value=1, max_value=900),
@@ -119,23 +119,23 @@ def planes() -> ExpectationSuite:
 
 def origin_weather() -> ExpectationSuite:
     """The weather at an airport as known at an hour."""
-    return _features("origin_weather", ("origin", "known_hour"), {"temp": (-60, 130)})
+    return features("origin_weather", ("origin", "known_hour"), {"temp": (-60, 130)})
 
 
 def origin_delays() -> ExpectationSuite:
     """How an airport's flights fared in three hours."""
     bounds = {"origin_late_share_3h": SHARE, "origin_landed_3h": (0, 1000)}
-    return _features("origin_delays", ("origin", "known_hour"), bounds)
+    return features("origin_delays", ("origin", "known_hour"), bounds)
 
 
 def carrier_delays() -> ExpectationSuite:
     """How a carrier's flights fared in a day."""
-    return _features("carrier_delays", ("carrier", "known_hour"), {"carrier_late_share_24h": SHARE})
+    return features("carrier_delays", ("carrier", "known_hour"), {"carrier_late_share_24h": SHARE})
 
 
 def plane_features() -> ExpectationSuite:
     """An aircraft's age and size."""
-    return _features("plane_features", ("tailnum",), {"plane_age": (0, 120)})
+    return features("plane_features", ("tailnum",), {"plane_age": (0, 120)})
 
 
 def predictions() -> ExpectationSuite:
@@ -155,7 +155,7 @@ def predictions() -> ExpectationSuite:
     )
 
 
-def _features(name: str, key: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -> ExpectationSuite:
+def features(name: str, key: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -> ExpectationSuite:
     """Expect one row for each key and instant, known no earlier than it speaks of, within ``bounds``."""
     import great_expectations as gx
     from great_expectations import expectations as gxe
@@ -174,7 +174,7 @@ def _features(name: str, key: tuple[str, ...], bounds: Mapping[str, tuple[float,
     )
 
 
-def _shape(
+def shape(
     schema: Mapping[str, str], key: tuple[str, ...], known: tuple[str, ...] = ()
 ) -> Iterator[Expectation]:
     """Expect rows, exactly these columns and types, a whole and unique key, and no nulls in ``known``."""

@@ -23,7 +23,7 @@ from flows.steps.features import (
     report_features,
     stale,
 )
-from flows.steps.ingest import ask, batches, report, say_unreadable, settle, staging, tell
+from flows.steps.ingest import ask, batches, predict_history, report, say_unreadable, settle, staging, tell
 from flows.steps.monitoring import (
     announce_drift,
     await_retraining,
@@ -77,6 +77,7 @@ __all__ = [
     "note_judgement",
     "one_heartbeat",
     "outcome",
+    "predict_history",
     "present",
     "register",
     "release",

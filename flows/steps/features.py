@@ -10,6 +10,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
 from flows.steps.common import logger, progress, slug, step, tracked
+from flows.steps.scoring import released
 from headrace.cluster import each
 from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
@@ -77,8 +78,8 @@ def apply_features(project: Project, spec: Pipeline, due: Due) -> None:
 
 
 @step("bring {spec.feature_service} online")
-def bring_online(project: Project, spec: Pipeline, at: datetime, since: datetime | None = None) -> None:
-    """Materialise into the online store what became known since the last time, or ``since`` then.
+def bring_online(project: Project, spec: Pipeline, at: datetime) -> None:
+    """Materialise into the online store what became known since the last time, or is to be predicted from.
 
     Of each table, up to the end of its last window that can be built: a later end would
     lie inside the next window, and with it all of the view would have to go online again.
@@ -93,7 +94,10 @@ def bring_online(project: Project, spec: Pipeline, at: datetime, since: datetime
     if closed := windows(spec.start, until, spec.window):
         parity.refuse_changing(store, spec, project.lake, closed[-1])
     reached = tables.edges(spec.feature_tables, complete, until)
-    feature_store.materialize(store, spec.feature_service, until, since, reached)
+    since = released(project, spec)
+    due = log.pending(spec, project.lake, since, until) if since else []
+    start = due[0].start if due else None  # before the first that was brought online, it may be
+    feature_store.materialize(store, spec.feature_service, until, start, reached)
 
 
 @step("show what was built")

@@ -14,16 +14,20 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import logger, slug, step, tracked
-from headrace import ingest, quarantine
+from flows.steps.common import holder, logger, slug, step, tracked
+from flows.steps.scoring import released
+from headrace import ingest, quarantine, registry
+from headrace import release as releases
 from headrace.cluster import each
 from headrace.errors import BatchRejected, SourceLate
+from headrace.feature_store import store as feature_store
 from headrace.ingest import Settled, Staged
 from headrace.instants import shown
 from headrace.lake import Window, edge, windows
 from headrace.legible import markdown
 from headrace.pipeline import Pipeline, Source
 from headrace.project import Project
+from headrace.sources import Predictions
 from headrace.validation import publish
 
 if TYPE_CHECKING:
@@ -41,13 +45,61 @@ def staging(project: Project) -> Iterator[Path]:
 @step("read {source.name}")
 def read(project: Project, spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
     """Stage what the source's windows bring."""
-    staged = ingest.stage(spec, source, at, project.lake, project.ledger, folder)
+    staged = _staged(project, spec, source, at, folder)
     if staged.earlier:
         told = (
             "%s: %s rows became known before `start`, %s UTC, and are left out; set it earlier to have them"
         )
         logger().warning(told, source.name, f"{staged.earlier:,}", shown(spec.start))
     return staged
+
+
+def _staged(project: Project, spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
+    if isinstance(source.origin, Predictions):  # there are no more than are made
+        upstream = project.pipeline(source.origin.pipeline)
+        since = released(project, upstream)
+        at = releases.complete(upstream, project.lake, project.ledger, since, at)
+    return ingest.stage(spec, source, at, project.lake, project.ledger, folder)
+
+
+def predict_history(project: Project, spec: Pipeline) -> None:
+    """See to it that of what the pipeline feeds on there is a history, from before its first release."""
+    for _, origin in releases.feeds(spec):
+        upstream = project.pipeline(origin.pipeline)
+        since = released(project, upstream)
+        if since is None:
+            told = "%s has no release yet, so that %s, which feeds on its predictions, waits"
+            logger().warning(told, upstream.name, spec.name)
+        elif spans := releases.missing(upstream, project.ledger, since):
+            out_of_sample(project, upstream, spans)
+
+
+@step("predict {upstream.name} out of sample", minutes=240)
+def out_of_sample(project: Project, upstream: Pipeline, spans: list[Window]) -> int:
+    """Predict what came before the first release by models of what was known before; return how many."""
+    from headrace.cluster import cluster
+
+    serving = registry.champion(project.mlflow, upstream.name)
+    named = {candidate.name: candidate for candidate in upstream.candidates}
+    candidate = named.get(serving.candidate if serving else "", upstream.candidates[0])
+    settings, store = project.settings, project.store
+    with cluster(settings.dask_address, settings.dask_workers) as client:
+        made = (
+            releases.predict_history(
+                upstream,
+                candidate,
+                span,
+                project.lake,
+                project.ledger,
+                lambda spine: feature_store.historical(store, upstream.feature_service, spine),
+                client,
+                holder(),
+            )
+            for span in spans
+        )
+        return sum(
+            tracked(made, len(spans), f"history-{upstream.name}", f"spans of {upstream.name} predicted")
+        )
 
 
 @dataclass
@@ -99,7 +151,7 @@ def _wait_for(
 
 @step("wait for {source.name}")
 def _come(project: Project, spec: Pipeline, source: Source, at: datetime, folder: Path) -> Staged:
-    staged = ingest.stage(spec, source, at, project.lake, project.ledger, folder)
+    staged = _staged(project, spec, source, at, folder)
     if waited_for := _waited_for(source, staged):
         raise SourceLate(source.name, str(waited_for[0]), source.deadline)
     return staged

@@ -59,4 +59,5 @@ def score(project: Project, spec: Pipeline, release: Release, window: Window) ->
         lambda spine: feature_store.online(store, spec.feature_service, spine),
         tracking.load_model(project.mlflow, release.model_uri),
         release.version,
+        release.as_of,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 
 from flows.steps.common import holder, logger, progress, slug, step
@@ -209,4 +211,28 @@ def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
         f"- As of: {shown(at)} UTC\n",
     )
+    if verdict.promoted:
+        _tell_downstream(project, spec, version, at)
     return True
+
+
+def _tell_downstream(project: Project, spec: Pipeline, version: int, at: datetime) -> None:
+    """Emit ``headrace.upstream`` for each pipeline that feeds on the predictions of this one."""
+    for fed in releases.downstream(spec.name, project.pipelines()):
+        cause = f"upstream/{spec.name}/{version}"
+        emit_event(
+            "headrace.upstream",
+            resource={
+                "prefect.resource.id": f"headrace.pipeline.{fed.name}",
+                "prefect.resource.name": fed.name,
+            },
+            related=[
+                {
+                    "prefect.resource.id": f"headrace.pipeline.{spec.name}",
+                    "prefect.resource.role": "upstream",
+                }
+            ],
+            payload={"upstream": spec.name, "version": version, "as_of": at.isoformat(), "cause": cause},
+            id=uuid5(NAMESPACE_URL, f"headrace/{fed.name}/{cause}"),
+        )
+        logger().info("%s feeds on this pipeline, and is told of its new champion", fed.name)

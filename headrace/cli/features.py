@@ -21,6 +21,8 @@ from headrace.feature_store.parity import SAMPLE
 from headrace.legible import legible
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from headrace.feature_store.catalog import View
     from headrace.feature_store.freshness import Freshness
     from headrace.lake import Lake, Window
@@ -97,6 +99,7 @@ def show(
         "keys": ", ".join(view.keys),
         "ttl": _ttl(view.ttl),
         "raw tables": ", ".join(view.reads),
+        "predicted by": _versions(catalog.predictors(view, project.lake)),
         "SQL": str(_near(view.sql)) if view.sql else "",
         "feature table": view.table,
         "last build": f"{built:%Y-%m-%d %H:%M} UTC by the clock" if built else "",
@@ -165,6 +168,13 @@ def refill(
     with redirect_stdout(StringIO()):  # Feast says what it does, for another terminal than this
         feature_store.materialize(store, spec.feature_service, until, spec.start, reached)
     console.print(f"`{spec.feature_service}` is filled again, as of {end:%Y-%m-%d %H:%M} UTC.")
+
+
+def _versions(predictors: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(
+        f"{name} {', '.join(str(version) if version else 'out of sample' for version in versions)}"
+        for name, versions in predictors.items()
+    )
 
 
 def _project() -> Project:

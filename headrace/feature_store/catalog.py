@@ -13,6 +13,7 @@ from headrace import registry
 from headrace.errors import UnknownFeature
 from headrace.feature_store import freshness
 from headrace.feature_store.store import inputs
+from headrace.sources import Predictions
 from headrace.sql import reads
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class View:
     """A feature view and its way from the raw tables to the services.
 
     ``keys`` are what it must be given. A view whose features are computed when
-    asked for has no ``table``, no ``sql`` and no ``freshness``. ``reads`` names raw tables,
-    ``pipelines`` those whose service has it.
+    asked for has no ``table``, no ``sql`` and no ``freshness``. ``reads`` names raw tables, ``fed_by``,
+    of these, those of predictions, by the pipeline that makes them, ``pipelines`` those whose service has it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class View:
     table: str
     sql: Path | None
     reads: tuple[str, ...]
+    fed_by: Mapping[str, str]
     freshness: Freshness | None
 
 
@@ -73,6 +75,11 @@ def views(store: FeatureStore, specs: Sequence[Pipeline], as_of: datetime) -> li
         spec, table = built.get(source.path if source else "", (None, None))
         named = set(reads(table.sql.read_text())) if table else set()
         raw = tuple(sorted(name for view, name in spec.raw.items() if view.lower() in named)) if spec else ()
+        fed_by = {
+            source.origin.pipeline: source.table
+            for source in (spec.sources if spec else ())
+            if isinstance(source.origin, Predictions) and source.name.lower() in named
+        }
         using = [service.name for service in services if view.name in _used(service)]
         found.append(
             View(
@@ -92,6 +99,7 @@ def views(store: FeatureStore, specs: Sequence[Pipeline], as_of: datetime) -> li
                 table=source.path if source else "",
                 sql=table.sql if table else None,
                 reads=raw,
+                fed_by=fed_by,
                 freshness=freshness.of(store, view, as_of) if source else None,
             )
         )
@@ -129,6 +137,15 @@ def models(
         columns = {field.name for field in trained.schema().fields}
         if used := tuple(feature.name for feature in features if feature.name in columns):
             found.append((release, used))
+    return found
+
+
+def predictors(view: View, lake: Lake) -> dict[str, list[int]]:
+    """Return, by pipeline, the versions whose predictions the view is made of; 0 is out of sample."""
+    found = {}
+    for pipeline, table in view.fed_by.items():
+        versions = lake.connect({"fed": table}).sql("SELECT DISTINCT model_version FROM fed ORDER BY ALL")
+        found[pipeline] = [version for (version,) in versions.fetchall()]
     return found
 
 

@@ -6,6 +6,20 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 from headrace.release.compare import compare
 from headrace.release.promotion import carry_out, first
 from headrace.release.trial import Trial, choose, try_out
+from headrace.release.upstream import complete, downstream, feeds, missing, predict_history
 from headrace.release.verdict import judge
 
-__all__ = ["Trial", "carry_out", "choose", "compare", "first", "judge", "try_out"]
+__all__ = [
+    "Trial",
+    "carry_out",
+    "choose",
+    "compare",
+    "complete",
+    "downstream",
+    "feeds",
+    "first",
+    "judge",
+    "missing",
+    "predict_history",
+    "try_out",
+]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from headrace import spine
 from headrace.errors import StaleFeatures
 from headrace.feature_store import tables
-from headrace.lake import Lake, Window, windows
+from headrace.lake import AVAILABLE, Lake, Window, windows
 from headrace.quarantine import entries, guard
+from headrace.sources.predictions import log_of
 from headrace.sql import among, quoted
 
 if TYPE_CHECKING:
@@ -85,11 +86,12 @@ def score(
     online: Callable[[pa.Table], pa.Table],
     model: Model,
     version: int,
+    since: datetime,
 ) -> int:
     """Make the predictions of ``window`` that are missing and log them; return how many.
 
-    ``online`` adds to a spine the features as the online store serves them.
-    Predictions that were made before stay as they were made.
+    ``online`` adds to a spine the features as the online store serves them. What ``model`` learnt was known
+    by ``since`` (UTC). Predictions that were made before stay as they were made.
 
     Raises:
         BatchRejected: The predictions break the pipeline's suite; none is logged.
@@ -98,21 +100,35 @@ def score(
 
     order = quoted("event_timestamp", *spec.keys)
     missing = _unpredicted(spec, *_opened(spec, lake), window)
-    rows = online(missing.order(order).to_arrow_table())
-    wanted = list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names]))
-    predictions = rows.select(wanted)
-    for name, values in model.problem.named(model.predict(rows)).items():
-        predictions = predictions.append_column(name, values)
-    predictions = predictions.append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
+    predictions = predicted(spec, online(missing.order(order).to_arrow_table()), model, version, since)
     table = lake.table(table_of(spec))
     if spec.suite:
         predictions = guard(predictions, spec.suite, lake, spec.name, table.name, window)
     made = int(predictions.num_rows)
     if table.exists():
         before = read(spec, lake, window)
-        predictions = pa.concat_tables([before, predictions.cast(before.schema)])
+        if AVAILABLE not in before.column_names:  # of an earlier release
+            before = before.append_column(AVAILABLE, before["event_timestamp"])
+        predictions = pa.concat_tables([before, predictions.select(before.column_names).cast(before.schema)])
     table.overwrite(predictions, window, "event_timestamp")
     return made
+
+
+def predicted(spec: Pipeline, rows: pa.Table, model: Model, version: int, since: datetime) -> pa.Table:
+    """Return the predictions of ``rows`` as the log has them: with their keys, inputs, and who made them.
+
+    They are available from their instant on, or from ``since`` (UTC), if the model learnt what came later.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    made = rows.select(list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names])))
+    for name, values in model.problem.named(model.predict(rows)).items():
+        made = made.append_column(name, values)
+    made = made.append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
+    instants = rows["event_timestamp"].cast(pa.timestamp("us", "UTC"))
+    first = pa.scalar(since, instants.type)
+    return made.append_column(AVAILABLE, pc.if_else(pc.less(instants, first), first, instants))
 
 
 def _opened(spec: Pipeline, lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
@@ -155,4 +171,4 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
 
 def table_of(spec: Pipeline) -> str:
     """Return the name of the table that a pipeline's predictions are in."""
-    return f"predictions/{spec.name}"
+    return log_of(spec.name)

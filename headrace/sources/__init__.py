@@ -1,4 +1,4 @@
-"""Where raw rows come from: files, a database, or a function of your own.
+"""Where raw rows come from: files, a database, a function of your own, or what another pipeline predicts.
 
 Each origin has one method, ``read``: it fills a DuckDB connection with the rows of
 one span of time, and says what the input lacked. Rows without a time come along
@@ -7,7 +7,8 @@ whatever the span, so that somebody decides about them.
 
 from headrace.sources.call import Call
 from headrace.sources.files import Files
+from headrace.sources.predictions import Predictions
 from headrace.sources.query import Query
 from headrace.sources.rows import Part
 
-__all__ = ["Call", "Files", "Part", "Query"]
+__all__ = ["Call", "Files", "Part", "Predictions", "Query"]

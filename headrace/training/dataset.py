@@ -16,7 +16,8 @@ from headrace.errors import (
     UnfitInputs,
 )
 from headrace.feature_store import tables
-from headrace.lake import DatasetRef, Lake, Window, edge, windows
+from headrace.lake import AVAILABLE, DatasetRef, Lake, Window, edge, windows
+from headrace.sources import Predictions
 from headrace.spine import HOLDOUT, SELECTION, TRAIN
 from headrace.sql import among, literal, quoted
 from headrace.training.encoding import unfit
@@ -121,7 +122,24 @@ def build(
         raise NothingToLearn(spec.name, len(learnt), learnt[0].as_py(), as_of)
     table = lake.table(f"training/{spec.name}")
     version = table.replace(rows.select(wanted))
-    return replace(table.snapshot(version), pins=tuple(sorted(pins.items())))
+    snapshot = table.snapshot(version)
+    return replace(snapshot, pins=tuple(sorted(pins.items())), fed_on=_fed_on(spec, lake, pins, as_of))
+
+
+def _fed_on(
+    spec: Pipeline, lake: Lake, pins: Mapping[str, int], as_of: datetime
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the versions, by pipeline, of the models whose predictions were known by ``as_of`` (UTC)."""
+    found = []
+    for source in spec.sources:
+        if isinstance(source.origin, Predictions):
+            con = lake.connect({"fed": lake.at(source.table, pins[source.table])})
+            known = con.execute(
+                f"SELECT DISTINCT model_version FROM fed WHERE {AVAILABLE} < $as_of ORDER BY ALL",
+                {"as_of": as_of},
+            ).fetchall()
+            found.append((source.origin.pipeline, tuple(version for (version,) in known)))
+    return tuple(found)
 
 
 def nulls(spec: Pipeline, ref: DatasetRef, lake: Lake) -> dict[str, float]:

@@ -55,6 +55,50 @@ def test_another_question_is_asked_of_the_same_tables(river: River, name: str) -
     assert {*spec.problem.shown.values(), f"loss ({spec.problem.loss_unit})"} <= first.keys()
 
 
+def test_a_pipeline_feeds_on_the_predictions_of_another(river: River) -> None:
+    spec, lake = load("next_leg"), Lake(river.settings.lake)
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    upstream = registry.versions(mlflow, "flights")[0]
+    assert upstream.as_of == utc(2013, 4, 1)
+
+    for flow, as_of in (("cycle", WEEK.start), ("train", WEEK.start), ("cycle", WEEK.end)):
+        done = river.run(flow, "next_leg", "--as-of", f"{as_of:%Y-%m-%d}")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    fed = lake.connect({"fed": "raw/flights_predictions", "made": "predictions/flights"})
+    ends = "SELECT model_version, min(predicted_at), max(predicted_at) FROM fed GROUP BY ALL ORDER BY ALL"
+    (history, live) = fed.sql(ends).fetchall()
+    assert (history[0], live[0]) == (0, 1)
+    assert history[2] < utc(2013, 4, 1) <= live[1]
+    unlike = "SELECT count(*) FROM fed JOIN made USING (carrier, flight, origin, sched_dep) WHERE {}"
+    same = "fed.probability = made.probability AND fed.model_version = made.model_version"
+    assert fed.sql(unlike.format(f"NOT ({same})")).fetchall() == [(0,)]
+    assert fed.sql(unlike.format(same)).fetchall()[0][0] > 10_000
+    # Out of sample they tell less than they would of rows that were learnt from, but more than nothing.
+    truth, keys = load("flights").label, ", ".join(spec.keys)
+    known = (
+        lake.connect({"made": "out_of_sample/flights", "flights": "raw/flights"})
+        .sql(f"SELECT probability, label FROM made JOIN ({truth}) USING ({keys})")
+        .to_arrow_table()
+    )
+    assert 0.6 < spec.problem.scores(known["label"], known["probability"])["auc"] < 0.8
+
+    (champion,) = registry.versions(mlflow, "next_leg")
+    assert champion.training.fed_on == (("flights", (0, 1)),)
+    run = mlflow.client.get_run(champion.run_id)
+    assert run.data.tags["headrace.fed_on"] == "flights out of sample, 1"
+    assert champion.verdict == "promoted", champion.reason
+    assert log.read(spec, lake, WEEK).num_rows > 6_000
+    shown = river.command("headrace.cli", "features", "show", "leg_before").stdout
+    assert "predicted by   flights out of sample, 1" in shown
+
+    of_upstream = {"event": {"name": ["headrace.upstream"]}}
+    events = river.prefect("events", filter=of_upstream)["events"]  # type: ignore[call-overload]
+    (told,) = (event for event in events if event["payload"]["version"] == 1)
+    assert told["resource"]["prefect.resource.id"] == "headrace.pipeline.next_leg"
+    assert told["payload"]["cause"] == "upstream/flights/1"
+
+
 def test_a_model_of_another_kind_is_asked_through_mlflow_by_its_columns(river: River) -> None:
     import mlflow.pyfunc
 
