@@ -9,7 +9,7 @@ import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.errors import ServerUnreachable, WorkerLost
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dask.distributed import Client
     from dask.distributed import Worker as DaskWorker
 
+T = TypeVar("T")
+SHARES, MOST = 16, 50
+"""How many shares to cut work into, unless they would hold more pieces than that."""
 FEW = 2
 """Pieces of work that are done one after the other."""
 
@@ -171,6 +174,16 @@ def spread(
         raise WorkerLost([failed[0].last_worker.address]) from failed[0]
     if failed:
         raise failed[0]
+
+
+def share_of(total: int) -> int:
+    """Return how many of ``total`` small pieces of work to do at once: enough shares for every worker."""
+    return min(max(total // SHARES, 1), MOST)
+
+
+def batched(pieces: Sequence[T], most: int) -> list[Sequence[T]]:
+    """Cut ``pieces`` into parts of at most so many."""
+    return [pieces[start : start + most] for start in range(0, len(pieces), most)]
 
 
 def each(

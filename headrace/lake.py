@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import duckdb
+    import numpy as np
     import pyarrow as pa
     from deltalake import DeltaTable
+    from numpy.typing import NDArray
+
+    Ends = NDArray[np.float64]
 
 AVAILABLE = "available_at"
 """The column of raw and feature tables that says from which instant (UTC) a row may be used."""
@@ -104,6 +108,17 @@ def windows(start: datetime, end: datetime, every: timedelta) -> list[Window]:
     first = edge(start, every)
     count = max((end - first) // every, 0)
     return [Window(first + i * every, first + (i + 1) * every) for i in range(count)]
+
+
+def consecutive(due: Iterable[Window], most: int) -> list[list[Window]]:
+    """Put windows together, given in order, that follow each other: at most so many."""
+    found: list[list[Window]] = []
+    for window in due:
+        if found and found[-1][-1].end == window.start and len(found[-1]) < most:
+            found[-1].append(window)
+        else:
+            found.append([window])
+    return found
 
 
 def edge(at: datetime, every: timedelta) -> datetime:
@@ -283,25 +298,41 @@ class Table:
         Returns:
             Whether this call is the one that landed the rows.
         """
+        return self.append_all(rows, {key: number}, also)
+
+    def append_all(
+        self,
+        rows: pa.Table | pa.RecordBatchReader,
+        keys: Mapping[str, int],
+        also: Mapping[str, int] | None = None,
+    ) -> bool:
+        """Append ``rows`` in one commit, as ``append`` does, unless one of ``keys`` was committed before."""
         from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError
 
         # One snapshot for the look and for the write: Delta refuses our commit only if the other
         # writer's came after the snapshot that ours was prepared on.
         table = self._made(rows.schema)
-        if table.transaction_version(key) is not None:
+        if self._committed(table, keys):
             return False
-        held = [Transaction(name, carried) for name, carried in {key: number, **(also or {})}.items()]
+        held = [Transaction(name, carried) for name, carried in {**keys, **(also or {})}.items()]
         once = CommitProperties(app_transactions=held, max_commit_retries=15)
         grows = bool(set(rows.schema.names) - {field.name for field in table.schema().fields})
         mode: Literal["merge"] | None = "merge" if grows else None
         try:
             write_deltalake(table, rows, mode="append", schema_mode=mode, commit_properties=once)
         except CommitFailedError:
-            if self.holds(key):
+            if self.held(keys):
                 return False
             raise
         return True
+
+    def _committed(self, table: DeltaTable, keys: Mapping[str, int]) -> bool:
+        """Say whether one of ``keys`` is in the log of a snapshot that was opened to be written to."""
+        noted = _keys(self.uri) if len(keys) > FEW else None
+        # What was committed after the snapshot makes no harm here: Delta would refuse the write for it.
+        asked = keys if noted is None else [key for key in keys if key in noted]
+        return any(table.transaction_version(key) is not None for key in asked)
 
     def _made(self, schema: pa.Schema) -> DeltaTable:
         """Open the table for a write; it is made, empty, before its first rows: by one of two writers."""
@@ -334,18 +365,13 @@ class Table:
         return {key: number for key, number in numbers.items() if number is not None}
 
     def overwrite(
-        self,
-        rows: pa.Table,
-        window: Window,
-        time: str,
-        number: int = 1,
-        also: Mapping[str, int] | None = None,
+        self, rows: pa.Table, window: Window, time: str, keys: Mapping[str, int] | None = None
     ) -> None:
         """Replace the rows whose ``time`` lies in ``window`` with ``rows``.
 
         Readers see the old window or the new one, never a mixture. Two writers
-        of one window leave it as one of them wrote it; the window is then ``held``
-        with ``number``, and each key of ``also`` with its own. Columns that the
+        of one window leave it as one of them wrote it. Then ``held`` are ``keys``, each with its number, or
+        else the window's name. Columns that the
         table lacks are added to it, null in other windows; those that ``rows`` lack
         are null in this one.
 
@@ -356,7 +382,7 @@ class Table:
         from deltalake import CommitProperties, Schema, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError
 
-        held = [Transaction(key, carried) for key, carried in {str(window): number, **(also or {})}.items()]
+        held = [Transaction(key, carried) for key, carried in (keys or {str(window): 1}).items()]
         marked = CommitProperties(app_transactions=held, max_commit_retries=15)
         given = {f.name: f.type for f in pa.schema(Schema.from_arrow(rows.schema).to_arrow())}
         for left in reversed(range(15)):
@@ -419,8 +445,13 @@ class Table:
             return 0
         return files
 
-    def relation(self, con: duckdb.DuckDBPyConnection, version: int | None = None) -> duckdb.DuckDBPyRelation:
+    def relation(
+        self, con: duckdb.DuckDBPyConnection, version: int | None = None, span: Window | None = None
+    ) -> duckdb.DuckDBPyRelation:
         """Return the snapshot at ``version`` (or the newest) as a lazy DuckDB relation.
+
+        Of a ``span`` only the files are read, and looked for, that may hold rows which became known in it.
+        What they hold beside those is there, too: the caller's condition says which rows are wanted.
 
         Raises:
             NotBuilt: The table does not exist.
@@ -428,16 +459,22 @@ class Table:
             DamagedTable: A local file of it, or its log, is missing or cannot be read.
         """
         table = self.open(version)
-        files = table.file_uris()
-        if not files:
-            import pyarrow as pa
+        files = _files_of(self.uri, table, span) if span else table.file_uris()
+        if files and not Path(files[0]).is_absolute():
+            return con.from_arrow(table.to_pyarrow_dataset())
+        import pyarrow as pa
 
-            return con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
-        if all(Path(file).is_absolute() for file in files):
-            files = [unquote(file) for file in files]
-            self.refuse_lost(files, table.version())
-            return self.read(con, files)
-        return con.from_arrow(table.to_pyarrow_dataset())
+        nothing = con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
+        if not files:
+            return nothing
+        files = [unquote(file) for file in files]
+        self.refuse_lost(files, table.version())
+        rows = self.read(con, files)
+        # A file of before a column was added lacks it.
+        lacking = {*nothing.columns} - {*rows.columns}
+        named = zip(nothing.columns, nothing.types, strict=True)
+        given = (f"NULL::{kind} AS {quoted(c)}" if c in lacking else quoted(c) for c, kind in named)
+        return rows.project(", ".join(given)) if lacking else rows
 
     def read(self, con: duckdb.DuckDBPyConnection, files: list[str]) -> duckdb.DuckDBPyRelation:
         """Return the rows of some of the table's local files.
@@ -494,7 +531,9 @@ class Table:
 
 @dataclass
 class _Known:
-    """The newest version of a local table that this process has opened, and the ``keys`` in its log.
+    """The newest version of a local table that this process has opened, and what was read of its log.
+
+    That is the ``keys`` in it; and its files, each with the ``ends`` between which its rows became known.
 
     It is the newest as long as its commit is the file it was, and there is none with the next number:
     to look for these takes the same time however long the log is; to open a table does not.
@@ -504,6 +543,7 @@ class _Known:
     version: int
     commit: tuple[int, int, int]
     keys: Mapping[str, int | None] | None = None
+    ends: tuple[list[str], Ends, Ends] | None = None
 
 
 _KNOWN: dict[str, _Known] = {}
@@ -541,6 +581,35 @@ def _remember(uri: str, table: DeltaTable) -> None:
     if len(_KNOWN) >= TABLES:
         _KNOWN.clear()
     _KNOWN[place] = _Known(table, version, commit, keys)
+
+
+def _files_of(uri: str, table: DeltaTable, span: Window) -> list[str]:
+    """Return the table's files, but for those of which Delta's statistics say that no row is of ``span``."""
+    known = _known(uri)
+    if not known or known.table is not table:
+        files, least, most = _ends(table)
+    else:
+        files, least, most = known.ends = known.ends or _ends(table)
+    start, end = (int(at.timestamp() * 1_000_000) for at in (span.start, span.end))
+    # What is not known may be of any; and a statistic may be cut to less than a second.
+    may = ~((least >= end) | (most < start - 1_000_000))
+    return [files[place] for place in may.nonzero()[0]]
+
+
+def _ends(table: DeltaTable) -> tuple[list[str], Ends, Ends]:
+    """Return the files, and the first and last instant that a row of each became known, in µs since 1970."""
+    import numpy as np
+    import pyarrow as pa
+
+    actions = table.get_add_actions(flatten=True)
+    ends = []
+    for name in (f"min.{AVAILABLE}", f"max.{AVAILABLE}"):
+        if name in actions.schema.names:
+            instants = pa.chunked_array(actions[name]).cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+            ends.append(instants.cast(pa.float64()).to_numpy())  # NaN where it is not known
+        else:
+            ends.append(np.full(actions.num_rows, np.nan))
+    return table.file_uris(), ends[0], ends[1]
 
 
 def _noted(log: Path, versions: Iterable[int]) -> dict[str, int] | None:

@@ -62,8 +62,8 @@ def test_a_view_leads_from_raw_tables_to_its_service(views: list[catalog.View]) 
     delays = known["origin_delays"]
     assert delays.reads == ("raw/flights", "raw/schedules")
     assert (delays.sql, delays.table) == (ROOT / "features/sql/origin_delays.sql", "features/origin_delays")
-    assert delays.services == ("arrival_delay", "flight_delay", "outcome")
-    assert delays.pipelines == ("arrival_delay", "flights", "outcome")
+    assert delays.services == ("arrival_delay", "flight_delay", "next_leg", "outcome")
+    assert delays.pipelines == ("arrival_delay", "flights", "next_leg", "outcome")
     assert delays.tags["raw tables"] == "raw/flights, raw/schedules"
     clock = known["schedule"]
     assert (clock.reads, clock.sql, clock.freshness, clock.keys) == ((), None, None, ("sched_dep",))

@@ -34,7 +34,7 @@ from headrace.errors import (
     UnfitInputs,
     UnknownService,
 )
-from headrace.feature_store import brought
+from headrace.feature_store import brought, tables
 from headrace.feature_store import store as features
 from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
@@ -238,6 +238,36 @@ def test_a_table_whose_columns_changed_is_rebuilt_window_by_window(
     assert built(pinned) == old
 
 
+def test_windows_that_follow_each_other_are_built_in_one_commit(toy_lake, tmp_path, monkeypatch):
+    raw, table, built = {"toy": "raw/toy"}, toy_table(tmp_path, "x"), toy_lake.table("features/toy")
+    assert build(table, raw, WEEKS, toy_lake) == 2
+    assert built.open().version() == 1  # the first makes the table
+    assert stale(table, raw, WEEKS, toy_lake) == {}
+    whole = built.snapshot()
+
+    assert build(table, raw, [FIRST, THIRD], toy_lake) == 1  # between them is one that must stay
+    assert built.open().version() == 3
+    monkeypatch.setattr(tables, "MUCH", -1)
+    assert build(table, raw, WEEKS, toy_lake) == 2
+    assert built.open().version() == 6
+    assert replace(built.snapshot(), version=whole.version) == whole
+
+
+def test_a_window_that_cannot_be_built_keeps_none_of_the_others_from_being(toy_lake, tmp_path):
+    raw = {"toy": "raw/toy"}
+    sql = tmp_path / "picky.sql"
+    wrong = f"{SECOND.start:%Y-%m-%d}"
+    sql.write_text(
+        "SELECT seen AS event_timestamp, available_at, x FROM toy WHERE seen < $end "
+        f"AND if($start = '{wrong}'::TIMESTAMPTZ, error('too much'), true)"
+    )
+    table = replace(toy_table(tmp_path, "x"), sql=sql)
+    with pytest.raises(InvalidQuery, match="too much"):
+        build(table, raw, WEEKS, toy_lake)
+    assert [*stale(table, raw, WEEKS, toy_lake)] == [SECOND]
+    assert toy_lake.table("features/toy").holds(str(THIRD))
+
+
 def test_a_column_of_another_type_is_refused_not_cast(toy_lake, tmp_path):
     raw, table = {"toy": "raw/toy"}, toy_lake.table("features/toy")
     build(toy_table(tmp_path, "x"), raw, FIRST, toy_lake)
@@ -328,7 +358,13 @@ def test_a_column_of_any_name_and_number_is_learnt_from_and_logged(lake):
     encoder = Encoder.fit(rows, spec.columns)
     booster = xgboost.train({}, xgboost.DMatrix(encoder.encode(rows), rows["label"].to_numpy()), 1)
     made = log.score(
-        spec, lake, SECOND, lambda rows: rows, Model("xgboost", Binary(), Boosted(encoder, booster)), 1
+        spec,
+        lake,
+        SECOND,
+        lambda rows: rows,
+        Model("xgboost", Binary(), Boosted(encoder, booster)),
+        1,
+        FLIGHTS.start,
     )
 
     logged = log.read(spec, lake, SECOND)
@@ -926,7 +962,7 @@ def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, l
         return features.online(store, "flight_delay", asked)
 
     with pytest.raises(BatchRejected, match="probability") as rejected:
-        log.score(FLIGHTS, lake, SECOND, online, Stuck(), 1)
+        log.score(FLIGHTS, lake, SECOND, online, Stuck(), 1, FLIGHTS.start)
     (entry,) = rejected.value.rejected
     assert (entry.id, entry.whole, entry.held.rows) == ("predictions/flights/2013-01-07/1", True, entry.of)
     assert not lake.table("predictions/flights").exists()

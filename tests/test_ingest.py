@@ -99,6 +99,50 @@ def landed(lake: Lake, columns: str = "meter, value") -> list[tuple]:
     return lake.connect({"t": "raw/meter"}).sql(f"SELECT {columns} FROM t ORDER BY ALL").fetchall()
 
 
+# ── together ───────────────────────────────────────────────────────────────────
+
+
+def test_batches_that_are_alike_land_in_one_commit(lake: Lake, meter: Meter) -> None:
+    weeks = windows(FIRST.start, FIRST.start + timedelta(weeks=5), timedelta(weeks=1))
+    source = meter([row for week in weeks for row in readings(week, 3)])
+    with ingest.workspace(Path(lake.root).parent) as folder:
+        staged = ingest.stage(METER, source, weeks[-1].end, lake, ledger(lake), folder)
+        settled = ingest.settle_all(staged.batches, source, lake, weeks[-1].end)
+        again = ingest.settle_all(staged.batches, source, lake, weeks[-1].end)
+    assert [s.batch.lot.window for s in settled] == weeks
+    assert [s.landed for s in settled] == [3] * 5
+    assert [s.landed for s in again] == [3] * 5
+    table = lake.table("raw/meter")
+    assert table.open().version() == 2  # made; the first week, which gives it its columns; the others
+    assert table.held(map(str, weeks)) == dict(zip(map(str, weeks), [3] * 5, strict=True))
+    assert table.count() == 15
+
+
+def test_where_another_run_was_first_with_one_the_others_land_all_the_same(lake: Lake, meter: Meter) -> None:
+    weeks = windows(FIRST.start, FIRST.start + timedelta(weeks=4), timedelta(weeks=1))
+    source = meter([row for week in weeks for row in readings(week, 3)])
+    with ingest.workspace(Path(lake.root).parent) as folder:
+        staged = ingest.stage(METER, source, weeks[-1].end, lake, ledger(lake), folder)
+        for number in (0, 2):
+            ingest.settle(staged.batches[number], source, lake, weeks[-1].end)
+        settled = ingest.settle_all(staged.batches, source, lake, weeks[-1].end)
+    assert [s.landed for s in settled] == [3, 3, 3, 3]
+    assert lake.table("raw/meter").count() == 12
+
+
+def test_a_batch_that_cannot_be_settled_keeps_none_of_the_others_from_landing(
+    lake: Lake, meter: Meter
+) -> None:
+    weeks = windows(FIRST.start, FIRST.start + timedelta(weeks=4), timedelta(weeks=1))
+    source = meter([row for week in weeks for row in readings(week, 3)])
+    with ingest.workspace(Path(lake.root).parent) as folder:
+        staged = ingest.stage(METER, source, weeks[-1].end, lake, ledger(lake), folder)
+        staged.batches[2].lot.file.unlink()
+        with pytest.raises(Exception, match=staged.batches[2].lot.file.name):
+            ingest.settle_all(staged.batches, source, lake, weeks[-1].end)
+    assert [*lake.table("raw/meter").held(map(str, weeks))] == [str(weeks[n]) for n in (0, 1, 3)]
+
+
 # ── what is left out ───────────────────────────────────────────────────────────
 
 

@@ -27,6 +27,7 @@ from headrace.lake import (
     Table,
     Window,
     _transactions,
+    consecutive,
     duckdb_connection,
     interruptible,
     windows,
@@ -58,6 +59,61 @@ def test_an_append_lands_once_however_often_it_is_repeated(lake: Lake) -> None:
     assert table.append(rows((FIRST.start, 1)), key="b")
     assert table.count() == 2
     assert table.held(["a", "b", "c"]) == {"a": 1, "b": 1}
+
+
+def test_of_a_span_only_the_files_that_may_hold_its_rows_are_read(lake: Lake) -> None:
+    table, con = lake.table("raw/things"), duckdb_connection()
+    days, old = windows(FIRST.start, FIRST.end, timedelta(days=1)), list[str]()
+    for number, day in enumerate(days):
+        last = pa.array([day.end - timedelta(microseconds=1)], pa.timestamp("us", "UTC"))
+        table.append(pa.table({"available_at": last, "day": [number]}), key=str(day))
+        old = table.open().file_uris() if number == 3 else old
+    table.append(pa.table({"available_at": last, "day": [7], "more": [1]}), key="one column more")
+
+    def read(span: Window) -> list[tuple]:
+        rows = table.relation(con, span=span).filter(span.predicate("available_at"))
+        return rows.project("day, more").order("day").fetchall()
+
+    for file in old:
+        Path(file).unlink()
+    assert read(Window(days[5].start, days[6].end)) == [(5, None), (6, None), (7, 1)]
+    assert read(days[5]) == [(5, None)]
+    assert read(Window(days[5].start, days[5].end - timedelta(microseconds=1))) == []
+    assert read(Window(days[6].end, days[6].end + timedelta(days=1))) == []
+    for span in (days[0], None):
+        with pytest.raises(DamagedTable):
+            table.relation(con, span=span)
+
+
+def test_rows_of_which_it_is_not_known_since_when_are_of_any_span(lake: Lake) -> None:
+    table, con = lake.table("raw/things"), duckdb_connection()
+    never = pa.table({"available_at": pa.nulls(1, pa.timestamp("us", "UTC")), "value": [1]})
+    table.append(never, key="a")
+    assert table.relation(con, span=FIRST).fetchall() == [(None, 1)]
+    other = lake.table("raw/others")
+    other.append(rows((FIRST.start, 1)), key="a")
+    assert len(other.relation(con, span=SECOND).fetchall()) == 1  # no column says it
+
+
+def test_several_keys_are_one_commit_or_none(lake: Lake) -> None:
+    table = lake.table("raw/things")
+    keys = {f"key {n}": n for n in range(1, 40)}
+    assert table.append_all(rows((FIRST.start, 1)), keys)
+    assert table.held(keys) == keys
+    version = table.open().version()
+    for again in (
+        {"key 7": 1},
+        {"another": 1, "key 7": 1},
+        {f"other {n}": 1 for n in range(39)} | {"key 9": 9},
+    ):
+        assert not table.append_all(rows((FIRST.start, 2)), again)
+    assert table.open().version() == version
+
+
+def test_windows_that_follow_each_other_are_put_together() -> None:
+    days = windows(FIRST.start, FIRST.end, timedelta(days=1))
+    assert consecutive([*days[:3], *days[4:]], 2) == [days[:2], days[2:3], days[4:6], days[6:]]
+    assert consecutive([], 2) == []
 
 
 def test_overwriting_a_window_leaves_its_neighbours_alone(lake: Lake) -> None:

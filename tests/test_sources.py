@@ -25,9 +25,9 @@ import pytest
 import sqlalchemy as sa
 
 from headrace.errors import MissingColumns, ServerUnreachable, SourceUnreadable
-from headrace.lake import Window, duckdb_connection
+from headrace.lake import Lake, Window, duckdb_connection
 from headrace.pipeline import Source
-from headrace.sources import Call, Files, Part, Query
+from headrace.sources import Call, Files, Part, Predictions, Query
 from tests.conftest import ROOT, free_port, utc
 
 JANUARY = Window(utc(2024, 1, 1), utc(2024, 2, 1))
@@ -853,11 +853,17 @@ def test_the_docs_sources_can_be_read_as_they_stand(
         db.exec_driver_sql("CREATE TABLE payments (payment_id INTEGER, booked_at TIMESTAMP)")
         db.exec_driver_sql("INSERT INTO payments VALUES (7, '2024-01-03 10:00:00')")
     given: dict[str, Any] = {"Source": Source, "Files": Files, "Query": Query, "Call": Call, "pa": pa}
-    given |= {"Window": Window, "timedelta": timedelta}
+    given |= {"Window": Window, "timedelta": timedelta, "Predictions": Predictions}
+    lake, key = Lake(str(tmp_path / "lake")), {"carrier": "UA", "flight": 7, "origin": "JFK"}
+    at = dict.fromkeys(("sched_dep", "event_timestamp", "available_at"), JANUARY.start)
+    lake.table("predictions/flights").append(
+        pa.Table.from_pylist([{**key, **at, "probability": 0.5, "model_version": 1}]), "one"
+    )
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/sources.md").read_text(), re.DOTALL):
         exec(code, given)
     brought = {}
     for source in (found for found in given.values() if isinstance(found, Source)):
-        (part,) = source.origin.read(con, source.name, source.time, JANUARY)
+        origin = source.origin.of(lake) if isinstance(source.origin, Predictions) else source.origin
+        (part,) = origin.read(con, source.name, source.time, JANUARY)
         brought[source.name] = len(con.table(part.relation))
-    assert brought == {"orders": 1, "priced": 1, "payments": 1, "sensors": 1}
+    assert brought == {"orders": 1, "priced": 1, "payments": 1, "sensors": 1, "flights_predictions": 1}

@@ -80,7 +80,7 @@ class Lived:
 
     def history(self) -> pa.Table:
         con = self.lake.connect({"made": "out_of_sample/up", "things": "raw/things"})
-        return con.sql("FROM made JOIN things USING (id) ORDER BY id").to_arrow_table()
+        return con.sql("SELECT made.*, label FROM made JOIN things USING (id) ORDER BY id").to_arrow_table()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
@@ -96,12 +96,16 @@ def logger() -> Any:
     return get_run_logger()
 
 
-def tracked(done: Iterator[T], total: int, key: str, what: str) -> Iterator[T]:
-    """Pass on what is done of ``total``, and show each tenth in a progress artifact and in the log."""
+def tracked(
+    done: Iterable[tuple[int, T]], sizes: Sequence[int], key: str, what: str
+) -> Iterator[tuple[int, T]]:
+    """Pass on what is done, by place; show each tenth of ``sizes`` in a progress artifact and in the log."""
     progress = cast(UUID, create_progress_artifact(0.0, key=slug(key), description=what.capitalize()))
-    for number, result in enumerate(done, 1):
-        yield result
-        share, before = (100 * n // total for n in (number, number - 1))
+    number, share, total = 0, 0, sum(sizes)
+    for place, result in done:
+        yield place, result
+        number += sizes[place]
+        before, share = share, 100 * number // total
         if share // 10 > before // 10:
             update_progress_artifact(progress, share)
             if total >= 10:

@@ -11,13 +11,13 @@ from prefect.events import emit_event
 
 from flows.steps.common import logger, progress, slug, step, tracked
 from flows.steps.scoring import released
-from headrace.cluster import each
+from headrace.cluster import each, share_of
 from headrace.feature_store import freshness, parity, tables
 from headrace.feature_store import store as feature_store
 from headrace.feature_store.freshness import Freshness
 from headrace.feature_store.tables import Cause
 from headrace.instants import shown
-from headrace.lake import Window, windows
+from headrace.lake import Window, consecutive, windows
 from headrace.pipeline import FeatureTable, Pipeline
 from headrace.project import Project
 from headrace.serving import log
@@ -53,15 +53,21 @@ def stale(project: Project, spec: Pipeline, at: datetime) -> Due:
 def build_features(project: Project, spec: Pipeline, due: Due) -> dict[str, int]:
     """Build the windows of all tables in parallel on the cluster; return the rows written per table.
 
-    Each window is one commit: what is built when a run is killed stays built.
+    Some windows that follow each other are one commit: what is built when a run is killed stays built.
     """
     settings, lake = project.settings, project.lake
-    work = [(table, spec.raw, window, lake, spec.name) for table, why in due.items() for window in why]
-    rows = {table.name: 0 for table, *_ in work}
+    rows = {table.name: 0 for table, why in due.items() if why}
+    total = sum(map(len, due.values()))
+    work = [
+        (table, spec.raw, part, lake, spec.name)
+        for table, why in due.items()
+        for part in consecutive(sorted(why), share_of(total))
+    ]
     if not work:
         return rows
     built = each(tables.build, work, settings.dask_address, settings.dask_workers)
-    for place, written in tracked(built, len(work), f"built-{spec.name}", "windows built"):
+    sizes = [len(part) for _, _, part, *_ in work]
+    for place, written in tracked(built, sizes, f"built-{spec.name}", "windows built"):
         rows[work[place][0].name] += written
     return rows
 

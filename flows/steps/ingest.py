@@ -18,7 +18,7 @@ from flows.steps.common import holder, logger, slug, step, tracked
 from flows.steps.scoring import released
 from headrace import ingest, quarantine, registry
 from headrace import release as releases
-from headrace.cluster import each
+from headrace.cluster import batched, each, share_of
 from headrace.errors import BatchRejected, SourceLate
 from headrace.feature_store import store as feature_store
 from headrace.ingest import Settled, Staged
@@ -97,9 +97,9 @@ def out_of_sample(project: Project, upstream: Pipeline, spans: list[Window]) -> 
             )
             for span in spans
         )
-        return sum(
-            tracked(made, len(spans), f"history-{upstream.name}", f"spans of {upstream.name} predicted")
-        )
+        what = f"spans of {upstream.name} predicted"
+        done = tracked(enumerate(made), [1] * len(spans), f"history-{upstream.name}", what)
+        return sum(count for _, count in done)
 
 
 @dataclass
@@ -176,17 +176,23 @@ def settle(
 ) -> list[Settled]:
     """Validate every batch and land what passes, in parallel on the cluster; close windows without any."""
     settings, lake = project.settings, project.lake
-    work = [(batch, source, lake, at) for source, brought in staged for batch in brought.batches]
-    settled: dict[int, Settled] = {}
+    total = sum(len(brought.batches) for _, brought in staged)
+    work = [
+        (part, source, lake, at)
+        for source, brought in staged
+        for part in batched(brought.batches, share_of(total))
+    ]
+    settled: dict[int, list[Settled]] = {}
     if work:
-        done = each(ingest.settle, work, settings.dask_address, settings.dask_workers)
-        settled = dict(tracked(done, len(work), f"ingest-{spec.name}", "batches settled"))
+        done = each(ingest.settle_all, work, settings.dask_address, settings.dask_workers)
+        sizes = [len(part) for part, *_ in work]
+        settled = dict(tracked(done, sizes, f"ingest-{spec.name}", "batches settled"))
     for source, brought in staged:
         waited_for = _waited_for(source, brought)
         closed = [window for window in brought.empty if window not in waited_for]
         ingest.close(source, closed, lake)
         _announce_overdue(spec, source, closed if source.deadline else [])
-    return [settled[place] for place in sorted(settled)]
+    return [each for place in sorted(settled) for each in settled[place]]
 
 
 def say_unreadable(spec: Pipeline, source: Source, at: datetime) -> None:

@@ -9,8 +9,8 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from headrace.errors import BadFeatureRows
-from headrace.lake import AVAILABLE, Lake, Window, edge, running
+from headrace.errors import BadFeatureRows, HeadraceError
+from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, edge, running
 from headrace.quarantine import guard
 from headrace.sql import among, meaning, parameters, quoted
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from headrace.pipeline import FeatureTable
 
 
+MUCH = 2**28
+"""Bytes of rows that are held before they are written."""
+
+
 class Cause(StrEnum):
     """Why a window is to be built."""
 
@@ -36,19 +40,21 @@ class Cause(StrEnum):
 def build(
     table: FeatureTable,
     raw: Mapping[str, str | DatasetRef],
-    window: Window,
+    due: Window | Sequence[Window],
     lake: Lake,
     pipeline: str = "",
 ) -> int:
-    """Compute ``table``'s rows of ``window`` from raw rows and put them in place of those there.
+    """Compute ``table``'s rows of a window from raw rows and put them in place of those there.
 
     Building a window again, or after a crash, ends in the same rows. Windows
-    are independent: any number may be built at once.
+    are independent: any number may be built at once. Those given together, which follow each other, are
+    written in one commit, or in several where they hold much. One that cannot be built keeps none
+    of the others from being.
 
     Args:
         table: What to build; its query is described there.
         raw: Raw tables or snapshots by view name: all that the query may read.
-        window: Event time to build; the query sees what became known in ``[start - lookback, end)``.
+        due: Event time to build; a window's query sees what became known in ``[start - lookback, end)``.
         lake: Where ``raw`` is read and the feature table written.
         pipeline: Whose table it is: under that name the quarantine keeps what does not pass its suite.
 
@@ -62,26 +68,75 @@ def build(
         NotBuilt: A raw table does not exist.
         ColumnsRetyped: A column has another type than the table keeps it in.
         InvalidQuery: The query cannot be run.
-        BadFeatureRows: The query leaves a time column out, or returns rows outside ``window``.
+        BadFeatureRows: The query leaves a time column out, or returns rows outside the window.
         BatchRejected: The rows break the table's suite; the window stays as it was.
     """
-    sql = table.sql.read_text()
-    read = among(sql, raw)
-    con = lake.connect({f"whole_{view}": wanted for view, wanted in read.items()})
-    seen = 0
-    for view in read:
-        cut = _visible(table, window).predicate(AVAILABLE)
-        con.execute(f"CREATE VIEW {quoted(view)} AS FROM {quoted(f'whole_{view}')} WHERE {cut}")
-        seen += con.view(view).count("*").fetchall()[0][0]
+    sql, built, written = table.sql.read_text(), list[_Built](), 0
+    digest, failed = _digest(table, sql), list[HeadraceError]()
+
+    def write() -> None:
+        nonlocal written
+        if built:
+            written += _write(table, built, digest, lake)
+        built.clear()
+
+    with duckdb_connection() as con:
+        for window in [due] if isinstance(due, Window) else due:
+            if built and (built[-1].window.end != window.start or sum(b.rows.nbytes for b in built) > MUCH):
+                write()
+            try:
+                built.append(_built(con, table, sql, raw, window, lake, pipeline))
+            except HeadraceError as error:
+                failed.append(error)
+    write()
+    if failed:
+        raise failed[0]
+    return written
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A window's rows, and how many raw rows its query saw."""
+
+    window: Window
+    rows: pa.Table
+    seen: int
+
+
+def _built(
+    con: duckdb.DuckDBPyConnection,
+    table: FeatureTable,
+    sql: str,
+    raw: Mapping[str, str | DatasetRef],
+    window: Window,
+    lake: Lake,
+    pipeline: str,
+) -> _Built:
+    visible, seen = _visible(table, window), 0
+    for view, wanted in among(sql, raw).items():
+        name, version = (wanted, None) if isinstance(wanted, str) else (wanted.table, wanted.version)
+        rows = lake.table(name).relation(con, version, visible).filter(visible.predicate(AVAILABLE))
+        rows.create_view(view, replace=True)
+        seen += rows.count("*").fetchall()[0][0]
     bounds = {"start": window.start, "end": window.end}
     with running(f"The query of `{table.table}`", str(table.sql)):
         asked = {name: bounds[name] for name in parameters(sql) if name in bounds}
-        rows = con.execute(sql, asked).to_arrow_table()
-    _check(table, rows, window)
+        made = con.execute(sql, asked).to_arrow_table()
+    _check(table, made, window)
     if table.suite:
-        rows = guard(rows, table.suite, lake, pipeline, table.table, window)
-    also = {_definition_of(window): _digest(table, sql)}
-    lake.table(table.table).overwrite(rows, window, "event_timestamp", number=seen, also=also)
+        made = guard(made, table.suite, lake, pipeline, table.table, window)
+    return _Built(window, made, seen)
+
+
+def _write(table: FeatureTable, built: Sequence[_Built], digest: int, lake: Lake) -> int:
+    """Put windows that follow each other in place of what is there; return how many rows."""
+    import pyarrow as pa
+
+    keys = {str(each.window): each.seen for each in built}
+    keys |= {_definition_of(each.window): digest for each in built}
+    span = Window(built[0].window.start, built[-1].window.end)
+    rows = pa.concat_tables([each.rows for each in built])
+    lake.table(table.table).overwrite(rows, span, "event_timestamp", keys)
     return int(rows.num_rows)
 
 

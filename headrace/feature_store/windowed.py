@@ -123,7 +123,7 @@ def _join(
     given = con.sql(here).to_arrow_table()
     con.close()
     found = historical(FeatureStore(config=config), service, given, versions)
-    lake.table(target).overwrite(found, window, "event_timestamp", number=made_from)
+    lake.table(target).overwrite(found, window, "event_timestamp", {str(window): made_from})
 
 
 def _connect(rows: Spine, lake: Lake) -> duckdb.DuckDBPyConnection:

@@ -14,13 +14,17 @@ from headrace.sql import literal, quoted
 from headrace.validation import declared, load_suite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     import duckdb
 
     from headrace.pipeline import Source
     from headrace.validation import Validation
+
+
+MANY = 2_000_000
+"""Rows that land in one commit, or some more."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +48,83 @@ def settle(batch: Batch, source: Source, lake: Lake, as_of: datetime) -> Settled
     Raises:
         LotChanged: Another run is settling a batch of this name with other rows.
     """
+    (settled,) = settle_all([batch], source, lake, as_of)
+    return settled
+
+
+def settle_all(batches: Sequence[Batch], source: Source, lake: Lake, as_of: datetime) -> list[Settled]:
+    """Settle batches as one after the other would be: each is validated by itself, those alike land together.
+
+    One that cannot be settled keeps none of the others from being.
+    """
+    settled, failed = list[Settled](), list[Exception]()
     with duckdb_connection() as con:
-        shape = shape_of(con, source, batch, lake)
-        sifted = quarantine.sift(
-            batch.lot,
-            source.suite,
-            lake,
-            as_of,
-            columns=shape.shown,
-            reasons=shape.reasons,
-            barred=() if shape.reasons else landed_already(source, batch, lake),
-        )
-        landed = 0
-        if sifted.passed:
-            land(con, sifted.passing, sifted.passed, shape, source, batch, lake, as_of)
-            landed = lake.table(source.table).held([batch.key])[batch.key]
-    return Settled(batch, landed, sifted.entry, shape.aside, sifted.validation)
+        waiting: list[_Sifted] = []
+        for batch in batches:
+            try:
+                sifted = _sift(con, batch, source, lake, as_of)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failed.append(error)
+                continue
+            # What is landed alone may change the table's columns, by which those after it are judged.
+            alike = sifted.may_wait and all(one.shape == sifted.shape for one in waiting)
+            if waiting and (not alike or sum(one.gate.passed for one in waiting) > MANY):
+                settled += _land_all(con, waiting, source, lake, as_of)
+                waiting = []
+            waiting.append(sifted)
+            if not sifted.may_wait:
+                settled += _land_all(con, waiting, source, lake, as_of)
+                waiting = []
+        settled += _land_all(con, waiting, source, lake, as_of)
+    if failed:
+        raise failed[0]
+    return settled
+
+
+@dataclass(frozen=True)
+class _Sifted:
+    """A batch that was validated; ``may_wait`` if its rows may land together with those of others."""
+
+    batch: Batch
+    shape: Shape
+    gate: quarantine.Sifted
+    may_wait: bool
+
+
+def _sift(
+    con: duckdb.DuckDBPyConnection, batch: Batch, source: Source, lake: Lake, as_of: datetime
+) -> _Sifted:
+    shape = shape_of(con, source, batch, lake)
+    gate = quarantine.sift(
+        batch.lot,
+        source.suite,
+        lake,
+        as_of,
+        columns=shape.shown,
+        reasons=shape.reasons,
+        barred=() if shape.reasons else landed_already(source, batch, lake),
+    )
+    known = {*lake.table(source.table).columns(con)}
+    return _Sifted(batch, shape, gate, not batch.lot.late and {*shape.lands, AVAILABLE, ASIDE} <= known)
+
+
+def _land_all(
+    con: duckdb.DuckDBPyConnection, waiting: Sequence[_Sifted], source: Source, lake: Lake, as_of: datetime
+) -> list[Settled]:
+    """Land what passed of batches that are alike, in one commit unless another run was first with one."""
+    table, passed = lake.table(source.table), [one for one in waiting if one.gate.passed]
+    if len(passed) > 1:
+        rows = [landing(con, one.gate.passing, one.shape, source, one.batch, as_of) for one in passed]
+        together = con.sql(" UNION ALL ".join(f"({each.sql_query()})" for each in rows))
+        if table.append_all(together.to_arrow_reader(), {one.batch.key: one.gate.passed for one in passed}):
+            passed = []
+    for one in passed:
+        land(con, one.gate.passing, one.gate.passed, one.shape, source, one.batch, lake, as_of)
+    held = table.held([one.batch.key for one in waiting if one.gate.passed])
+    return [
+        Settled(one.batch, held.get(one.batch.key, 0), one.gate.entry, one.shape.aside, one.gate.validation)
+        for one in waiting
+    ]
 
 
 @dataclass(frozen=True)
@@ -135,11 +200,18 @@ def land(
     also: Mapping[str, int] | None = None,
 ) -> bool:
     """Land ``count`` ``rows`` (a query) under the batch's key; say whether this call is the one that did."""
+    landed = landing(con, rows, shape, source, batch, as_of).to_arrow_reader()
+    return lake.table(source.table).append(landed, batch.key, count, also)
+
+
+def landing(
+    con: duckdb.DuckDBPyConnection, rows: str, shape: Shape, source: Source, batch: Batch, as_of: datetime
+) -> duckdb.DuckDBPyRelation:
+    """Return ``rows`` (a query) as they land: with the instant from which they count, and what is aside."""
     names = ", ".join(map(quoted, shape.lands))
     since = quoted(source.time)
     if batch.lot.late:
         since = f"greatest({since}, TIMESTAMPTZ '{as_of.isoformat()}')"
     others = ", ".join(f"{literal(column)}: {quoted(column)}" for column in shape.aside)
     aside = f"to_json({{{others}}})::VARCHAR" if others else "NULL::VARCHAR"
-    landing = con.sql(f"SELECT {names}, {since} AS {AVAILABLE}, {aside} AS {ASIDE} FROM ({rows})")
-    return lake.table(source.table).append(landing.to_arrow_reader(), batch.key, count, also)
+    return con.sql(f"SELECT {names}, {since} AS {AVAILABLE}, {aside} AS {ASIDE} FROM ({rows})")

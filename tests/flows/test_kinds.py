@@ -100,13 +100,14 @@ def test_a_pipeline_feeds_on_the_predictions_of_another(river: River) -> None:
 
 
 def test_a_model_of_another_kind_is_asked_through_mlflow_by_its_columns(river: River) -> None:
-    import mlflow.pyfunc
+    import mlflow
 
     spec, lake = load("outcome"), Lake(river.settings.lake)
-    mlflow = MLflow(river.settings.mlflow, river.settings.home)
-    champion = registry.champion(mlflow, "outcome")
+    ours = MLflow(river.settings.mlflow, river.settings.home)
+    champion = registry.champion(ours, "outcome")
     assert champion is not None
     made = log.read(spec, lake, WEEK).slice(0, 100)
+    mlflow.set_tracking_uri(ours.client.tracking_uri)
     loaded = mlflow.pyfunc.load_model(champion.model_uri)
     # By its signature numbers are floats, and MLflow takes no whole ones for them.
     frame = made.select(spec.columns.names).to_pandas().astype(dict.fromkeys(spec.columns.numeric, float))

@@ -131,12 +131,10 @@ def test_all_that_models_were_made_of_is_as_it_was_written(river: River) -> None
 
 
 def test_the_registered_model_says_which_rows_made_it(river: River) -> None:
-    from mlflow import MlflowClient
-
     mlflow = MLflow(river.settings.mlflow, river.settings.home)
     champion = registry.champion(mlflow, "flights")
     assert champion is not None
-    inputs = MlflowClient().get_run(champion.run_id).inputs.dataset_inputs
+    inputs = mlflow.client.get_run(champion.run_id).inputs.dataset_inputs
     names = {given.dataset.name.split("@v")[0] for given in inputs}
     spec = load("flights")
     features = {table.table for table in spec.feature_tables}
@@ -281,8 +279,6 @@ def test_the_pipelines_schedules_cover_the_whole_river(river: River) -> None:
 
 def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(river: River) -> None:
     """Killed -9 on the worker: the claim is let go, and the same cause, run again, trains once."""
-    from mlflow import MlflowClient
-
     name, ledger = "train flights because of a kill", Ledger(river.settings.ledger)
 
     def states() -> list[str]:
@@ -303,7 +299,7 @@ def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(ri
     assert done.returncode == 0, done.stdout + done.stderr
     assert states() == ["claimed", "given up", "claimed", DONE]
     mlflow = MLflow(river.settings.mlflow, river.settings.home)
-    client = MlflowClient()
+    client = mlflow.client
     experiment = client.get_experiment_by_name("flights").experiment_id
     runs = client.search_runs(
         [experiment], "tags.`headrace.cause` = 'a kill' AND attributes.status = 'FINISHED'"
