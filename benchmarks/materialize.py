@@ -151,10 +151,10 @@ def _store(side: str, home: Path, kind: str, redis: str) -> FeatureStore:
     }[kind]
     ours = {
         "offline_store": {
-            "type": "headrace.feature_store.offline.DeltaOfflineStore",
+            "type": "headrace.feature_store.feast.offline.DeltaOfflineStore",
             "lake": str(home / "lake"),
         },
-        "batch_engine": {"type": "headrace.feature_store.engine.DaskComputeEngine"},
+        "batch_engine": {"type": "headrace.feature_store.feast.engine.DaskComputeEngine"},
     }
     peer = {"offline_store": {"type": "dask"}, "batch_engine": {"type": "local"}}
     store = FeatureStore(

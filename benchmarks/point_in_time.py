@@ -217,7 +217,7 @@ def _joined(store: FeatureStore, spine: Any) -> tuple[float, Any]:
 
 
 def _ours(years: int, folder: Path) -> tuple[float, Any]:
-    offline = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(folder / "lake")}
+    offline = {"type": "headrace.feature_store.feast.offline.DeltaOfflineStore", "lake": str(folder / "lake")}
     store = _store(offline, folder)
     return _joined(store, _connect().read_parquet(f"{folder}/spine/*.parquet").to_arrow_table())
 
@@ -259,7 +259,7 @@ def _windows(years: int, folder: Path) -> tuple[float, Any]:
     from headrace.lake import Lake, windows
 
     lake = Lake(str(folder / "lake"))
-    offline = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": lake.root}
+    offline = {"type": "headrace.feature_store.feast.offline.DeltaOfflineStore", "lake": lake.root}
     store = _store(offline, folder)
     rows = spine(lake, "FROM spine", {"spine": "spine"})
     start = datetime(2012, 12, 31, tzinfo=UTC)

@@ -20,11 +20,12 @@ from prefect.artifacts import create_table_artifact
 from flows import steps
 from flows.cycle import cycle
 from flows.train import train
-from headrace.errors import EmptySpan, NotReleased
 from headrace.instants import shown
 from headrace.lake import Window, windows
 from headrace.legible import markdown
+from headrace.pipeline import EmptySpan
 from headrace.project import Project
+from headrace.release.errors import NotReleased
 
 
 @flow(name="lifecycle", flow_run_name="lifecycle {pipeline}", description=__doc__)

@@ -11,13 +11,27 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headrace.errors import ServerUnreachable, WorkerLost
+from headrace.errors import HeadraceError, ServerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dask.distributed import Client
     from dask.distributed import Worker as DaskWorker
+
+
+class WorkerLost(HeadraceError):
+    """A Dask worker went away in the middle of work that needs all of them."""
+
+    transient = True
+
+    def __init__(self, workers: Sequence[str]) -> None:
+        self.workers = tuple(workers)
+        super().__init__(
+            f"A Dask worker among {', '.join(workers)} died during collective work. Its log says why; often "
+            "it ran out of memory. Nothing was kept: run the step again, if need be on larger workers."
+        )
+
 
 T = TypeVar("T")
 SHARES, MOST = 16, 50

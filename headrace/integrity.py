@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace import registry, tracking
-from headrace.errors import DamagedModel, DamagedTable, NotBuilt, VersionGone
+from headrace.lake import DamagedTable, NotBuilt, VersionGone
+from headrace.training.errors import DamagedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

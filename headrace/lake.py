@@ -18,15 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-from headrace.errors import (
-    ColumnsRetyped,
-    DamagedFile,
-    DamagedTable,
-    HeadraceError,
-    InvalidQuery,
-    NotBuilt,
-    VersionGone,
-)
+from headrace.addresses import public, scrubbed
+from headrace.errors import HeadraceError, InvalidQuery
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
@@ -39,6 +32,83 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ends = NDArray[np.float64]
+
+
+class ColumnsRetyped(HeadraceError):
+    """Rows have columns of other types than the table they are for; nothing was written."""
+
+    def __init__(self, table: str, retyped: Mapping[str, tuple[object, object]]) -> None:
+        self.table, self.retyped = (
+            table,
+            {n: (str(there), str(given)) for n, (there, given) in retyped.items()},
+        )
+        which = ", ".join(f"`{n}` was {there} and is {given}" for n, (there, given) in self.retyped.items())
+        super().__init__(
+            f"The rows for table `{table}` have columns of other types than it: {which}. A column keeps its "
+            f"type, so nothing was written. Cast the new one, or call it something else, such as "
+            f"`{next(iter(retyped))}_2`: the table gains it, and the old one becomes null window by window. "
+            "Or write to another table."
+        )
+
+
+class NotBuilt(HeadraceError):
+    """A table is asked for before the step that fills it has run."""
+
+    def __init__(self, table: str, step: str | None = None) -> None:
+        self.table, self.step = table, step
+        super().__init__(
+            f"Table `{table}` does not exist yet. "
+            + (
+                f"Run the `{step}` flow for this pipeline first. If it has run, nothing that belongs in it "
+                "became known since the pipeline's `start`, or no declaration in `pipelines/` makes it."
+                if step
+                else "No flow makes it: write it first, or correct the path of the source that names it."
+            )
+        )
+
+
+class VersionGone(HeadraceError):
+    """A table is asked for at a version that cannot be read."""
+
+    def __init__(self, table: str, version: int, newest: int) -> None:
+        self.table, self.version, self.newest = table, version, newest
+        why = (
+            "It is still to come: name one that there is."
+            if version > newest
+            else "It is gone: Delta's log of it was cleaned up, or its files were vacuumed. Restore the "
+            "table from a backup; without one, name a later version, or make what names this one anew."
+        )
+        super().__init__(
+            f"Table `{table}` cannot be read at version {version}; its newest is {newest}. {why}"
+        )
+
+
+class DamagedTable(HeadraceError):
+    """A file of a table, or of its log, is gone or cannot be read."""
+
+    def __init__(self, table: str, place: str, reason: str, step: str | None = None) -> None:
+        self.table, self.place, self.reason, self.step = table, public(place), scrubbed(reason, place), step
+        again = (
+            f" Without one, move the folder away and run `{step}`: it makes again what it has the input for."
+            if step
+            else ""
+        )
+        super().__init__(
+            f"Table `{table}` is damaged: {self.reason.rstrip('.')}. Nothing was read or written. Restore "
+            f"{self.place} from a backup.{again}"
+        )
+
+
+class DamagedFile(HeadraceError):
+    """A Parquet file cannot be read, and its reader does not say which."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"A Parquet file that was read is damaged: {reason.rstrip('.')}. Which one is not said; "
+            "`headrace verify` finds it, if a model was made of it. Restore its table from a backup."
+        )
+
 
 AVAILABLE = "available_at"
 """The column of raw and feature tables that says from which instant (UTC) a row may be used."""

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.addresses import database, public, revealed
-from headrace.errors import AlreadyClaimed, BadSetting, DamagedDatabase, ServerUnreachable
+from headrace.errors import DamagedDatabase, HeadraceError, ServerUnreachable
 from headrace.instants import plain, read
 from headrace.outages import outages
+from headrace.settings import BadSetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,31 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy import Table as SqlTable
     from tenacity import RetryCallState
+
+
+class AlreadyClaimed(HeadraceError):
+    """Another run holds the claim on this piece of work."""
+
+    transient = True
+
+    def __init__(self, what: str, holder: str, until: datetime) -> None:
+        self.what, self.holder, self.until = what, holder, until
+        super().__init__(
+            f"{what} is being worked on by {holder} until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. "
+            "Wait for it. If it died unseen, the work can be taken over after that time, or at once if you "
+            "free it: `headrace claims` says how."
+        )
+
+
+class NotClaimed(HeadraceError):
+    """A claim is to be freed that nobody holds."""
+
+    def __init__(self, pipeline: str, kind: str, key: str) -> None:
+        super().__init__(
+            f"Nobody holds a claim on {kind} {key} of `{pipeline}`: it is done, free, or was never begun. "
+            "`headrace claims list` shows those that hold."
+        )
+
 
 T = TypeVar("T")
 CLAIMED, GIVEN_UP, DONE = "claimed", "given up", "done"

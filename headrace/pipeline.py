@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.declaration import slips
-from headrace.errors import BrokenDeclaration, UnknownPipeline
+from headrace.errors import BrokenDeclaration, HeadraceError, did_you_mean
 from headrace.gate import Gate
-from headrace.instants import plain
+from headrace.instants import plain, shown
 from headrace.monitoring.rule import DriftRule
 from headrace.problem import Binary, Problem
 
@@ -19,6 +19,41 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from headrace.sources import Call, Files, Predictions, Query
+
+
+class UnknownPipeline(HeadraceError):
+    """No declaration of that name in ``pipelines/``."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        hint = did_you_mean(name, known)
+        super().__init__(
+            f"No pipeline `{name}`: `pipelines/` declares {', '.join(known) or 'none'}.{hint} "
+            f"Declare it as `PIPELINE = Pipeline(...)` in `pipelines/{name}.py`."
+        )
+
+
+class BeforeStart(HeadraceError):
+    """A flow was asked to believe in an instant at which its pipeline had not begun."""
+
+    def __init__(self, pipeline: str, as_of: datetime, start: datetime) -> None:
+        self.pipeline, self.as_of, self.start = pipeline, as_of, start
+        super().__init__(
+            f"Pipeline `{pipeline}` begins on {shown(start)} UTC, so as of {shown(as_of)} UTC there is "
+            "nothing to do. Nothing was done. Give a later `as_of`, or set `start` back before any row lands."
+        )
+
+
+class EmptySpan(HeadraceError):
+    """A lifecycle was to end before it begins."""
+
+    def __init__(self, start: datetime, end: datetime) -> None:
+        self.start, self.end = start, end
+        super().__init__(
+            f"A lifecycle must end after it starts, but was given {shown(start)} to {shown(end)} UTC. "
+            "Nothing was done. Exchange `start` and `end`, or correct them."
+        )
+
 
 WEEK = timedelta(weeks=1)
 

@@ -12,12 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import BrokenDeclaration, BrokenSuite
+from headrace.errors import BrokenDeclaration
 from headrace.lake import Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 from headrace.tracking import MLflow
+from headrace.validation.errors import BrokenSuite
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from headrace.errors import AlreadyDecided, BatchRejected, LotChanged, NotInQuarantine, Superseded
+from headrace.addresses import public
+from headrace.errors import HeadraceError, did_you_mean
 from headrace.lake import DatasetRef, Window, duckdb_connection, fingerprint
 from headrace.ledger import DONE
 from headrace.sql import literal
@@ -33,6 +34,83 @@ if TYPE_CHECKING:
     from headrace.ledger import Ledger
     from headrace.pipeline import Pipeline
     from headrace.validation import Validation
+
+
+class BatchRejected(HeadraceError):
+    """Batches may not pass; all of each waits in quarantine, and what else there was has landed."""
+
+    def __init__(self, rejected: Sequence[Entry]) -> None:
+        self.rejected = tuple(rejected)
+        shown = []
+        for entry in rejected[:3]:
+            broken = "\n".join(f"  - {reason}" for reason in entry.reasons)
+            shown.append(f"`{entry.id}` was rejected, all {entry.of:,} rows, by `{entry.suite}`:\n{broken}")
+        if more := len(rejected) - len(shown):
+            shown.append(f"So {'was 1' if more == 1 else f'were {more}'} more.")
+        first = rejected[0]
+        again = (
+            "Mend the source and run the same ingest again, or widen the suite in `validations/`, then "
+            f"`headrace quarantine release {first.id}`"
+            if first.table.startswith("raw/")
+            else "Mend what computes it, or widen the suite in `validations/`, and run the same again"
+        )
+        super().__init__(
+            "\n".join(shown) + f"\nIt waits in quarantine: `headrace quarantine show {first.id}`. {again}."
+        )
+
+
+class LotChanged(HeadraceError):
+    """Two runs put different rows before the gate under one name."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(
+            f"Another run has other rows of `{id}` in quarantine: source or suite changed in between. "
+            "Nothing of this run's batch was landed. Run again."
+        )
+
+
+class NothingLanded(HeadraceError):
+    """A lake is asked what it holds, and nothing was ever landed there."""
+
+    def __init__(self, lake: str) -> None:
+        self.lake = public(lake)
+        super().__init__(
+            f"Nothing was ever landed in {self.lake}, so that nothing can be said of it. Run `ingest`; or, "
+            "if that was done, `HEADRACE_HOME` or `HEADRACE_LAKE` is not what it was then."
+        )
+
+
+class NotInQuarantine(HeadraceError):
+    """Nothing of that name is held."""
+
+    def __init__(self, id: str, known: Sequence[str]) -> None:
+        self.id, self.known = id, tuple(known)
+        hint = did_you_mean(id, known, cutoff=0.4)
+        super().__init__(f"Nothing is in quarantine as `{id}`.{hint} `headrace quarantine list` shows all.")
+
+
+class AlreadyDecided(HeadraceError):
+    """A quarantine entry was released or dropped before."""
+
+    def __init__(self, id: str, decision: str, at: datetime) -> None:
+        self.id, self.decision, self.at = id, decision, at
+        super().__init__(
+            f"`{id}` was {decision} on {at:%Y-%m-%d %H:%M} UTC, and stays so. "
+            f"`headrace quarantine show {id}` shows what was held."
+        )
+
+
+class Superseded(HeadraceError):
+    """What is to be released was brought anew by its source."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(
+            f"The source of `{id}` brought that window anew, so what is held of it cannot land any more. "
+            "`headrace quarantine list` shows what waits."
+        )
+
 
 ENTRIES = "quarantine/entries"
 KIND = "quarantine"

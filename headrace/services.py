@@ -24,12 +24,34 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from headrace.addresses import revealed
-from headrace.errors import NotAProject, PortInUse, ServerUnreachable
+from headrace.errors import HeadraceError, ServerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from headrace.settings import Settings
+
+
+class NotAProject(HeadraceError):
+    """A command was called outside a headrace project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(
+            f"`{folder}` has no `prefect.yaml`. Run this from the root of your headrace project."
+        )
+
+
+class PortInUse(HeadraceError):
+    """A service cannot listen because something else does."""
+
+    def __init__(self, service: str, port: int, setting: str) -> None:
+        self.service, self.port, self.setting = service, port, setting
+        super().__init__(
+            f"Port {port}, wanted by {service}, is in use. End the program that holds it, or choose another "
+            f"port with {setting}."
+        )
+
 
 HOST = "127.0.0.1"
 PREFECT = [sys.executable, "-m", "prefect"]

@@ -19,11 +19,35 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from headrace.addresses import public, revealed
-from headrace.errors import BadSetting, UnknownSetting
+from headrace.addresses import public, revealed, scrubbed
+from headrace.errors import HeadraceError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+
+class BadSetting(HeadraceError):
+    """A setting is not what it may be."""
+
+    def __init__(self, name: str, value: object, reason: str) -> None:
+        self.name, self.value, self.reason = name, public(value), scrubbed(reason, value)
+        variable = name.upper() if name.startswith("prefect") else f"HEADRACE_{name.upper()}"
+        super().__init__(
+            f"`{variable}` is set to `{self.value}`: {self.reason.removeprefix('Value error, ')}. "
+            "Set it to something else, or leave it out for the default."
+        )
+
+
+class UnknownSetting(HeadraceError):
+    """A variable looks like a setting, and is none."""
+
+    def __init__(self, variable: str, known: Sequence[str]) -> None:
+        self.variable, self.known = variable, tuple(known)
+        hint = did_you_mean(variable, known)
+        super().__init__(
+            f"`{variable}` is set, but there is no such setting.{hint} Correct its name, or unset it; there "
+            f"are {', '.join(known)}."
+        )
 
 
 INTERNAL = {"HEADRACE_CHILD", "HEADRACE_FORKSERVER"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headrace.errors import BadLabels
+from headrace.errors import HeadraceError
 from headrace.lake import running
 from headrace.sql import among, quoted
 
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 
     from headrace.lake import Lake, Window
     from headrace.pipeline import Pipeline
+
+
+class BadLabels(HeadraceError):
+    """The truth is something else than the problem allows."""
+
+    def __init__(self, pipeline: str, expected: str, bad: int, rows: int, first: object) -> None:
+        self.pipeline, self.expected = pipeline, expected
+        self.bad, self.rows, self.first = bad, rows, first
+        told = "null" if first is None else repr(first)
+        super().__init__(
+            f"`label` of pipeline `{pipeline}` must be {expected}, but {bad:,} of {rows:,} rows hold others "
+            f"(first: {told}). Nothing was written. Correct the query `label` in `pipelines/{pipeline}.py`, "
+            "or its `problem`; rows without a truth the query should leave out (`WHERE … IS NOT NULL`)."
+        )
+
 
 TRAIN, GAP, SELECTION, HOLDOUT = "train", "gap", "selection", "holdout"
 """What a row of a training set is for."""

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from headrace.addresses import public, revealed
-from headrace.errors import DamagedDatabase, DamagedModel, ServerUnreachable
+from headrace.errors import DamagedDatabase, ServerUnreachable
 from headrace.lake import DatasetRef
+from headrace.training.errors import DamagedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

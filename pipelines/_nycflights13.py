@@ -25,9 +25,9 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from headrace.errors import SourceUnreadable
 from headrace.lake import duckdb_connection
 from headrace.settings import Settings
+from headrace.sources.errors import SourceUnreadable
 
 
 def files(*names: str) -> dict[str, Path]:

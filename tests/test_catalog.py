@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from headrace.errors import UnknownFeature
 from headrace.feature_store import catalog
 from headrace.feature_store import store as features
+from headrace.feature_store.errors import UnknownFeature
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 from headrace.sql import reads

@@ -9,8 +9,8 @@ from dask import config
 from dask.distributed import LocalCluster
 
 from headrace import cluster as module
-from headrace.cluster import cluster, crew, each, gpus, on_each
-from headrace.errors import ServerUnreachable, WorkerLost
+from headrace.cluster import WorkerLost, cluster, crew, each, gpus, on_each
+from headrace.errors import ServerUnreachable
 
 
 @pytest.fixture(scope="module")

@@ -22,35 +22,29 @@ from sqlalchemy.engine import make_url
 from flows import steps
 from headrace import quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import (
-    BadFeatureRows,
-    BadLabels,
-    BatchRejected,
-    BrokenDeclaration,
-    ColumnsRetyped,
-    InvalidQuery,
-    MissingInputs,
-    NothingToLearn,
-    UnfitInputs,
-    UnknownService,
-)
-from headrace.feature_store import brought, tables
+from headrace.errors import BrokenDeclaration, InvalidQuery
 from headrace.feature_store import store as features
+from headrace.feature_store import tables
+from headrace.feature_store.errors import BadFeatureRows, UnknownService
+from headrace.feature_store.feast import brought
 from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
-from headrace.lake import Lake, Window, duckdb_connection, fingerprint, windows
+from headrace.lake import ColumnsRetyped, Lake, Window, duckdb_connection, fingerprint, windows
 from headrace.pipeline import WEEK, Columns, load
 from headrace.problem import Binary, Seasonal
 from headrace.project import Project
+from headrace.quarantine import BatchRejected
 from headrace.serving import log
 from headrace.settings import Settings
-from headrace.spine import labelled
+from headrace.spine import BadLabels, labelled
 from headrace.sql import quoted, reads
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
+from headrace.training.errors import MissingInputs, NothingToLearn, UnfitInputs
 from headrace.training.model import Model
 from headrace.training.xgboost import Boosted
 
+OFFLINE = "headrace.feature_store.feast.offline.DeltaOfflineStore"
 ROOT = Path(__file__).parent.parent
 FLIGHTS = load("flights")
 WEEKS = windows(FLIGHTS.start, datetime(2013, 1, 21, tzinfo=UTC), WEEK)
@@ -561,7 +555,7 @@ def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, 
     asked = spine(lake, SECOND).slice(0, 200)
     before = features.online(store, "flight_delay", asked)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("headrace.feature_store.writers.Sqlite.write", killed)
+        patched.setattr("headrace.feature_store.feast.writers.Sqlite.write", killed)
         features.forget(store, "flight_delay", SECOND.start)
         features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
 
@@ -779,7 +773,10 @@ def toy(tmp_path_factory):
             registry=str(home / "registry.db"),
             provider="local",
             online_store={"type": "sqlite", "path": str(home / "online.db")},
-            offline_store={"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(home)},
+            offline_store={
+                "type": OFFLINE,
+                "lake": str(home),
+            },
         )
     )
     k = Entity(name="k", value_type=ValueType.STRING)
@@ -872,7 +869,7 @@ def test_a_registry_write_cut_short_leaves_the_old_registry(store, monkeypatch):
 
 
 def test_state_lies_below_headrace_home_whatever_the_directory(monkeypatch, tmp_path):
-    from headrace.feature_store.embedded import below_home
+    from headrace.feature_store.feast.embedded import below_home
 
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "elsewhere"))
     assert below_home("feast/registry.db", ROOT / "features") == tmp_path / "elsewhere/feast/registry.db"

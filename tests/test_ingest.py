@@ -22,22 +22,17 @@ from hypothesis import strategies as st
 
 from headrace import ingest, quarantine
 from headrace.cluster import cluster, spread
-from headrace.errors import (
-    AlreadyDecided,
-    MissingColumns,
-    SourceUnreadable,
-    StillRejected,
-    Superseded,
-    UnknownSuite,
-    WindowsChanged,
-)
 from headrace.ingest import Settled, landing, releasing, staging
+from headrace.ingest.errors import StillRejected, WindowsChanged
 from headrace.lake import Lake, Window, duckdb_connection, interruptible, windows
 from headrace.ledger import EVERY, Ledger
 from headrace.pipeline import Source, load
+from headrace.quarantine import AlreadyDecided, Superseded
 from headrace.settings import Settings
 from headrace.sources import Files
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.validation import Validation
+from headrace.validation.errors import UnknownSuite
 from tests.conftest import ROOT, free_port, utc
 
 SPEC = load("flights")

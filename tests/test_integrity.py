@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace import integrity
-from headrace.errors import DamagedDatabase, DamagedFile, DamagedTable
-from headrace.feature_store import writers
-from headrace.lake import Lake, Window, damage_explained, duckdb_connection
+from headrace.errors import DamagedDatabase
+from headrace.feature_store.feast import writers
+from headrace.lake import DamagedFile, DamagedTable, Lake, Window, damage_explained, duckdb_connection
 from headrace.monitoring.watch import judge
 from headrace.outages import outages
 from headrace.tracking import MLflow

@@ -19,12 +19,14 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import DamagedTable, NotBuilt, VersionGone
 from headrace.feature_store.catalog import last_build
 from headrace.lake import (
     _KNOWN,
+    DamagedTable,
     Lake,
+    NotBuilt,
     Table,
+    VersionGone,
     Window,
     _transactions,
     consecutive,

@@ -13,8 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace.cli import app
-from headrace.errors import AlreadyClaimed, NotClaimed
-from headrace.ledger import Ledger
+from headrace.ledger import AlreadyClaimed, Ledger, NotClaimed
 from headrace.settings import Settings
 
 LEASE = timedelta(minutes=30)
@@ -132,7 +131,7 @@ def test_the_first_result_stands(ledger: Ledger, name: str) -> None:
 RACE = """
 import sys
 from datetime import UTC, datetime, timedelta
-from headrace.errors import AlreadyClaimed
+from headrace.ledger import AlreadyClaimed
 from headrace.ledger import Ledger
 url, pipeline, holder = sys.argv[1:]
 won = 0

@@ -45,7 +45,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from headrace.errors import (
+from headrace.feature_store import freshness, parity
+from headrace.feature_store import store as features
+from headrace.feature_store.errors import (
     BadFeature,
     BadKey,
     EvictingStore,
@@ -55,8 +57,7 @@ from headrace.errors import (
     NotATime,
     NotInSource,
 )
-from headrace.feature_store import embedded, encoding, engine, freshness, latest, parity, writers
-from headrace.feature_store import store as features
+from headrace.feature_store.feast import embedded, encoding, engine, latest, writers
 from headrace.lake import Lake, duckdb_connection
 
 KINDS = ("sqlite", "redis", "postgres")
@@ -64,7 +65,7 @@ START = datetime(2013, 1, 1, tzinfo=UTC)
 HOURS = 24
 END = START + timedelta(hours=HOURS)
 STAMP = pa.timestamp("us", "UTC")
-FEAST, OURS = "local", "headrace.feature_store.engine.DaskComputeEngine"
+FEAST, OURS = "local", "headrace.feature_store.feast.engine.DaskComputeEngine"
 
 ROWS = f"""
     SELECT i % 7 AS airport, 'carrier ' || i % 5 AS known_as, i AS number, i / 7 AS share, 'é' || i AS name,
@@ -187,7 +188,7 @@ def store_at(
         "path": str(home / f"registry-{name}.db"),
         "serve_features_while_materializing": True,
     }
-    ours = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": str(home)}
+    ours = {"type": "headrace.feature_store.feast.offline.DeltaOfflineStore", "lake": str(home)}
     return FeatureStore(
         config=RepoConfig(
             project=project, provider="local", registry=registry, online_store=place.online,
@@ -579,7 +580,7 @@ def test_what_others_brought_of_a_later_time_outlives_a_rebuild(tmp_path, places
 
 def at_home(home: Path, **options: Any) -> Place:
     """A store of our own kind, at a place where Feast's might be."""
-    kind = "headrace.feature_store.embedded.HomeSqliteOnlineStore"
+    kind = "headrace.feature_store.feast.embedded.HomeSqliteOnlineStore"
     return Place("sqlite", {"type": kind, "path": str(home / "home.db")} | options)
 
 
@@ -1018,7 +1019,7 @@ project: test
 provider: local
 registry: {tmp_path}/registry.db
 online_store: {{type: sqlite, path: {tmp_path}/online.db}}
-offline_store: {{type: headrace.feature_store.offline.DeltaOfflineStore, lake: {tmp_path}}}
+offline_store: {{type: headrace.feature_store.feast.offline.DeltaOfflineStore, lake: {tmp_path}}}
 batch_engine: {{type: {OURS}}}
 entity_key_serialization_version: 3
 """)

@@ -41,27 +41,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cluster import cluster
-from headrace.errors import (
-    ColumnsRetyped,
+from headrace.feature_store import store as features
+from headrace.feature_store.errors import (
     ColumnTaken,
-    DamagedTable,
     KeysDiffer,
     NoInstant,
     NotATime,
-    NotBuilt,
     NotInSource,
     NotOffered,
     UnknownPins,
-    VersionGone,
 )
-from headrace.feature_store import asof, sources
-from headrace.feature_store import store as features
+from headrace.feature_store.feast import asof, sources
 from headrace.feature_store.windowed import historical_windows, spine
-from headrace.lake import Lake, Window, duckdb_connection, windows
+from headrace.lake import (
+    ColumnsRetyped,
+    DamagedTable,
+    Lake,
+    NotBuilt,
+    VersionGone,
+    Window,
+    duckdb_connection,
+    windows,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 START = datetime(2013, 1, 1, tzinfo=UTC)
-OURS = "headrace.feature_store.offline.DeltaOfflineStore"
+OURS = "headrace.feature_store.feast.offline.DeltaOfflineStore"
 A, B = (Entity(name=name, join_keys=[name], value_type=ValueType.STRING) for name in "ab")
 
 

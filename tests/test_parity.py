@@ -17,14 +17,21 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from headrace.errors import ChangesWithinWindow, MissingKeys, NothingToCompare, ParityBroken, UnknownService
 from headrace.feature_store import freshness
 from headrace.feature_store import store as features
+from headrace.feature_store.errors import (
+    ChangesWithinWindow,
+    MissingKeys,
+    NothingToCompare,
+    ParityBroken,
+    UnknownService,
+)
 from headrace.feature_store.parity import Cause, compare, refuse_changing
 from headrace.lake import Lake, Window
 from headrace.pipeline import load
 from tests.conftest import utc
 
+OFFLINE = "headrace.feature_store.feast.offline.DeltaOfflineStore"
 FIRST, THEN, FIVE, SIX = (utc(2013, 1, 1, hour) for hour in (0, 4, 5, 6))
 TTL = timedelta(hours=5)
 
@@ -97,8 +104,11 @@ def toy(tmp_path: Path) -> Iterator[Toy]:
             registry=str(tmp_path / "registry.db"),
             provider="local",
             online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-            offline_store={"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": lake.root},
-            batch_engine={"type": "headrace.feature_store.engine.DaskComputeEngine"},
+            offline_store={
+                "type": OFFLINE,
+                "lake": lake.root,
+            },
+            batch_engine={"type": "headrace.feature_store.feast.engine.DaskComputeEngine"},
             entity_key_serialization_version=3,
         )
     )
@@ -302,7 +312,10 @@ def test_a_view_of_any_kind_is_served_measured_and_blamed(tmp_path: Path, kind: 
     )  # fmt: skip
     aliased = view.with_name("other").with_join_key_map(given["renamed"]) if given["renamed"] else view
     put(given["values"][0])
-    offline: dict[str, Any] = {"type": "headrace.feature_store.offline.DeltaOfflineStore", "lake": lake.root}
+    offline: dict[str, Any] = {
+        "type": OFFLINE,
+        "lake": lake.root,
+    }
     if pinned := given.get("pinned"):
         offline["versions"] = {"elsewhere": lake.table("elsewhere").open().version()}
         put(given["values"][1])
@@ -313,7 +326,7 @@ def test_a_view_of_any_kind_is_served_measured_and_blamed(tmp_path: Path, kind: 
             provider="local",
             online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
             offline_store=offline,
-            batch_engine={"type": "headrace.feature_store.engine.DaskComputeEngine"},
+            batch_engine={"type": "headrace.feature_store.feast.engine.DaskComputeEngine"},
             entity_key_serialization_version=3,
         )
     )

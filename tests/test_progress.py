@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from headrace import ingest
-from headrace.errors import StaleFeatures
 from headrace.feature_store import tables
-from headrace.feature_store.brought import TICK, joined
+from headrace.feature_store.errors import StaleFeatures
+from headrace.feature_store.feast.brought import TICK, joined
 from headrace.lake import Lake, Window, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import FeatureTable, Pipeline, load

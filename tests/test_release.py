@@ -13,8 +13,7 @@ import pytest
 
 from headrace import registry, release
 from headrace.cluster import cluster
-from headrace.errors import DamagedTable
-from headrace.lake import DatasetRef, Lake
+from headrace.lake import DamagedTable, DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Regression

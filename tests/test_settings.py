@@ -8,9 +8,8 @@ import pytest
 
 from headrace import services
 from headrace.addresses import public, scrubbed
-from headrace.errors import BadSetting, UnknownSetting
 from headrace.ledger import Ledger
-from headrace.settings import Settings
+from headrace.settings import BadSetting, Settings, UnknownSetting
 
 
 @pytest.mark.parametrize(

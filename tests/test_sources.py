@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from headrace.errors import MissingColumns, ServerUnreachable, SourceUnreadable
+from headrace.errors import ServerUnreachable
 from headrace.lake import Lake, Window, duckdb_connection
 from headrace.pipeline import Source
 from headrace.sources import Call, Files, Part, Predictions, Query
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from tests.conftest import ROOT, free_port, utc
 
 JANUARY = Window(utc(2024, 1, 1), utc(2024, 2, 1))

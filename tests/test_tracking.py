@@ -23,16 +23,17 @@ import pyarrow as pa
 import pytest
 
 from headrace import registry, tracking
-from headrace.errors import AlreadyClaimed, DamagedModel, ServerUnreachable
+from headrace.errors import ServerUnreachable
 from headrace.gate import Verdict
 from headrace.lake import DatasetRef, Lake
-from headrace.ledger import Ledger
+from headrace.ledger import AlreadyClaimed, Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Binary
 from headrace.project import Project
 from headrace.settings import Settings
 from headrace.tracking import MLflow
 from headrace.training.encoding import Encoder
+from headrace.training.errors import DamagedModel
 from headrace.training.model import Model
 from headrace.training.sklearn import Estimated
 from headrace.training.xgboost import Boosted

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace.errors import BadOutputs, UnknownTrainer
 from headrace.pipeline import Candidate, Columns
 from headrace.problem import Binary, MultiClass, Problem, Regression
 from headrace.testing import TrainerTests, rows
 from headrace.training import fit
+from headrace.training.errors import BadOutputs, UnknownTrainer
 from headrace.training.trainers import missing, trainer
 from tests.conftest import ROOT
 

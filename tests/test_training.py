@@ -12,12 +12,12 @@ from dask import config
 
 from headrace import training as trainings
 from headrace.cluster import cluster, crew, listen, on_each
-from headrace.errors import DamagedModel, MissingInputs, OlderModel
 from headrace.lake import duckdb_connection
 from headrace.pipeline import Candidate, Columns
 from headrace.problem import EDGE, Binary
 from headrace.training import torch as torch_trainer
 from headrace.training.encoding import Encoder
+from headrace.training.errors import DamagedModel, MissingInputs, OlderModel
 from headrace.training.model import SUMS, _load_pyfunc, digest, load
 from headrace.training.xgboost import booster_params, feature_types
 from pipelines import _nycflights13 as nyc

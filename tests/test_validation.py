@@ -18,9 +18,9 @@ import pytest
 from great_expectations import expectations as gxe
 from great_expectations.data_context.store.validation_results_store import ValidationResultsStore
 
-from headrace.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
 from headrace.lake import duckdb_connection
 from headrace.validation import Validation, load_suite, publish, validate
+from headrace.validation.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
 from pipelines import _nycflights13 as nyc
 
 Write = Callable[[str], Path]

@@ -15,10 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from headrace import ingest
-from headrace.errors import BeforeStart, HeadraceError
+from headrace.errors import HeadraceError
 from headrace.instants import plain, shown
 from headrace.lake import damage_explained, interruptible
 from headrace.ledger import Entry
+from headrace.pipeline import BeforeStart
 from headrace.project import Project
 
 if TYPE_CHECKING:

@@ -19,14 +19,15 @@ from flows.steps.scoring import released
 from headrace import ingest, quarantine, registry
 from headrace import release as releases
 from headrace.cluster import batched, each, share_of
-from headrace.errors import BatchRejected, SourceLate
 from headrace.feature_store import store as feature_store
 from headrace.ingest import Settled, Staged
+from headrace.ingest.errors import SourceLate
 from headrace.instants import shown
 from headrace.lake import Window, edge, windows
 from headrace.legible import markdown
 from headrace.pipeline import Pipeline, Source
 from headrace.project import Project
+from headrace.quarantine import BatchRejected
 from headrace.sources import Predictions
 from headrace.validation import publish
 

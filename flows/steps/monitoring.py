@@ -16,16 +16,17 @@ from prefect.events import emit_event
 from flows.steps.common import finish, logger, progress, slug, step
 from flows.steps.scoring import released
 from headrace import tracking
-from headrace.errors import NoChampion, NotTakenUp
 from headrace.feature_store import freshness
 from headrace.instants import shown, stamp
 from headrace.lake import Window
 from headrace.ledger import CLAIMED, DONE
 from headrace.legible import markdown
 from headrace.monitoring import judgements
+from headrace.monitoring.errors import NotTakenUp
 from headrace.pipeline import Pipeline
 from headrace.project import Project
 from headrace.release import compare
+from headrace.release.errors import NoChampion
 
 if TYPE_CHECKING:
     from headrace.monitoring.watch import Finding

@@ -7,12 +7,12 @@ from datetime import datetime
 from flows.steps.common import progress, step
 from headrace import registry, tracking
 from headrace import release as releases
-from headrace.errors import NoChampion
 from headrace.feature_store import store as feature_store
 from headrace.lake import Window
 from headrace.pipeline import Pipeline
 from headrace.project import Project
 from headrace.registry import Release
+from headrace.release.errors import NoChampion
 from headrace.serving import log
 
 

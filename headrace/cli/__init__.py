@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 
 from headrace.cli import claims, features, live, quarantine, report, verify
-from headrace.errors import HeadraceError, NotAProject, disks_explained
+from headrace.errors import HeadraceError, disks_explained
 from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
+from headrace.services import NotAProject
 
 app = typer.Typer(
     help="ML pipelines as scheduled, retryable DAGs.",

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from headrace.cli.listing import AsJson, show
-from headrace.errors import NotClaimed
+from headrace.ledger import NotClaimed
 
 if TYPE_CHECKING:
     from headrace.ledger import Ledger

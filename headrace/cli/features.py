@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from headrace.cli.instant import utc
 from headrace.cli.listing import AsJson
 from headrace.cli.listing import show as show_list
-from headrace.errors import NothingToCompare
+from headrace.feature_store.errors import NothingToCompare
 from headrace.feature_store.parity import SAMPLE
 from headrace.legible import legible
 

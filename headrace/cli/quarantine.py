@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from headrace.cli.instant import utc
 from headrace.cli.listing import AsJson
 from headrace.cli.listing import show as show_list
-from headrace.errors import NothingLanded
 from headrace.legible import legible
+from headrace.quarantine import NothingLanded
 
 if TYPE_CHECKING:
     from headrace.lake import Lake
@@ -111,9 +111,9 @@ def release(
 ) -> None:
     """Validate an entry again, as its suite is now, and land it, once."""
     from headrace import ingest
-    from headrace.errors import SourceUnreadable
     from headrace.project import Project
     from headrace.quarantine import find
+    from headrace.sources.errors import SourceUnreadable
 
     project = Project.here()
     lake, ledger = project.lake, project.ledger
@@ -192,7 +192,7 @@ def _runs(process: int) -> bool:
 
 
 def _export(lake: Lake, entry: Entry, to: Path) -> None:
-    from headrace.errors import SourceUnreadable
+    from headrace.sources.errors import SourceUnreadable
 
     rows = lake.connect({"held": entry.held}).sql("SELECT * EXCLUDE (broken_rules) FROM held")
     match to.suffix:

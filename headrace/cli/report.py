@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from headrace.cli.instant import utc
-from headrace.errors import NothingPredicted
 from headrace.legible import legible
+from headrace.monitoring.errors import NothingPredicted
 
 console = Console()
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from headrace import registry
-from headrace.errors import UnknownFeature
 from headrace.feature_store import freshness
+from headrace.feature_store.errors import UnknownFeature
 from headrace.feature_store.store import inputs
 from headrace.sources import Predictions
 from headrace.sql import reads

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import NotBuilt
-from headrace.feature_store import brought
+from headrace.feature_store.feast import brought
 from headrace.feature_store.store import NOBODY, inputs, lookup, stored_views
 from headrace.instants import plain
-from headrace.lake import duckdb_connection
+from headrace.lake import NotBuilt, duckdb_connection
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _newest(
     con: duckdb.DuckDBPyConnection, store: FeatureStore, view: FeatureView, at: datetime
 ) -> tuple[datetime | None, dict[str, Any]]:
     """Return event time and key of the newest row known ``at`` that instant; None if there is none."""
-    from headrace.feature_store import sources
+    from headrace.feature_store.feast import sources
 
     source = sources.batch_source(view)
     try:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from headrace import spine
-from headrace.errors import ChangesWithinWindow, NothingToCompare, ParityBroken
+from headrace.feature_store.errors import ChangesWithinWindow, NothingToCompare, ParityBroken
 from headrace.feature_store.store import (
     BATCH,
     NOBODY,
@@ -114,7 +114,7 @@ def refuse_changing(store: FeatureStore, spec: Pipeline, lake: Lake, window: Win
     """
     from feast.types import UnixTimestamp
 
-    from headrace.feature_store import sources
+    from headrace.feature_store.feast import sources
 
     asked = None
     for projection in store.get_feature_service(spec.feature_service).feature_view_projections:
@@ -164,7 +164,7 @@ def compare(store: FeatureStore, service: str, asked: pa.Table) -> Parity:
 def _compare(
     store: FeatureStore, view: FeatureViewProjection, given: pa.Table, joined: pa.Table
 ) -> list[Mismatch]:
-    from headrace.feature_store.encoding import messages
+    from headrace.feature_store.feast.encoding import messages
 
     keys = given_by(store, view)
     served = _computed(store, view, given) or _serve(store, view, keys, joined)
@@ -190,7 +190,7 @@ def _computed(
     store: FeatureStore, view: FeatureViewProjection, given: pa.Table
 ) -> dict[str, list[Served]] | None:
     """Return, per feature of an on-demand view, what is computed for each row from what it is served."""
-    from headrace.feature_store.encoding import messages
+    from headrace.feature_store.feast.encoding import messages
 
     if not on_demand(store, view):
         return None
@@ -243,7 +243,7 @@ def _joined_times(
     """
     import pyarrow as pa
 
-    from headrace.feature_store import sources
+    from headrace.feature_store.feast import sources
 
     view: Any = store.registry.get_any_feature_view(name, store.project, allow_cache=True)
     source = getattr(view, "batch_source", None)

@@ -9,8 +9,9 @@ from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headrace.errors import BadFeature, BadKey, BrokenDeclaration, MissingKeys, UnknownPins, UnknownService
-from headrace.feature_store import brought
+from headrace.errors import BrokenDeclaration
+from headrace.feature_store.errors import BadFeature, BadKey, MissingKeys, UnknownPins, UnknownService
+from headrace.feature_store.feast import brought
 from headrace.imports import lean
 from headrace.outages import outages
 from headrace.sql import quoted
@@ -112,7 +113,7 @@ def pins(store: FeatureStore, service: str) -> dict[str, int]:
     Raises:
         NotBuilt: A feature table does not exist.
     """
-    from headrace.feature_store import sources
+    from headrace.feature_store.feast import sources
 
     read = {}
     for view in views_of(store, service):
@@ -293,7 +294,7 @@ def _asked(name: str, key: Any) -> Any:
 
 def ttl(store: FeatureStore, view: FeatureViewProjection) -> int:
     """Return for how long a row of the view may be served, in microseconds; 0 is for ever."""
-    from headrace.feature_store.asof import microseconds
+    from headrace.feature_store.feast.asof import microseconds
 
     found = store.registry.get_any_feature_view(view.name, store.project, allow_cache=True)
     return microseconds(getattr(found, "ttl", None) or timedelta(0))
@@ -383,7 +384,7 @@ def lost(store: FeatureStore, view: FeatureView) -> bool:
     Raises:
         EvictingStore: It may drop rows to make room.
     """
-    from headrace.feature_store.writers import writer
+    from headrace.feature_store.feast.writers import writer
 
     place, upto = writer(store.config, store._get_provider().online_store, view), brought.reached(view)
     noted = place.noted() if place else None
@@ -405,7 +406,7 @@ def forget(store: FeatureStore, service: str, since: datetime, table: str = "") 
 
 def _table(store: FeatureStore, view: FeatureView) -> str:
     """Return the name of the lake's table that the view is of; empty if it is of something else."""
-    from headrace.feature_store import sources
+    from headrace.feature_store.feast import sources
 
     source = view.batch_source
     return sources.table(store.config, source).name if source and sources.is_delta(source) else ""

@@ -9,7 +9,8 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from headrace.errors import BadFeatureRows, HeadraceError
+from headrace.errors import HeadraceError
+from headrace.feature_store.errors import BadFeatureRows
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, edge, running
 from headrace.quarantine import guard
 from headrace.sql import among, meaning, parameters, quoted

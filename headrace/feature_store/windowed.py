@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import NoInstant
+from headrace.feature_store.errors import NoInstant
 from headrace.feature_store.store import historical, pins, views_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _digest(store: FeatureStore, service: str, rows: Spine, versions: Mapping[st
 
     Not of Feast's own serialised declarations: they differ each time they are applied.
     """
-    from headrace.feature_store import sources
+    from headrace.feature_store.feast import sources
 
     asked = [
         (view.name_to_use(), sorted(view.join_key_map.items()), _typed(view.features))

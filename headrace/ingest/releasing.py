@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace import quarantine
-from headrace.errors import MissingColumns, NotReleasable, SourceUnreadable, StillRejected, Superseded
 from headrace.ingest.batch import UNDATED, Batch
+from headrace.ingest.errors import NotReleasable, StillRejected
 from headrace.ingest.landing import land, landed_already, shape_of
 from headrace.lake import Lake, duckdb_connection
-from headrace.quarantine import Lot
+from headrace.quarantine import Lot, Superseded
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sources.files import opened
 from headrace.sources.rows import INSTANT, explained
 from headrace.sql import literal, quoted

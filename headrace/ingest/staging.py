@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from headrace import quarantine
-from headrace.errors import MissingColumns, SourceUnreadable, WindowsChanged
 from headrace.ingest.batch import ASIDE, UNDATED, Batch
+from headrace.ingest.errors import WindowsChanged
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.ledger import EVERY
 from headrace.quarantine import Lot
 from headrace.sources import Files, Predictions, Query
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sources.rows import INSTANT, carried, described, explained, family, widest
 from headrace.sql import literal, quoted
 from headrace.validation import load_suite

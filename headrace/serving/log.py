@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from headrace import spine
-from headrace.errors import StaleFeatures
 from headrace.feature_store import tables
+from headrace.feature_store.errors import StaleFeatures
 from headrace.lake import AVAILABLE, Lake, Window, windows
 from headrace.quarantine import entries, guard
 from headrace.sources.predictions import log_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.addresses import scrubbed
-from headrace.errors import SourceUnreadable
 from headrace.lake import interruptible
+from headrace.sources.errors import SourceUnreadable
 from headrace.sources.rows import Part, explained, pour
 
 if TYPE_CHECKING:

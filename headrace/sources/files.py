@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import MissingColumns, SourceUnreadable
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sources.rows import (
     INSTANT,
     Part,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.addresses import database, public
-from headrace.errors import MissingColumns, ServerUnreachable, SourceUnreadable
+from headrace.errors import ServerUnreachable
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sources.rows import INSTANT, Part, explained, must_be_instant, pour
 
 if TYPE_CHECKING:

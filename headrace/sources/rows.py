@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import MissingColumns, SourceUnreadable
+from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sql import quoted
 
 if TYPE_CHECKING:

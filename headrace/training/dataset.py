@@ -7,20 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace import spine
-from headrace.errors import (
-    BrokenDeclaration,
-    MissingInputs,
-    NotEnoughData,
-    NothingToLearn,
-    StaleFeatures,
-    UnfitInputs,
-)
+from headrace.errors import BrokenDeclaration
 from headrace.feature_store import tables
+from headrace.feature_store.errors import StaleFeatures
 from headrace.lake import AVAILABLE, DatasetRef, Lake, Window, edge, windows
 from headrace.sources import Predictions
 from headrace.spine import HOLDOUT, SELECTION, TRAIN
 from headrace.sql import among, literal, quoted
 from headrace.training.encoding import unfit
+from headrace.training.errors import MissingInputs, NotEnoughData, NothingToLearn, UnfitInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.errors import MissingInputs
+from headrace.training.errors import MissingInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace import problem as problems
-from headrace.errors import BadOutputs, DamagedModel, OlderModel
+from headrace.training.errors import BadOutputs, DamagedModel, OlderModel
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:

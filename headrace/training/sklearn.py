@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, ZipInfo
 
 from headrace.cluster import crew, on_each
-from headrace.errors import UnknownTrainer
 from headrace.imports import lean
 from headrace.training.encoding import Encoder
+from headrace.training.errors import UnknownTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

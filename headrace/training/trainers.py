@@ -7,7 +7,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
-from headrace.errors import UnknownTrainer, did_you_mean
+from headrace.errors import did_you_mean
+from headrace.training.errors import UnknownTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

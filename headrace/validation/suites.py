@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
+from headrace.validation.errors import BrokenSuite, EmptySuite, UnknownSuite, UnsupportedExpectation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

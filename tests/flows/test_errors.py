@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from headrace import services
-from headrace.errors import DiskRefused, PortInUse, disks_explained
+from headrace.errors import DiskRefused, disks_explained
 from headrace.lake import Lake
+from headrace.services import PortInUse
 from headrace.settings import Settings
 from pipelines import _nycflights13 as nyc
 from tests.conftest import ROOT, free_port
@@ -272,7 +273,8 @@ def test_a_run_that_is_told_to_end_does_so_in_the_middle_of_a_query(river: River
 TRIES = """
 from prefect import flow
 from flows.steps.common import step
-from headrace.errors import MissingColumns, ServerUnreachable
+from headrace.errors import ServerUnreachable
+from headrace.sources.errors import MissingColumns
 
 tries = []
 

@@ -33,8 +33,8 @@ from feast.infra.online_stores.helpers import (
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id
 
 from headrace.addresses import public
-from headrace.errors import EvictingStore
-from headrace.feature_store.encoding import stored, texts, timestamps
+from headrace.feature_store.errors import EvictingStore
+from headrace.feature_store.feast.encoding import stored, texts, timestamps
 from headrace.instants import read
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from feast.infra.online_stores.redis import RedisOnlineStoreConfig
     from feast.protos.feast.types.Value_pb2 import Value
 
-    from headrace.feature_store.latest import Chunk
+    from headrace.feature_store.feast.latest import Chunk
 
 PATIENCE = 60
 """Seconds to wait for another process that is writing to the same SQLite file."""

@@ -23,9 +23,9 @@ from feast.utils import _get_requested_feature_views_to_features_dict, compute_n
 from pyarrow import types
 from pydantic import Field
 
-from headrace.errors import ColumnTaken, KeysDiffer, NotOffered
-from headrace.feature_store import asof, inference, sources
-from headrace.feature_store.job import DuckDBJob
+from headrace.feature_store.errors import ColumnTaken, KeysDiffer, NotOffered
+from headrace.feature_store.feast import asof, inference, sources
+from headrace.feature_store.feast.job import DuckDBJob
 from headrace.lake import duckdb_connection
 from headrace.sql import quoted
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     """Configuration: which lake, which of its versions, and how much memory a join may take."""
 
-    type: Literal["headrace.feature_store.offline.DeltaOfflineStore"] = (
-        "headrace.feature_store.offline.DeltaOfflineStore"
+    type: Literal["headrace.feature_store.feast.offline.DeltaOfflineStore"] = (
+        "headrace.feature_store.feast.offline.DeltaOfflineStore"
     )
     lake: str = Field("", description="Root URI of the tables that sources name by relative paths")
     versions: dict[str, int] = Field({}, description="Tables to read at a version; others at their newest")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from feast.value_type import ValueType
 
-from headrace.feature_store.brought import TICK
-from headrace.feature_store.encoding import entity_keys
-from headrace.feature_store.sources import instant
+from headrace.feature_store.feast.brought import TICK
+from headrace.feature_store.feast.encoding import entity_keys
+from headrace.feature_store.feast.sources import instant
 from headrace.lake import duckdb_connection
 from headrace.sql import quoted
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-    from headrace.feature_store.sources import Snapshot
+    from headrace.feature_store.feast.sources import Snapshot
 
 KnownFrom = Literal["created", "event"]
 """From which of its times a row is known: the later of both, or that of its event."""

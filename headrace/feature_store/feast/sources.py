@@ -23,8 +23,8 @@ from feast import FileSource
 from feast.data_format import DeltaFormat
 from feast.errors import SavedDatasetLocationAlreadyExists
 
-from headrace.errors import NotATime, NotInSource, NotOffered
-from headrace.feature_store.embedded import settings_beside
+from headrace.feature_store.errors import NotATime, NotInSource, NotOffered
+from headrace.feature_store.feast.embedded import settings_beside
 from headrace.instants import plain
 from headrace.lake import Lake, Table
 from headrace.sql import quoted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pyarrow as pa
 from pyarrow import types
 
-from headrace.errors import NoFeastType
+from headrace.feature_store.errors import NoFeastType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, python_values_to_proto_values
 from feast.value_type import ValueType
 
-from headrace.errors import BadFeature, BadKey
+from headrace.feature_store.errors import BadFeature, BadKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from headrace.feature_store.sources import instant, without_uuids
+from headrace.feature_store.feast.sources import instant, without_uuids
 from headrace.sql import quoted
 
 if TYPE_CHECKING:

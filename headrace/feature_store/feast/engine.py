@@ -22,15 +22,15 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.value_type import ValueType
 
 from headrace.cluster import cluster, crew
-from headrace.errors import NotAFeature, NotAKey
-from headrace.feature_store.brought import owed as owed_of
-from headrace.feature_store.brought import reached
-from headrace.feature_store.embedded import settings_beside
-from headrace.feature_store.encoding import KEYED
-from headrace.feature_store.latest import MEMORY, Column, KnownFrom, Latest
-from headrace.feature_store.offline import DeltaOfflineStore
-from headrace.feature_store.sources import Snapshot, is_delta, require, snapshot
-from headrace.feature_store.writers import BATCH, Sqlite, Writer, writer
+from headrace.feature_store.errors import NotAFeature, NotAKey
+from headrace.feature_store.feast.brought import owed as owed_of
+from headrace.feature_store.feast.brought import reached
+from headrace.feature_store.feast.embedded import settings_beside
+from headrace.feature_store.feast.encoding import KEYED
+from headrace.feature_store.feast.latest import MEMORY, Column, KnownFrom, Latest
+from headrace.feature_store.feast.offline import DeltaOfflineStore
+from headrace.feature_store.feast.sources import Snapshot, is_delta, require, snapshot
+from headrace.feature_store.feast.writers import BATCH, Sqlite, Writer, writer
 from headrace.lake import duckdb_connection
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class DaskComputeEngineConfig(FeastConfigBaseModel):
     Pipelines predict from what they were trained on with ``created`` only.
     """
 
-    type: Literal["headrace.feature_store.engine.DaskComputeEngine"] = (
-        "headrace.feature_store.engine.DaskComputeEngine"
+    type: Literal["headrace.feature_store.feast.engine.DaskComputeEngine"] = (
+        "headrace.feature_store.feast.engine.DaskComputeEngine"
     )
     address: str = ""
     workers: int = 0

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from feast.infra.offline_stores.offline_store import RetrievalJob
 
-from headrace.errors import NoInstant
-from headrace.feature_store import sources
+from headrace.feature_store.errors import NoInstant
+from headrace.feature_store.feast import sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 from feast.infra.registry.file import FileRegistryStore
 from pydantic import Field
 
-from headrace.feature_store import brought
+from headrace.feature_store.feast import brought
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class HomeSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     """As Feast's own, with another type and place; and rows may expire."""
 
     # Feast asks for a type of the store's own class name
-    type: Literal["headrace.feature_store.embedded.HomeSqliteOnlineStore"] = Field(  # type: ignore[assignment]
-        "headrace.feature_store.embedded.HomeSqliteOnlineStore"
+    type: Literal["headrace.feature_store.feast.embedded.HomeSqliteOnlineStore"] = Field(  # type: ignore[assignment]
+        "headrace.feature_store.feast.embedded.HomeSqliteOnlineStore"
     )
     path: str = "feast/online.db"
     expires: bool = Field(True, description="Answer with nothing once a row is older than its view's ttl")
@@ -111,7 +111,7 @@ class HomeSqliteOnlineStore(SqliteOnlineStore):
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Write what is pushed, or transformed by Feast's own engine, as :mod:`writers` do."""
-        from headrace.feature_store.writers import Sqlite, writer
+        from headrace.feature_store.feast.writers import Sqlite, writer
 
         place = writer(config, self, table)
         if not isinstance(place, Sqlite):  # vectors, and what else is not of the plain layout
@@ -130,7 +130,7 @@ class HomeSqliteOnlineStore(SqliteOnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Return event time (UTC) and features of each key; None and None where there is no row to serve."""
-        from headrace.feature_store.asof import earliest
+        from headrace.feature_store.feast.asof import earliest
 
         found = super().online_read(config, table, entity_keys, requested_features)
         ttl = getattr(table, "ttl", None)
