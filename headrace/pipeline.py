@@ -160,7 +160,7 @@ class Pipeline:
     much is scored and monitored at once. Of what is known, ``train`` holds out the
     predictions of the last ``holdout`` for the gate; of several candidates it
     chooses one by those of as long before that.
-    ``suite``, if named, is what predictions must pass before they are logged.
+    Before they are logged, predictions must be what the problem demands, and pass ``suite``, if one is named.
     """
 
     name: str

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import duckdb
     import pyarrow as pa
+    from great_expectations import ExpectationSuite
 
     from headrace.lake import Lake
     from headrace.ledger import Entry as Decision
@@ -182,7 +183,7 @@ class Sifted:
 
 def sift(
     lot: Lot,
-    suite: str,
+    suite: str | ExpectationSuite,
     lake: Lake,
     as_of: datetime,
     *,
@@ -197,7 +198,7 @@ def sift(
 
     Args:
         lot: What to validate; readable as long as ``passing`` is used.
-        suite: Name of the suite.
+        suite: The suite, or its name.
         lake: Where the quarantine is.
         as_of: The instant (UTC) at which this happens.
         columns: What the suite is shown of the lot; everything if left out.
@@ -208,7 +209,9 @@ def sift(
         LotChanged: Under this id another run holds other rows.
     """
     broken = lot.file.with_suffix(".broken.parquet")
-    validation = validate([lot.file], load_suite(suite), broken, columns)
+    expected = load_suite(suite) if isinstance(suite, str) else suite
+    named = suite if isinstance(suite, str) else expected.name
+    validation = validate([lot.file], expected, broken, columns)
     assert validation.rows == lot.rows, f"{lot.id}: {lot.rows} rows in, {validation.rows} validated"
     given = f"read_parquet({literal(lot.file)}, file_row_number = true)"
     whole = [*validation.failures, *reasons]
@@ -227,12 +230,12 @@ def sift(
         FROM lot {} JOIN broken ON broken.row = lot.file_row_number
     """
     if whole:
-        entry = _hold(lake, lot, True, suite, whole, as_of, con.sql(marked.format("LEFT")))
+        entry = _hold(lake, lot, True, named, whole, as_of, con.sql(marked.format("LEFT")))
         passing, passed = f"FROM read_parquet({literal(lot.file)}) LIMIT 0", 0
     else:
         told = con.sql("SELECT rule, count(*) FROM breaches GROUP BY rule ORDER BY rule").fetchall()
         why = [f"{rule}, but {rows:,} of {lot.rows:,} rows break this" for rule, rows in told]
-        entry = _hold(lake, lot, False, suite, why, as_of, con.sql(marked.format("")))
+        entry = _hold(lake, lot, False, named, why, as_of, con.sql(marked.format("")))
         con.execute(f"COPY (SELECT row FROM broken) TO {literal(broken)}")
         passing = (
             f"SELECT * EXCLUDE file_row_number FROM {given} lot "
@@ -244,7 +247,9 @@ def sift(
     return Sifted(validation, passing, passed, entry)
 
 
-def guard(rows: pa.Table, suite: str, lake: Lake, pipeline: str, table: str, window: Window) -> pa.Table:
+def guard(
+    rows: pa.Table, suite: str | ExpectationSuite, lake: Lake, pipeline: str, table: str, window: Window
+) -> pa.Table:
     """Return those of ``rows`` that may be written to a computed table; the others are held.
 
     Raises:

@@ -3,14 +3,17 @@
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.declaration import slips
 from headrace.problem import Binary, MultiClass, Problem, Regression, Seasonal, guess, read
 from headrace.problem.figures import picture
+from headrace.validation import of_predictions, validate
 from pipelines.flights import PIPELINE
 from tests.conftest import ROOT, utc
 
@@ -271,3 +274,36 @@ def test_the_page_about_problems_declares_what_can_be_and_names_the_columns_ther
         assert [*problem.slips()] == []
         for column in problem.columns:
             assert f"`{re.sub('_(on time|late|very late|cancelled)$', '_<class>', column)}`" in text
+
+
+@pytest.mark.parametrize(
+    ("problem", "column", "wrong"),
+    [
+        (Binary(), "probability", 1.5),
+        (Binary(), "probability", None),
+        (MultiClass(("a", "b")), "probability_b", -0.5),
+        (MultiClass(("a", "b")), "prediction", "c"),
+        (Regression(), "prediction", None),
+        (Regression("poisson"), "prediction", -1.0),
+    ],
+)
+def test_a_prediction_that_the_problem_does_not_know_breaks_its_suite(
+    problem: Problem, column: str, wrong: object, tmp_path: Path
+) -> None:
+    said = np.array([0.25, 0.75, 0.5])
+    made = problem.named(problem.checked(said if problem.width == 1 else np.column_stack([said, 1 - said])))
+    rows = pa.table({"id": [1, 2, 3], "event_timestamp": [utc(2024)] * 3, **made})
+    suite = of_predictions(problem, ("id",))
+
+    def failures(rows: pa.Table) -> list[str]:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        pq.write_table(rows, file)
+        return list(validate([file], suite).failures)
+
+    assert failures(rows) == []
+    place, values = rows.schema.get_field_index(column), rows[column].to_pylist()
+    spoilt = rows.set_column(place, column, pa.array([wrong, *values[1:]], rows[column].type))
+    (failure,) = failures(spoilt)
+    assert column in failure
+    (failure,) = failures(pa.concat_tables([rows, rows.slice(0, 1)]))
+    assert "id" in failure

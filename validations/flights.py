@@ -139,16 +139,13 @@ def plane_features() -> ExpectationSuite:
 
 
 def predictions() -> ExpectationSuite:
-    """One probability for each departure."""
+    """Beside what any must be, not all the same."""
     import great_expectations as gx
     from great_expectations import expectations as gxe
 
     return gx.ExpectationSuite(
         "predictions",
         [
-            gxe.ExpectCompoundColumnsToBeUnique(column_list=list(KEY)),
-            gxe.ExpectColumnValuesToNotBeNull(column="probability"),
-            gxe.ExpectColumnValuesToBeBetween(column="probability", min_value=0, max_value=1),
             # a model that says the same of every flight is broken
             gxe.ExpectColumnStdevToBeBetween(column="probability", min_value=0, strict_min=True),
         ],

@@ -77,6 +77,16 @@ class Problem(ABC):
         """The quantiles that are asked for, if any are."""
         return ()
 
+    @property
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """Between which numbers a column of a prediction lies, ends included."""
+        return {}
+
+    @property
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """The values that a column of a prediction may have."""
+        return {}
+
     @abstractmethod
     def unfit(self, labels: pa.ChunkedArray) -> pa.ChunkedArray:
         """Return those of ``labels`` that cannot be the truth, such as nulls."""

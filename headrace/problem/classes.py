@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,6 +62,11 @@ class Binary(Problem):
         import pyarrow as pa
 
         return {"probability": pa.float64()}
+
+    @property
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """Those of a probability."""
+        return {"probability": (0, 1)}
 
     @property
     def shown(self) -> dict[str, str]:
@@ -164,6 +169,16 @@ class MultiClass(Problem):
         return {f"probability_{label}": pa.float64() for label in self.classes} | {
             "prediction": self.label_type
         }
+
+    @property
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """Those of probabilities."""
+        return dict.fromkeys((f"probability_{label}" for label in self.classes), (0, 1))
+
+    @property
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """The classes."""
+        return {"prediction": self.classes}
 
     @property
     def shown(self) -> dict[str, str]:

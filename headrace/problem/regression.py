@@ -69,6 +69,11 @@ class Regression(Problem):
         return dict.fromkeys(names, pa.float64())
 
     @property
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """None, but of what is counted."""
+        return dict.fromkeys(self.columns, (0, None)) if self.loss == "poisson" else {}
+
+    @property
     def shown(self) -> dict[str, str]:
         """What is minimised, and how far predictions are off."""
         off = {"mae": "mean absolute error", "rmse": "root mean squared error", "bias": "bias"}

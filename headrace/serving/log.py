@@ -12,6 +12,7 @@ from headrace.lake import AVAILABLE, Lake, Window, windows
 from headrace.quarantine import entries, guard
 from headrace.sources.predictions import log_of
 from headrace.sql import among, quoted
+from headrace.validation import of_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +95,8 @@ def score(
     by ``since`` (UTC). Predictions that were made before stay as they were made.
 
     Raises:
-        BatchRejected: The predictions break the pipeline's suite; none is logged.
+        BatchRejected: The predictions are not what the problem demands, or break the pipeline's suite.
+            None is logged.
     """
     import pyarrow as pa
 
@@ -102,8 +104,8 @@ def score(
     missing = _unpredicted(spec, *_opened(spec, lake), window)
     predictions = predicted(spec, online(missing.order(order).to_arrow_table()), model, version, since)
     table = lake.table(table_of(spec))
-    if spec.suite:
-        predictions = guard(predictions, spec.suite, lake, spec.name, table.name, window)
+    expected = of_predictions(spec.problem, spec.keys, spec.suite)
+    predictions = guard(predictions, expected, lake, spec.name, table.name, window)
     made = int(predictions.num_rows)
     if table.exists():
         before = read(spec, lake, window)

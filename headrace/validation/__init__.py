@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.validation.found import Outcome, Validation
+from headrace.validation.predictions import of_predictions
 from headrace.validation.suites import declared, load_suite, row_rules
 
 if TYPE_CHECKING:
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
 
     from great_expectations import ExpectationSuite
 
-__all__ = ["Outcome", "Validation", "declared", "load_suite", "publish", "row_rules", "validate"]
+__all__ = [
+    "Outcome",
+    "Validation",
+    "declared",
+    "load_suite",
+    "of_predictions",
+    "publish",
+    "row_rules",
+    "validate",
+]
 
 
 def validate(
