@@ -766,7 +766,7 @@ def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.Duck
 
 
 @contextmanager
-def running(what: str, where: str) -> Iterator[None]:
+def query_of(what: str, where: str) -> Iterator[None]:
     """Turn what DuckDB says about a query that somebody declared ``where`` into an error that names it."""
     import duckdb
 

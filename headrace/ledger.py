@@ -70,7 +70,7 @@ EVERY = ""
 
 
 @dataclass(frozen=True)
-class Entry:
+class Record:
     """One line of the ledger.
 
     ``at`` is when it was written (UTC), by the database's clock: people look for what happened by it.
@@ -97,7 +97,7 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({public(revealed(self.url))!r})"
 
-    def claim(self, pipeline: str, kind: str, key: str, *, holder: str, lease: timedelta) -> Entry | None:
+    def claim(self, pipeline: str, kind: str, key: str, *, holder: str, lease: timedelta) -> Record | None:
         """Claim a piece of work, or return the entry that says it is done already.
 
         Claiming again as the same ``holder`` succeeds: a retried run goes on with its own work.
@@ -126,12 +126,12 @@ class Ledger:
             {STARTED: started(), ENDS: _since_start() + lease.total_seconds()} if self._in_a_file() else {}
         )
         try:
-            self._write(Entry(pipeline, kind, key, CLAIMED, attempt, holder, now, now + lease, detail))
+            self._write(Record(pipeline, kind, key, CLAIMED, attempt, holder, now, now + lease, detail))
         except IntegrityError:  # another run claimed it between our look and our write
             return self.claim(pipeline, kind, key, holder=holder, lease=lease)
         return None
 
-    def finish(self, pipeline: str, kind: str, key: str, *, holder: str, **detail: Any) -> Entry:
+    def finish(self, pipeline: str, kind: str, key: str, *, holder: str, **detail: Any) -> Record:
         """Record that a piece of work is done, and its result; the first record stands.
 
         Returns:
@@ -140,12 +140,12 @@ class Ledger:
         from sqlalchemy.exc import IntegrityError
 
         now = self.now()
-        entry = Entry(pipeline, kind, key, DONE, 0, holder, now, now, detail)
+        record = Record(pipeline, kind, key, DONE, 0, holder, now, now, detail)
         try:
-            self._write(entry)
+            self._write(record)
         except IntegrityError:
             return next(e for e in self.entries(pipeline, kind, key) if e.state == DONE)
-        return entry
+        return record
 
     def give_up(self, pipeline: str, holder: str) -> None:
         """End the leases of a holder that failed or died, so that the work can be taken over at once."""
@@ -153,7 +153,7 @@ class Ledger:
             if claim.state == CLAIMED and claim.holder == holder:
                 self.free(claim)
 
-    def free(self, claim: Entry) -> None:
+    def free(self, claim: Record) -> None:
         """End one claim's lease. If its holder is at work after all, the work may be done twice."""
         from sqlalchemy.exc import IntegrityError
 
@@ -161,7 +161,7 @@ class Ledger:
         with suppress(IntegrityError):  # given up before
             self._write(replace(claim, state=GIVEN_UP, at=now, until=now))
 
-    def running(self) -> list[Entry]:
+    def running(self) -> list[Record]:
         """Return the claims, of all pipelines, whose lease has not ended and whose work is not done."""
         entries = self.entries()
         done = {(e.pipeline, e.kind, e.key) for e in entries if e.state == DONE}
@@ -186,7 +186,7 @@ class Ledger:
     def _in_a_file(self) -> bool:
         return _kind(revealed(self.url)) == "sqlite"
 
-    def _runs(self, claim: Entry) -> bool:
+    def _runs(self, claim: Record) -> bool:
         """Say whether the lease of a claim has not ended."""
         if since := claim.detail.get(STARTED):
             return bool(since == started() and claim.detail[ENDS] > _since_start())
@@ -194,34 +194,34 @@ class Ledger:
 
     def entries(
         self, pipeline: str | None = None, kind: str | None = None, key: str | None = None
-    ) -> list[Entry]:
+    ) -> list[Record]:
         """Return the entries, oldest first: of a pipeline, a kind or a key if given."""
         from sqlalchemy import select
 
         wanted = {"pipeline": pipeline, "kind": kind, "key": key}
 
-        def read_all(connection: Connection, table: SqlTable) -> list[Entry]:
+        def read_all(connection: Connection, table: SqlTable) -> list[Record]:
             query = select(table).order_by(table.c.id)
             for column, value in wanted.items():
                 if value is not None:
                     query = query.where(table.c[column] == value)
-            return [_entry(row) for row in connection.execute(query).mappings()]
+            return [_record(row) for row in connection.execute(query).mappings()]
 
         return self._do(read_all)
 
-    def last(self, pipeline: str, kind: str) -> Entry | None:
+    def last(self, pipeline: str, kind: str) -> Record | None:
         """Return the newest entry of a kind that says that something is done; None without one."""
         from sqlalchemy import select
 
-        def read_last(connection: Connection, table: SqlTable) -> Entry | None:
+        def read_last(connection: Connection, table: SqlTable) -> Record | None:
             wanted = table.c.pipeline == pipeline, table.c.kind == kind, table.c.state == DONE
             query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(1)
             row = connection.execute(query).mappings().first()
-            return _entry(row) if row else None
+            return _record(row) if row else None
 
         return self._do(read_last)
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: Record) -> None:
         values = vars(entry) | {
             "at": entry.at.isoformat(),
             "until": entry.until.isoformat(),
@@ -269,9 +269,9 @@ def _say(waiting: RetryCallState) -> None:
         logging.getLogger(__name__).warning(told, waiting.outcome.exception(), PATIENCE)
 
 
-def _entry(row: Any) -> Entry:
+def _record(row: Any) -> Record:
     instants = {name: read(row[name]) for name in ("at", "until")}
-    return Entry(
+    return Record(
         **{k: v for k, v in row.items() if k != "id"} | instants | {"detail": json.loads(row["detail"])}
     )
 

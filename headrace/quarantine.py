@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
     import duckdb
     import pyarrow as pa
-    from great_expectations import ExpectationSuite
 
     from headrace.lake import Lake
-    from headrace.ledger import Entry as Decision
     from headrace.ledger import Ledger
+    from headrace.ledger import Record as Decision
     from headrace.pipeline import Pipeline
-    from headrace.validation import Validation
+    from headrace.validation import ExpectationSuite, Validation
 
 
 class BatchRejected(HeadraceError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError
-from headrace.lake import running
+from headrace.lake import query_of
 from headrace.sql import among, quoted
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def rows(spec: Pipeline, lake: Lake, window: Window, count: int | None = None) -
     chosen = f"SELECT * FROM ({spec.spine}) WHERE {window.predicate('event_timestamp')}"
     limit = "" if count is None else f"LIMIT {count}"
     con = lake.connect(spec.raw)
-    with running(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+    with query_of(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
         return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
 
 
@@ -76,7 +76,7 @@ def labelled(
         {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
     )
     keys = quoted(*spec.keys)
-    with running(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+    with query_of(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
         return con.execute(
             f"""
             SELECT spine.*, label.label{span}
@@ -96,7 +96,9 @@ def with_truth(spec: Pipeline, lake: Lake, predictions: pa.Table, as_of: datetim
     """
     con = lake.connect(among(spec.label, spec.raw))
     con.register("predictions", predictions)
-    with running(f"The join of predictions and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+    with query_of(
+        f"The join of predictions and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"
+    ):
         known = con.execute(
             f"SELECT predictions.*, label FROM predictions JOIN ({spec.label}) label "
             f"USING ({quoted(*spec.keys)}) WHERE label.available_at < $as_of",

@@ -18,7 +18,7 @@ from headrace import ingest
 from headrace.errors import HeadraceError
 from headrace.instants import plain, shown
 from headrace.lake import damage_explained, interruptible
-from headrace.ledger import Entry
+from headrace.ledger import Record
 from headrace.pipeline import BeforeStart
 from headrace.project import Project
 
@@ -118,12 +118,12 @@ def progress(project: Project, spec: Pipeline, at: datetime) -> dict[str, dateti
     return ingest.complete(spec, at, project.lake, project.ledger)
 
 
-def claim(project: Project, spec: Pipeline, kind: str, key: str) -> Entry | None:
+def claim(project: Project, spec: Pipeline, kind: str, key: str) -> Record | None:
     """Claim a piece of work for this flow run, or return the entry that says it is done."""
     return project.ledger.claim(spec.name, kind, key, holder=holder(), lease=LEASE)
 
 
-def finish(project: Project, spec: Pipeline, kind: str, key: str, **detail: Any) -> Entry:
+def finish(project: Project, spec: Pipeline, kind: str, key: str, **detail: Any) -> Record:
     """Record the work's result; return the record that stands, which is the first."""
     return project.ledger.finish(spec.name, kind, key, holder=holder(), **detail)
 

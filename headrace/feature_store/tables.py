@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError
 from headrace.feature_store.errors import BadFeatureRows
-from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, edge, running
+from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, edge, query_of
 from headrace.quarantine import guard
 from headrace.sql import among, meaning, parameters, quoted
 
@@ -120,7 +120,7 @@ def _built(
         rows.create_view(view, replace=True)
         seen += rows.count("*").fetchall()[0][0]
     bounds = {"start": window.start, "end": window.end}
-    with running(f"The query of `{table.table}`", str(table.sql)):
+    with query_of(f"The query of `{table.table}`", str(table.sql)):
         asked = {name: bounds[name] for name in parameters(sql) if name in bounds}
         made = con.execute(sql, asked).to_arrow_table()
     _check(table, made, window)

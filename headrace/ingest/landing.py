@@ -11,7 +11,7 @@ from headrace.lake import AVAILABLE, Lake, duckdb_connection
 from headrace.legible import legible
 from headrace.sources.rows import INSTANT
 from headrace.sql import literal, quoted
-from headrace.validation import declared, load_suite
+from headrace.validation import listed_columns, load_suite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,7 +141,7 @@ def shape_of(con: duckdb.DuckDBPyConnection, source: Source, batch: Batch, lake:
     """Compare a batch's columns with those declared, or landed before, and say what is wrong with them."""
     lot, time = con.read_parquet(str(batch.lot.file)), source.time
     found = dict(zip(lot.columns, map(str, lot.types), strict=True))
-    listed, lacking = declared(load_suite(source.suite)), batch.lot.lacking
+    listed, lacking = listed_columns(load_suite(source.suite)), batch.lot.lacking
     landed = lake.table(source.table).columns(con)
     before = {column: kind for column, kind in landed.items() if column not in (AVAILABLE, ASIDE)}
     known = listed or tuple(before) or tuple(found)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from headrace.ledger import Entry as Decision
     from headrace.ledger import Ledger
+    from headrace.ledger import Record as Decision
     from headrace.pipeline import Pipeline, Source
     from headrace.sources import Part
 

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 
 from headrace.validation.found import Outcome, Validation
 from headrace.validation.predictions import of_predictions
-from headrace.validation.suites import declared, load_suite, row_rules
+from headrace.validation.suites import listed_columns, load_suite, row_rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from great_expectations import ExpectationSuite
+    from great_expectations import ExpectationSuite as ExpectationSuite  # for whoever hands one on
 
 __all__ = [
     "Outcome",
     "Validation",
-    "declared",
+    "listed_columns",
     "load_suite",
     "of_predictions",
     "publish",

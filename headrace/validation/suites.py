@@ -96,7 +96,7 @@ def unsupported(expectation: Expectation) -> str:
     return ""
 
 
-def declared(suite: ExpectationSuite) -> tuple[str, ...]:
+def listed_columns(suite: ExpectationSuite) -> tuple[str, ...]:
     """Return the columns a batch must have, no more and no fewer, if the suite lists them."""
     for expectation in suite.expectations:
         kwargs = expectation.configuration.kwargs

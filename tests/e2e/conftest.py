@@ -14,7 +14,7 @@ import pytest
 
 from headrace import services
 from headrace.lake import Lake, Window
-from headrace.ledger import DONE, Entry, Ledger
+from headrace.ledger import DONE, Ledger, Record
 from headrace.settings import Settings
 from tests.conftest import free_port
 from tests.e2e import projects
@@ -39,7 +39,7 @@ class Project:
         answer.raise_for_status()
         return answer.json()  # type: ignore[no-any-return]
 
-    def done(self, kind: str) -> list[Entry]:
+    def done(self, kind: str) -> list[Record]:
         return [entry for entry in self.ledger.entries("pumps", kind) if entry.state == DONE]
 
     def judges(self, more: int) -> Callable[[], bool]:
