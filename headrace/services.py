@@ -151,20 +151,11 @@ def mlflow_models(settings: Settings) -> str:
 
 
 def docs_server(settings: Settings) -> Service:
-    """Return a web server of the Data Docs, which are plain files."""
-    site = settings.home / "validations" / "docs"
-    site.mkdir(parents=True, exist_ok=True)
+    """Return a web server of the Data Docs, which draws those that nobody has looked at yet."""
+    folder = settings.home / "validations"
+    (folder / "docs").mkdir(parents=True, exist_ok=True)
     address = f"http://{HOST}:{settings.docs_port}"
-    command = [
-        sys.executable,
-        "-m",
-        "http.server",
-        str(settings.docs_port),
-        "--bind",
-        HOST,
-        "--directory",
-        str(site),
-    ]
+    command = [sys.executable, "-m", "headrace.validation.serve", str(folder), str(settings.docs_port)]
     return Service("Data Docs", command, "`HEADRACE_DOCS_PORT`", f"{address}/", address)
 
 

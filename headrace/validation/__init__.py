@@ -60,9 +60,10 @@ def validate(
 
 
 def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
-    """Store results, by the ids of their batches, and show them as GX Data Docs; return each one's page.
+    """Store results, by the ids of their batches, to be shown as GX Data Docs; return each one's page.
 
-    Results go to ``folder``/results, the site to ``folder``/docs. A result
+    Results go to ``folder``/results, the site to ``folder``/docs. Pages of batches in which anything failed
+    are drawn, others once ``headrace.validation.serve`` is asked for them. A result
     published again is replaced; several processes may publish at once.
     """
     from headrace.validation.docs import publish

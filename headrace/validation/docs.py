@@ -1,8 +1,10 @@
-"""Validation results, kept in GX's own store and shown as GX Data Docs.
+"""Validation results, kept as GX's own store keeps them and shown as GX Data Docs.
 
 GX's own building of a site reads all results there are for every page it adds;
-here its store, renderers and views are called for the results at hand, and the
-index is made from what the stored results say.
+here its renderers and views are called for the results at hand, and the
+index is made from what the stored results say. A page takes twenty times as long as the result that it
+shows: those of batches in which something failed are drawn at once, others when somebody asks for
+them (``serve``).
 """
 
 from __future__ import annotations
@@ -16,21 +18,16 @@ from functools import partial
 from html import escape
 from operator import itemgetter
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from filelock import FileLock
 from great_expectations import ExpectationSuite
 from great_expectations.core import RunIdentifier
-from great_expectations.core.expectation_validation_result import (
-    ExpectationSuiteValidationResult,
-    expectationSuiteValidationResultSchema,
-)
-from great_expectations.data_context.store.html_site_store import HtmlSiteStore
-from great_expectations.data_context.store.validation_results_store import ValidationResultsStore
+from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
 from great_expectations.data_context.types.resource_identifiers import (
     ExpectationSuiteIdentifier,
-    SiteSectionIdentifier,
     ValidationResultIdentifier,
 )
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
@@ -78,25 +75,68 @@ ROW = """<tr><td class="{verdict}">{verdict}</td><td><a href="{page}">{batch}</a
 def publish(found: Mapping[str, Validation], folder: Path) -> dict[str, Path]:
     """See ``headrace.validation.publish``."""
     results, docs = folder / "results", folder / "docs"
-    store, site, view = ValidationResultsStore(_files(results)), HtmlSiteStore(_files(docs)), _view()
-    pages = {}
+    pages, stored = {}, []
     with _alone(folder):
-        for validation in {validation.suite: validation for validation in found.values()}.values():
-            suite = SiteSectionIdentifier("expectations", ExpectationSuiteIdentifier(validation.suite))
-            site.set(suite, view(ExpectationSuitePageRenderer().render(_suite(validation))))
         for name, validation in found.items():
-            key, result = _result(name, validation)
-            store.set(key, result)
-            page = SiteSectionIdentifier("validations", key)
-            site.set(page, view(ValidationResultsPageRenderer().render(_result(name, validation, _drawn)[1])))
-            *run, batch = key.to_tuple()
-            for kept in (results, docs / "validations"):
-                for other in kept.joinpath(*run).parent.iterdir():
-                    if other.name != run[-1]:  # of an earlier validation of the same batch
+            said, place = _said(name, validation)
+            file, pages[name] = results / f"{place}.json", docs / "validations" / f"{place}.html"
+            _write(file, json.dumps(said, indent=2, sort_keys=True))
+            stored.append(file)
+            for kept in (file.parent, pages[name].parent):
+                for other in kept.parent.iterdir() if kept.parent.exists() else ():
+                    if other.name != kept.name:  # of an earlier validation of the same batch
                         shutil.rmtree(other)
-            pages[name] = docs.joinpath("validations", *run, f"{batch}.html")
-        _write_index(results, docs, [key for key, _ in map(_result, found, found.values())])
+            suite = docs / _suite_page(validation.suite)
+            if all(outcome.success for outcome in validation.outcomes):
+                suite.unlink(missing_ok=True)  # it may have changed, and is drawn anew
+            else:
+                _write(pages[name], _page(said))
+                _write(suite, _page_of_suite(said))
+        _write_index(results, docs, stored)
     return pages
+
+
+def draw(folder: Path, page: Path) -> None:
+    """Draw a page, named by its place below ``folder``/docs, from what is stored; none if nothing is."""
+    results, file = folder / "results", folder / "docs" / page
+    section, *rest = page.with_suffix("").parts
+    if section == "validations":
+        stored = results.joinpath(*rest[:-1], f"{rest[-1]}.json")
+        if stored.exists():
+            _write(file, _page(json.loads(stored.read_text())))
+    elif section == "expectations":
+        known = results.joinpath(*rest).glob("*/*/*.json")
+        if newest := max(known, key=lambda stored: stored.stat().st_mtime, default=None):
+            _write(file, _page_of_suite(json.loads(newest.read_text())))
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file that others may be reading."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as new:
+        new.write(text)
+    Path(new.name).replace(file)
+
+
+def _page(said: dict[str, Any]) -> str:
+    """Return the page of a stored result."""
+    shown = deepcopy(said)
+    for one in shown["results"]:
+        one |= {part: _drawn(one[part]) for part in ("result", "exception_info") if part in one}
+        one["expectation_config"] = _drawn(one["expectation_config"])
+    result = expectationSuiteValidationResultSchema.load(shown)
+    return _view()(ValidationResultsPageRenderer().render(result))
+
+
+def _page_of_suite(said: dict[str, Any]) -> str:
+    """Return the page of the suite that a stored result is of."""
+    configs = [_drawn(one["expectation_config"]) for one in deepcopy(said["results"])]
+    suite = ExpectationSuite(said["suite_name"], [ExpectationConfiguration(**config) for config in configs])
+    return _view()(ExpectationSuitePageRenderer().render(suite))
+
+
+def _suite_page(suite: str) -> str:
+    return f"expectations/{suite.replace('.', '/')}.html"
 
 
 def _view() -> Callable[[Any], str]:
@@ -108,14 +148,6 @@ def _by_itself(page: str) -> str:
     """Return a page that loads nothing from other hosts and runs no script, whoever wrote it."""
     style = Path(__file__).with_name("docs.css").read_text(encoding="utf-8")
     return REMOTE.sub("", page).replace("</head>", HEAD.format(style=style), 1)
-
-
-def _files(base: Path) -> dict[str, Any]:
-    return {
-        "class_name": "TupleFilesystemStoreBackend",
-        "base_directory": str(base.absolute()),
-        "suppress_store_backend_id": True,
-    }
 
 
 def _alone(folder: Path) -> FileLock:
@@ -150,50 +182,35 @@ def _cut(value: Any) -> Any:
     return deepcopy(value)
 
 
-def _result(
-    name: str, validation: Validation, drawn: Callable[[Any], Any] = deepcopy
-) -> tuple[ValidationResultIdentifier, ExpectationSuiteValidationResult]:
-    """Return GX's result of the batch called ``name``, as it is or as ``drawn``, and where to keep it."""
+def _said(name: str, validation: Validation) -> tuple[dict[str, Any], str]:
+    """Return GX's result of the batch called ``name``, in JSON's types, and where its store keeps it."""
     said = _cut(validation.result)
-    for one in said["results"]:
-        one |= {part: drawn(one[part]) for part in ("result", "exception_info") if part in one}
-        one["expectation_config"] = drawn(one["expectation_config"])
-    result = expectationSuiteValidationResultSchema.load(said)
-    run = {"run_name": name, "run_time": result.meta["validation_time"]}
-    result.meta |= {
-        "run_id": run,
+    at = said["meta"]["validation_time"]
+    said["meta"] |= {
+        "run_id": {"run_name": name, "run_time": at},
         "batch_id": name,
         "batch_spec": {"data_asset_name": name.rsplit("/", 2)[0]},
     }
     filed = quote(name, safe="").replace("~", "%7E").replace("%2F", "~")
-    return (
-        ValidationResultIdentifier(
-            ExpectationSuiteIdentifier(validation.suite), RunIdentifier(filed, run["run_time"]), filed
-        ),
-        result,
-    )
+    run = RunIdentifier(filed, at)
+    key = ValidationResultIdentifier(ExpectationSuiteIdentifier(validation.suite), run, filed)
+    return said, "/".join(key.to_tuple())
 
 
-def _suite(validation: Validation) -> ExpectationSuite:
-    said = [_drawn(result["expectation_config"]) for result in deepcopy(validation.result)["results"]]
-    return ExpectationSuite(validation.suite, [ExpectationConfiguration(**config) for config in said])
-
-
-def _write_index(results: Path, docs: Path, keys: Sequence[ValidationResultIdentifier]) -> None:
+def _write_index(results: Path, docs: Path, stored: Sequence[Path]) -> None:
     """Write the page of the newest results; which these are is kept beside it, for next time."""
     kept = docs / "newest.json"
     if kept.exists():
         lines = json.loads(kept.read_text())
-        files = (results.joinpath(*path[:-1], f"{path[-1]}.json") for path in (k.to_tuple() for k in keys))
-        lines += [_line(file, results) for file in files]
+        lines += [_line(file, results) for file in stored]
     else:
         lines = [_line(file, results) for file in results.rglob("*.json")]
     newest = {(line["suite"], line["batch"]): line for line in sorted(lines, key=itemgetter("checked"))}
     lines = sorted(newest.values(), key=itemgetter("checked", "page"), reverse=True)[:LISTED]
-    kept.write_text(json.dumps(lines))
+    _write(kept, json.dumps(lines))
     rows = "\n".join(ROW.format_map({k: escape(str(v)) for k, v in line.items()}) for line in lines)
     page = _by_itself(INDEX.format(listed=LISTED, rows=rows))
-    (docs / "index.html").write_text(page, encoding="utf-8")
+    _write(docs / "index.html", page)
 
 
 def _line(file: Path, results: Path) -> dict[str, Any]:
@@ -205,7 +222,7 @@ def _line(file: Path, results: Path) -> dict[str, Any]:
         "batch": run["run_name"],
         "page": quote(f"validations/{page.as_posix()}"),
         "suite": suite,
-        "suite_page": quote(f"expectations/{suite.replace('.', '/')}.html"),
+        "suite_page": quote(_suite_page(suite)),
         "failed": counted["unsuccessful_expectations"],
         "of": counted["evaluated_expectations"],
         "checked": f"{datetime.fromisoformat(run['run_time']):%Y-%m-%d %H:%M:%S}",

@@ -122,7 +122,7 @@ def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
         assert children.keys() == {
             "prefect server",
             "mlflow",
-            "http.server",
+            "headrace.validation.serve",
             "feast.cli.cli",
             "headrace.forkserver",
             "prefect worker",
