@@ -26,7 +26,7 @@ def ingest(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str
     project = Project.here()
     spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
-    steps.predict_history(project, spec)
+    steps.predict_history(project, spec, at)
     settled: list[Settled] = []
     unread = []
     with steps.staging(project) as folder:

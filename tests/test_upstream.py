@@ -94,7 +94,10 @@ def test_what_was_before_the_first_release_is_predicted_by_who_knew_no_more(live
     spans = release.missing(UP, lived.ledger, RELEASED)
     assert spans == windows(START, BEGINS, WEEK)
 
-    made = {span.start: lived.predict(span) for span in spans}
+    made = {}
+    for span in spans:
+        assert release.complete(UP, lived.lake, lived.ledger, RELEASED, BEGINS) == span.start
+        made[span.start] = lived.predict(span)
 
     assert made == {span.start: 0 if span.start == START else 168 for span in spans}
     assert release.missing(UP, lived.ledger, RELEASED) == []

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import holder, logger, slug, step, tracked
+from flows.steps.common import holder, logger, progress, slug, step, tracked
 from flows.steps.scoring import released
 from headrace import ingest, quarantine, registry
 from headrace import release as releases
@@ -29,6 +29,7 @@ from headrace.pipeline import Pipeline, Source
 from headrace.project import Project
 from headrace.quarantine import BatchRejected
 from headrace.sources import Predictions
+from headrace.training import dataset
 from headrace.validation import publish
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def _staged(project: Project, spec: Pipeline, source: Source, at: datetime, fold
     return ingest.stage(spec, source, at, project.lake, project.ledger, folder)
 
 
-def predict_history(project: Project, spec: Pipeline) -> None:
-    """See to it that of what the pipeline feeds on there is a history, from before its first release."""
+def predict_history(project: Project, spec: Pipeline, at: datetime) -> None:
+    """See to it that what the pipeline feeds on has a history of before its release, as far as known."""
     for _, origin in releases.feeds(spec):
         upstream = project.pipeline(origin.pipeline)
         since = released(project, upstream)
@@ -72,7 +73,9 @@ def predict_history(project: Project, spec: Pipeline) -> None:
             told = "%s has no release yet, so that %s, which feeds on its predictions, waits"
             logger().warning(told, upstream.name, spec.name)
         elif spans := releases.missing(upstream, project.ledger, since):
-            out_of_sample(project, upstream, spans)
+            known = dataset.known_to(upstream, progress(project, upstream, at), project.lake)
+            if due := [span for span in spans if span.end <= known]:
+                out_of_sample(project, upstream, due)
 
 
 @step("predict {upstream.name} out of sample", minutes=240)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 KIND = "out of sample"
+"""Of the ledger's records: a span is predicted."""
 
 
 def feeds(spec: Pipeline) -> list[tuple[Source, Predictions]]:
@@ -46,17 +47,19 @@ def complete(
 ) -> datetime:
     """Return up to when (UTC) by ``as_of`` the predictions of ``spec`` are all made.
 
-    ``released`` is when its first model was. Before that nothing is, and nor is it before
-    ``predict_history`` has ended.
+    ``released`` is when its first model was; before that nothing is. What was before it is made by
+    ``predict_history``.
     """
-    if released is None or missing(spec, ledger, released):
+    if released is None:
         return spec.start
+    if spans := missing(spec, ledger, released):
+        return min(as_of, spans[0].start)
     return min(as_of, max(_begins(spec, released), log.reached(spec, lake, released, as_of)))
 
 
 def missing(spec: Pipeline, ledger: Ledger, released: datetime) -> list[Window]:
-    """Return the spans before the first release of which there are no out-of-sample predictions yet."""
-    made = {entry.key for entry in ledger.entries(spec.name, KIND) if entry.state == DONE}
+    """Return, in order, the spans before the first release without out-of-sample predictions."""
+    made = {record.key for record in ledger.entries(spec.name, KIND) if record.state == DONE}
     return [span for span in _spans(spec, _begins(spec, released)) if str(span) not in made]
 
 
@@ -70,9 +73,9 @@ def predict_history(
     client: Client,
     holder: str,
 ) -> int:
-    """Predict ``span`` by a model of what was known before it; return how many predictions were made.
+    """Predict ``span``, of which all must be known, by a model of what was known before it; return how many.
 
-    None is where too little was known to learn from. Done twice, or killed, it is done once.
+    None is made where too little was known to learn from. Done twice, or killed, it is done once.
     ``historical`` joins features to a spine, point in time.
     """
     made = _predicted(spec, candidate, span, lake, historical, client)
