@@ -555,9 +555,11 @@ class Table:
         import duckdb
 
         try:
-            return con.read_parquet(files, union_by_name=True)
+            rows = con.read_parquet(files, union_by_name=True)
+            _ = rows.columns  # asked for here, for their names may be damaged
         except (duckdb.Error, UnicodeDecodeError) as error:  # of names that are none
             raise self.damaged(str(error)) from None
+        return rows
 
     def refuse_lost(self, files: Iterable[str], version: int) -> None:
         """Refuse a ``version`` if one of its local ``files`` is gone.
