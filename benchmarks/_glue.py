@@ -177,6 +177,7 @@ def _trained(learnt: pd.DataFrame, release: datetime) -> tuple[Model, str]:
     choice = learnt[(at >= chosen_from) & (known < held_from)]
     whole, held_out = learnt[known < held_from], learnt[at >= held_from]
     mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    mlflow.create_experiment("glued", (home / "mlruns").as_uri())
     mlflow.set_experiment("glued")
 
     def table(rows: pd.DataFrame) -> pa.Table:
