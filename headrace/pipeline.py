@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from headrace.declaration import slips
 from headrace.errors import BrokenDeclaration, HeadraceError, did_you_mean
@@ -16,7 +16,7 @@ from headrace.monitoring.rule import DriftRule
 from headrace.problem import Binary, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.sources import Call, Files, Predictions, Query
 
@@ -55,6 +55,7 @@ class EmptySpan(HeadraceError):
         )
 
 
+T = TypeVar("T")
 WEEK = timedelta(weeks=1)
 
 
@@ -234,11 +235,7 @@ def _collisions(pipeline: Pipeline, others: Sequence[str]) -> list[str]:
     """Say of what pipelines share, by name, if they mean the same: it lands, and is built, once for all."""
     found = []
     for other in others:
-        try:
-            theirs = import_module(f"pipelines.{other}").PIPELINE
-            shared = {thing.table: thing for thing in (*theirs.sources, *theirs.feature_tables)}
-        except Exception:  # noqa: BLE001  # it is told when that one is loaded
-            continue
+        shared = _of(other, _by_table) or {}
         for what, own in (("sources", pipeline.sources), ("feature_tables", pipeline.feature_tables)):
             for thing in own:
                 if shared.get(thing.table, thing) != thing:
@@ -262,11 +259,11 @@ def _fed(pipeline: Pipeline, known: Sequence[str]) -> list[str]:
             found.append(f"{place} names pipeline `{origin.pipeline}`, but pipelines/ has {', '.join(known)}")
         elif circle := _circle(pipeline.name, origin.pipeline):
             found.append(f"{place} feeds on itself: {' ▶ '.join(circle)}")
+        elif not (logged := _of(origin.pipeline, _logged)):
+            found.append(f"{place} names pipeline `{origin.pipeline}`, which is broken: mend that one first")
         else:
-            theirs = import_module(f"pipelines.{origin.pipeline}").PIPELINE
-            has = {*theirs.keys, *theirs.columns.names, *theirs.problem.columns}
-            if strange := [column for column in origin.columns if column not in has]:
-                found.append(f"{place} names {', '.join(strange)}, of which `{theirs.name}` logs nothing")
+            if strange := [column for column in origin.columns if column not in logged]:
+                found.append(f"{place} names {', '.join(strange)}, of which `{origin.pipeline}` logs nothing")
             if source.time != "predicted_at":
                 found.append(f"`sources[{i}].time` must be `predicted_at`, but is `{source.time}`")
     return found
@@ -279,12 +276,27 @@ def _circle(name: str, fed_by: str, via: tuple[str, ...] = ()) -> tuple[str, ...
     way = (*via, name)
     if fed_by in way:
         return (*way, fed_by)
-    try:
-        above = import_module(f"pipelines.{fed_by}").PIPELINE.sources
-    except Exception:  # noqa: BLE001  # it is told when that one is loaded
-        return ()
-    origins = [source.origin for source in above if isinstance(source.origin, Predictions)]
+    above = _of(fed_by, lambda spec: [source.origin for source in spec.sources])
+    origins = [origin for origin in above or () if isinstance(origin, Predictions)]
     return next(filter(None, (_circle(fed_by, origin.pipeline, way) for origin in origins)), ())
+
+
+def _by_table(spec: Pipeline) -> dict[str, Source | FeatureTable]:
+    things: tuple[Source | FeatureTable, ...] = (*spec.sources, *spec.feature_tables)
+    return {thing.table: thing for thing in things}
+
+
+def _logged(spec: Pipeline) -> set[str]:
+    """Return the columns that a pipeline's prediction log has, but for those that headrace adds."""
+    return {*spec.keys, *spec.columns.names, *spec.problem.columns}
+
+
+def _of(name: str, read: Callable[[Pipeline], T]) -> T | None:
+    """Return what ``read`` makes of another pipeline; None if it is broken: loading it tells."""
+    try:
+        return read(import_module(f"pipelines.{name}").PIPELINE)
+    except Exception:  # noqa: BLE001  # it is somebody's own code
+        return None
 
 
 def declared() -> list[str]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from headrace.addresses import public, revealed
 from headrace.errors import DamagedDatabase, ServerUnreachable
 from headrace.lake import DatasetRef
+from headrace.sources.predictions import told
 from headrace.training.errors import DamagedModel
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def log_candidate(
         "headrace.as_of": as_of.isoformat(),
         "headrace.training": json.dumps(asdict(training)),
         "headrace.fingerprint": training.fingerprint,
-        **({"headrace.fed_on": fed_on} if (fed_on := _fed_on(training)) else {}),
+        **({"headrace.fed_on": told(training.fed_on)} if training.fed_on else {}),
         **_commit(),
     }
     name = f"{candidate.name}-{as_of:%Y%m%dT%H%M%SZ}" + ("-challenger" if role == "challenger" else "")
@@ -374,12 +375,6 @@ def _finished(client: MlflowClient, experiment: str, key: str) -> Logged | None:
                 client.finalize_logged_model(model.model_id, "FAILED")
             client.set_terminated(run_id, "KILLED")
     return None
-
-
-def _fed_on(training: DatasetRef) -> str:
-    """Say of which models' predictions a training set was made: ``flights out of sample, 1, 2``."""
-    told = ((name, ", ".join(str(v) if v else "out of sample" for v in vs)) for name, vs in training.fed_on)
-    return "; ".join(f"{name} {versions}" for name, versions in told)
 
 
 def _key(*parts: object) -> str:

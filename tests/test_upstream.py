@@ -21,9 +21,11 @@ from headrace.lake import Lake, Window, windows
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline, Source, load
 from headrace.problem import Binary
+from headrace.project import Project
 from headrace.serving import log
 from headrace.sources import Call, Predictions
 from headrace.training import dataset
+from headrace.validation.suites import known
 from pipelines.next_leg import PIPELINE as NEXT_LEG
 from tests.conftest import utc
 
@@ -216,6 +218,30 @@ def test_a_pipeline_feeds_on_what_there_is_and_not_on_itself(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "pipelines.flights", module)
     (said,) = declare(monkeypatch, Predictions("flights", ("probability",)))
     assert said == "`sources[4].origin` feeds on itself: next_leg ▶ flights ▶ next_leg"
+
+
+def test_an_upstream_that_is_broken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = ModuleType("pipelines.flights")
+    broken.PIPELINE = replace(load("flights"), columns=None)  # type: ignore[arg-type, attr-defined]
+    monkeypatch.setitem(sys.modules, "pipelines.flights", broken)
+    (said,) = declare(monkeypatch, Predictions("flights", ("probability",)))
+    assert said == "`sources[4].origin` names pipeline `flights`, which is broken: mend that one first"
+
+
+def test_a_pipeline_that_is_broken_stops_who_looks_and_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = ModuleType("pipelines.outcome")
+    broken.PIPELINE = replace(load("outcome"), name="another")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pipelines.outcome", broken)
+    project = Project.here()
+    with pytest.raises(BrokenDeclaration):
+        project.pipelines()
+    fed = release.downstream("flights", project.sound_pipelines())
+    assert [spec.name for spec in fed] == ["next_leg"]
+
+
+def test_helpers_of_suites_are_no_suites() -> None:
+    named = {name for name in known() if name.startswith(("flights.", "next_leg."))}
+    assert not {name.split(".")[1] for name in named} & {"features", "shape", "route", "after"}
 
 
 def test_who_feeds_on_a_pipeline_is_known() -> None:

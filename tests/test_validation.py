@@ -240,7 +240,7 @@ def test_an_unknown_suite_names_its_neighbour() -> None:
 
 
 def test_a_suite_whose_function_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("validations.flights._after", lambda *_: gxe.ExpectColumnToExist(colum="dest"))
+    monkeypatch.setattr("validations.flights.after", lambda *_: gxe.ExpectColumnToExist(colum="dest"))
     with pytest.raises(BrokenSuite, match=r"(?s)`flights\.flights` .*colum.*Mend it in"):
         load_suite("flights.flights")
 

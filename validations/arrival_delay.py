@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from validations.flights import DAY
+from validations._departures import DAY
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite

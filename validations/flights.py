@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from validations._departures import (
+    AIRPORTS,
+    DAY,
+    INSTANT,
+    KEY,
+    REAL,
+    SHARE,
+    TEXT,
+    WHOLE,
+    after,
+    features,
+    route,
+    shape,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from great_expectations import ExpectationSuite
-    from great_expectations.expectations.expectation import Expectation
-
-TEXT, WHOLE, REAL, INSTANT = "VARCHAR", "BIGINT", "DOUBLE", "TIMESTAMP WITH TIME ZONE"
-AIRPORTS = ["EWR", "JFK", "LGA"]
-KEY = ("carrier", "flight", "origin", "sched_dep")
-SHARE = (0, 1)
-DAY = 24 * 60
 
 
 def flights() -> ExpectationSuite:
@@ -37,12 +43,12 @@ def flights() -> ExpectationSuite:
         "flights",
         [
             *shape(schema, key=KEY, known=("dest", "distance", "landed_at")),
-            *_route(),
+            *route(),
             gxe.ExpectColumnValuesToBeBetween(column="dep_delay", min_value=-2 * 60, max_value=2 * DAY),
             gxe.ExpectColumnValuesToBeBetween(column="arr_delay", min_value=-4 * 60, max_value=2 * DAY),
             gxe.ExpectColumnValuesToBeBetween(column="air_time", min_value=0, strict_min=True, max_value=DAY),
-            _after("arrived_at", "departed_at"),
-            _after("landed_at", "sched_dep"),
+            after("arrived_at", "departed_at"),
+            after("landed_at", "sched_dep"),
         ],
     )
 
@@ -62,11 +68,11 @@ def schedules() -> ExpectationSuite:
         "schedules",
         [
             *shape(schema, key=KEY, known=known),
-            *_route(),
+            *route(),
             gxe.ExpectColumnValuesToBeBetween(column="hour", min_value=0, max_value=23),
             gxe.ExpectColumnValuesToBeBetween(column="minute", min_value=0, max_value=59),
             gxe.ExpectColumnValuesToBeBetween(column="weekday", min_value=1, max_value=7),
-            _after("sched_dep", "published_at"),
+            after("sched_dep", "published_at"),
         ],
     )
 
@@ -149,58 +155,4 @@ def predictions() -> ExpectationSuite:
             # a model that says the same of every flight is broken
             gxe.ExpectColumnStdevToBeBetween(column="probability", min_value=0, strict_min=True),
         ],
-    )
-
-
-def features(name: str, key: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -> ExpectationSuite:
-    """Expect one row for each key and instant, known no earlier than it speaks of, within ``bounds``."""
-    import great_expectations as gx
-    from great_expectations import expectations as gxe
-
-    return gx.ExpectationSuite(
-        name,
-        [
-            gxe.ExpectCompoundColumnsToBeUnique(column_list=[*key, "event_timestamp"]),
-            *(gxe.ExpectColumnValuesToNotBeNull(column=column) for column in (*key, "available_at")),
-            _after("available_at", "event_timestamp", or_equal=True),
-            *(
-                gxe.ExpectColumnValuesToBeBetween(column=column, min_value=least, max_value=most)
-                for column, (least, most) in bounds.items()
-            ),
-        ],
-    )
-
-
-def shape(
-    schema: Mapping[str, str], key: tuple[str, ...], known: tuple[str, ...] = ()
-) -> Iterator[Expectation]:
-    """Expect rows, exactly these columns and types, a whole and unique key, and no nulls in ``known``."""
-    from great_expectations import expectations as gxe
-
-    yield gxe.ExpectTableRowCountToBeBetween(min_value=1)
-    yield gxe.ExpectTableColumnsToMatchSet(column_set=list(schema))
-    for column, kind in schema.items():
-        yield gxe.ExpectColumnTypeToBe(column=column, type_=kind)
-    for column in (*key, *known):
-        yield gxe.ExpectColumnValuesToNotBeNull(column=column)
-    if len(key) > 1:
-        yield gxe.ExpectCompoundColumnsToBeUnique(column_list=list(key))
-    else:
-        yield gxe.ExpectColumnValuesToBeUnique(column=key[0])
-
-
-def _route() -> Iterator[Expectation]:
-    """Expect who flies, from where, how far (miles) to be possible."""
-    from great_expectations import expectations as gxe
-
-    yield gxe.ExpectColumnValuesToBeInSet(column="origin", value_set=AIRPORTS)
-    yield gxe.ExpectColumnValuesToMatchRegex(column="carrier", regex="^[A-Z0-9]{2}$")
-    yield gxe.ExpectColumnValuesToBeBetween(column="distance", min_value=0, strict_min=True, max_value=5000)
-
-
-def _after(later: str, earlier: str, *, or_equal: bool = False) -> Expectation:
-    from great_expectations import expectations as gxe
-
-    return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-        column_A=later, column_B=earlier, or_equal=or_equal, ignore_row_if="either_value_is_missing"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from validations.flights import INSTANT, KEY, REAL, SHARE, TEXT, WHOLE, features, shape
+from validations._departures import INSTANT, KEY, REAL, SHARE, TEXT, WHOLE, features, shape
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite

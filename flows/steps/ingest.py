@@ -16,7 +16,7 @@ from prefect.events import emit_event
 
 from flows.steps.common import holder, logger, progress, slug, step, tracked
 from flows.steps.scoring import released
-from headrace import ingest, quarantine, registry
+from headrace import ingest, quarantine
 from headrace import release as releases
 from headrace.cluster import batched, each, share_of
 from headrace.feature_store import store as feature_store
@@ -83,9 +83,7 @@ def out_of_sample(project: Project, upstream: Pipeline, spans: list[Window]) -> 
     """Predict what came before the first release by models of what was known before; return how many."""
     from headrace.cluster import cluster
 
-    serving = registry.champion(project.mlflow, upstream.name)
-    named = {candidate.name: candidate for candidate in upstream.candidates}
-    candidate = named.get(serving.candidate if serving else "", upstream.candidates[0])
+    candidate = releases.recipe(upstream, project.mlflow)
     settings, store = project.settings, project.store
     with cluster(settings.dask_address, settings.dask_workers) as client:
         made = (

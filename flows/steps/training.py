@@ -218,7 +218,7 @@ def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at
 
 def _tell_downstream(project: Project, spec: Pipeline, version: int, at: datetime) -> None:
     """Emit ``headrace.upstream`` for each pipeline that feeds on the predictions of this one."""
-    for fed in releases.downstream(spec.name, project.pipelines()):
+    for fed in releases.downstream(spec.name, project.sound_pipelines()):
         cause = f"upstream/{spec.name}/{version}"
         emit_event(
             "headrace.upstream",

@@ -21,8 +21,6 @@ from headrace.feature_store.parity import SAMPLE
 from headrace.legible import legible
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from headrace.feature_store.catalog import View
     from headrace.feature_store.freshness import Freshness
     from headrace.lake import Lake, Window
@@ -82,6 +80,7 @@ def show(
 ) -> None:
     """Show a view or a feature: what it is, where it comes from, and which models use it."""
     from headrace.feature_store import catalog
+    from headrace.sources.predictions import told
 
     project = _project()
     view, features = catalog.find(name, _views(project, as_of))
@@ -99,7 +98,7 @@ def show(
         "keys": ", ".join(view.keys),
         "ttl": _ttl(view.ttl),
         "raw tables": ", ".join(view.reads),
-        "predicted by": _versions(catalog.predictors(view, project.lake)),
+        "predicted by": told(catalog.predictors(view, project.lake).items()),
         "SQL": str(_near(view.sql)) if view.sql else "",
         "feature table": view.table,
         "last build": f"{built:%Y-%m-%d %H:%M} UTC by the clock" if built else "",
@@ -107,9 +106,9 @@ def show(
         "services": ", ".join(view.services),
         "models": ", ".join(f"{release.pipeline} {release.version}" for release, _ in used) or "none yet",
     }
-    for what, told in lines.items():
-        if told:
-            facts.add_row(what, told)
+    for what, said in lines.items():
+        if said:
+            facts.add_row(what, said)
     console.print(facts, highlight=False)
     table = Table(_whole("feature"), "type", "what", "trained on by")
     for feature in features:
@@ -168,13 +167,6 @@ def refill(
     with redirect_stdout(StringIO()):  # Feast says what it does, for another terminal than this
         feature_store.materialize(store, spec.feature_service, until, spec.start, reached)
     console.print(f"`{spec.feature_service}` is filled again, as of {end:%Y-%m-%d %H:%M} UTC.")
-
-
-def _versions(predictors: Mapping[str, Sequence[int]]) -> str:
-    return "; ".join(
-        f"{name} {', '.join(str(version) if version else 'out of sample' for version in versions)}"
-        for name, versions in predictors.items()
-    )
 
 
 def _project() -> Project:

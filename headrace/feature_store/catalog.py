@@ -144,6 +144,8 @@ def predictors(view: View, lake: Lake) -> dict[str, list[int]]:
     """Return, by pipeline, the versions whose predictions the view is made of; 0 is out of sample."""
     found = {}
     for pipeline, table in view.fed_by.items():
+        if not lake.table(table).exists():
+            continue
         versions = lake.connect({"fed": table}).sql("SELECT DISTINCT model_version FROM fed ORDER BY ALL")
         found[pipeline] = [version for (version,) in versions.fetchall()]
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headrace import spine, training
+from headrace import registry, spine, training
 from headrace.lake import Window, edge
 from headrace.ledger import DONE
 from headrace.serving import log
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.lake import Lake
     from headrace.ledger import Ledger
     from headrace.pipeline import Candidate, Pipeline, Source
+    from headrace.tracking import MLflow
 
 
 KIND = "out of sample"
@@ -61,6 +62,13 @@ def missing(spec: Pipeline, ledger: Ledger, released: datetime) -> list[Window]:
     """Return, in order, the spans before the first release without out-of-sample predictions."""
     made = {record.key for record in ledger.entries(spec.name, KIND) if record.state == DONE}
     return [span for span in _spans(spec, _begins(spec, released)) if str(span) not in made]
+
+
+def recipe(spec: Pipeline, mlflow: MLflow) -> Candidate:
+    """Return the candidate that the champion is of, or the first, if that one is not declared any more."""
+    champion = registry.champion(mlflow, spec.name)
+    named = {candidate.name: candidate for candidate in spec.candidates}
+    return named.get(champion.candidate if champion else "", spec.candidates[0])
 
 
 def predict_history(

@@ -11,6 +11,8 @@ from headrace.sources.call import Call
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pyarrow as pa
 
     from headrace.lake import Lake, Window
@@ -27,6 +29,18 @@ def log_of(pipeline: str) -> str:
 def history_of(pipeline: str) -> str:
     """Return the name of the table of what would have been predicted before there was a release."""
     return f"out_of_sample/{pipeline}"
+
+
+def told(predictors: Iterable[tuple[str, Iterable[int]]]) -> str:
+    """Say which versions of which pipelines predicted.
+
+    >>> told([("flights", (0, 1, 2))])
+    'flights out of sample, 1, 2'
+    """
+    return "; ".join(
+        f"{name} {', '.join(str(version) if version else 'out of sample' for version in versions)}"
+        for name, versions in predictors
+    )
 
 
 @dataclass(frozen=True)

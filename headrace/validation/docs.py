@@ -2,9 +2,8 @@
 
 GX's own building of a site reads all results there are for every page it adds;
 here its renderers and views are called for the results at hand, and the
-index is made from what the stored results say. A page takes twenty times as long as the result that it
-shows: those of batches in which something failed are drawn at once, others when somebody asks for
-them (``serve``).
+index is made from what the stored results say. Pages of batches in which something failed are drawn at
+once, others when somebody asks for them (``serve``).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from functools import partial
 from html import escape
 from operator import itemgetter
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from filelock import FileLock
 from great_expectations import ExpectationSuite
@@ -113,9 +112,9 @@ def draw(folder: Path, page: Path) -> None:
 def _write(file: Path, text: str) -> None:
     """Write a file that others may be reading."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as new:
-        new.write(text)
-    Path(new.name).replace(file)
+    new = file.with_name(f".{uuid4().hex}.tmp")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
 
 
 def _page(said: dict[str, Any]) -> str:
