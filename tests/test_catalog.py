@@ -6,7 +6,9 @@ import json
 import re
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from headrace.feature_store import catalog
 from headrace.feature_store import store as features
 from headrace.feature_store.errors import UnknownFeature
+from headrace.lake import Lake
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 from headrace.sql import reads
@@ -137,3 +140,10 @@ def test_before_anything_is_registered_the_list_says_what_to_do(
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
     told = CliRunner().invoke(app, ["features", "list"])
     assert "materialize does it" in told.output
+
+
+def test_who_predicted_is_told_once_predictions_have_landed(tmp_path: Path) -> None:
+    lake, view = Lake(str(tmp_path)), SimpleNamespace(fed_by={"flights": "raw/flights_predictions"})
+    assert catalog.predictors(view, lake) == {}  # type: ignore[arg-type]
+    lake.table("raw/flights_predictions").append(pa.table({"model_version": [2, 0, 2]}), "some")
+    assert catalog.predictors(view, lake) == {"flights": [0, 2]}  # type: ignore[arg-type]
