@@ -58,7 +58,9 @@ def test_life_by_the_clock_is_exactly_once(project: Project) -> None:
     assert con.sql("SELECT 1 FROM p GROUP BY pump, second HAVING count(*) > 1").fetchall() == []
     assert con.sql("SELECT count(*) FROM p WHERE mean_load IS NULL").fetchall() == [(0,)]
 
-    retrained = project.retrainings()
-    assert retrained == project.drifts()[: len(retrained)]  # the last may be found as the worker ends
+    retrained, (*drifts, last) = project.retrainings(), project.drifts()
+    assert len({*retrained}) == len(retrained)
+    # In any order: Prefect's queue of waiting runs has none. The last may be found as the worker ends.
+    assert {*drifts} <= {*retrained} <= {*drifts, last}
     mlflow = MLflow(settings.mlflow, settings.home)
     assert len(registry.versions(mlflow, "pumps")) == len(project.done("training"))
