@@ -188,8 +188,7 @@ def _trained(learnt: pd.DataFrame, release: datetime) -> tuple[Model, str]:
         return float(spec.problem.losses(targets, _predict(model, rows)).mean())
 
     def fitted(candidate: Any, rows: pd.DataFrame) -> Model:
-        targets = spec.problem.encode(table(rows)["label"])
-        model = training.fit(candidate, table(rows), targets, spec.columns, spec.problem, client)
+        model = training.fit(candidate, table(rows), spec.columns, spec.problem, client)
         with mlflow.start_run(run_name=candidate.name):
             mlflow.log_params(dict(candidate.params))
             _log(candidate.trainer, model.native)

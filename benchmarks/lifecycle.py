@@ -235,8 +235,7 @@ def _trained(lake: DuckDBPyConnection, wanted: str) -> tuple[Model, pa.Table, st
     whole, held_out = learnt.filter(before), learnt.filter(last)
 
     def fitted(candidate: Candidate, rows: pa.Table) -> Model:
-        targets = spec.problem.encode(rows["label"])
-        return training.fit(candidate, rows, targets, spec.columns, spec.problem, client)
+        return training.fit(candidate, rows, spec.columns, spec.problem, client)
 
     def loss(model: Model, rows: pa.Table) -> float:
         return float(spec.problem.losses(spec.problem.encode(rows["label"]), model.predict(rows)).mean())

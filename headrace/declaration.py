@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.pipeline import Pipeline
 
-ITS_OWN = ("label", "available_at", "span", "model_version")
+ITS_OWN = ("label", "available_at", "span", "model_version", "row_weight")
 """Columns that headrace puts beside a model's inputs."""
 
 
@@ -102,6 +102,20 @@ def _problem(spec: Pipeline) -> Iterator[str]:
         yield "`problem.naive.span` must be longer than 0, and no longer than its `season`"
 
 
+def _weights(spec: Pipeline) -> Iterator[str]:
+    if not spec.weights:
+        return
+    if spec.weights.half_life is not None and spec.weights.half_life <= timedelta(0):
+        yield "`weights.half_life` must be longer than 0"
+    labels = spec.problem.labels
+    for label, share in spec.weights.keep.items():
+        if label not in labels:
+            known = f"has {', '.join(map(repr, labels))}" if labels else "has no classes"
+            yield f"`weights.keep` names the label {label!r}, but the problem {known}"
+        if not 0 < share <= 1:
+            yield f"`weights.keep` must keep a share above 0, and up to 1, of {label!r}, but has {share}"
+
+
 def _trainers(spec: Pipeline) -> Iterator[str]:
     for i, candidate in enumerate(spec.candidates):
         if reason := missing(candidate.trainer):
@@ -154,6 +168,7 @@ def _listed(names: Sequence[str]) -> str:
 CHECKS = (
     (("sources", "feature_tables", "candidates", "keys"), _names),
     (("problem",), _problem),
+    (("problem", "weights"), _weights),
     (("columns", "problem"), _columns),
     (("candidates",), _trainers),
     (("sources", "feature_tables", "window", "holdout"), _spans),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
     from numpy.typing import NDArray
+    from pyarrow.dataset import Dataset
 
     Ends = NDArray[np.float64]
 
@@ -212,6 +213,13 @@ class DatasetRef:
     fingerprint: str
     pins: tuple[tuple[str, int], ...] = ()
     fed_on: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> DatasetRef:
+        """Return what ``dataclasses.asdict`` made of one, be it by way of JSON."""
+        pins = tuple((str(table), int(version)) for table, version in noted.get("pins", ()))
+        fed_on = tuple((str(name), tuple(versions)) for name, versions in noted.get("fed_on", ()))
+        return cls(**{**noted, "pins": pins, "fed_on": fed_on})
 
 
 @dataclass(frozen=True)
@@ -560,6 +568,27 @@ class Table:
         except (duckdb.Error, UnicodeDecodeError) as error:  # of names that are none
             raise self.damaged(str(error)) from None
         return rows
+
+    def in_order(self, version: int, time: str) -> Dataset:
+        """Return a snapshot as a data set that reads its files by the earliest ``time`` in each.
+
+        Raises:
+            NotBuilt, VersionGone, DamagedTable: As ``relation``.
+        """
+        import pyarrow as pa
+        from deltalake.fs import DeltaStorageHandler
+        from pyarrow import dataset
+        from pyarrow.fs import PyFileSystem
+
+        table = self.open(version)
+        actions = pa.table(table.get_add_actions(flatten=True))
+        by = [(name, "ascending") for name in (f"min.{time}", "path") if name in actions.column_names]
+        files = [unquote(path) for path in actions.sort_by(by)["path"].to_pylist()]
+        if "://" not in self.uri:
+            self.refuse_lost([str(Path(self.uri, file)) for file in files], version)
+        schema = pa.schema(table.schema().to_arrow())
+        place = PyFileSystem(DeltaStorageHandler(self.uri))
+        return dataset.dataset(files, schema=schema, format="parquet", filesystem=place)
 
     def refuse_lost(self, files: Iterable[str], version: int) -> None:
         """Refuse a ``version`` if one of its local ``files`` is gone.

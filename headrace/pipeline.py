@@ -149,6 +149,21 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """How much a row counts in learning; what judges a model counts all rows alike.
+
+    ``column``, of the spine or a feature, holds the weight itself: no null, not below zero. A row that is
+    ``half_life`` old counts half as much as a new one. Of the rows with a label that ``keep`` names
+    only that share is learnt from, always the same ones, and each counts for those left out: less is
+    read, and probabilities stay what they are.
+    """
+
+    column: str = ""
+    half_life: timedelta | None = None
+    keep: Mapping[Any, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """One model under management.
 
@@ -161,6 +176,7 @@ class Pipeline:
     much is scored and monitored at once. Of what is known, ``train`` holds out the
     predictions of the last ``holdout`` for the gate; of several candidates it
     chooses one by those of as long before that.
+    ``weights`` say how much each row counts in learning: all alike without them.
     Before they are logged, predictions must be what the problem demands, and pass ``suite``, if one is named.
     """
 
@@ -177,6 +193,7 @@ class Pipeline:
     columns: Columns
     candidates: tuple[Candidate, ...]
     problem: Problem = field(default_factory=Binary)
+    weights: Weights | None = None
     gate: Gate = field(default_factory=Gate)
     drift: DriftRule = field(default_factory=DriftRule)
     holdout: timedelta = WEEK
@@ -186,6 +203,11 @@ class Pipeline:
     def __post_init__(self) -> None:
         if isinstance(self.start, datetime):  # else ``load`` says so, beside whatever else is wrong
             object.__setattr__(self, "start", plain(self.start))
+
+    @property
+    def selects(self) -> bool:
+        """Whether a selection span is needed: to choose one of several candidates, or to see when to stop."""
+        return len(self.candidates) > 1 or any(c.params.get("early_stopping_rounds") for c in self.candidates)
 
     @property
     def watched(self) -> Columns:

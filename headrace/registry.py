@@ -167,15 +167,9 @@ def _release(row: ModelVersion) -> Release:
         run_id=str(row.run_id),
         candidate=facts["candidate"],
         trainer=facts.get("trainer") or facts["framework"],  # its name in an earlier headrace
-        training=_dataset(json.loads(facts["training"])),
+        training=DatasetRef.of(json.loads(facts["training"])),
         as_of=read(facts["as_of"]),
         metrics=json.loads(facts["metrics"]),
         verdict=facts.get("verdict", ""),
         reason=facts.get("reason", ""),
     )
-
-
-def _dataset(noted: dict[str, Any]) -> DatasetRef:
-    pins = tuple((table, version) for table, version in noted.get("pins", ()))
-    fed_on = tuple((pipeline, tuple(versions)) for pipeline, versions in noted.get("fed_on", ()))
-    return DatasetRef(**noted | {"pins": pins, "fed_on": fed_on})

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
-from headrace.lake import query_of
+from headrace.lake import MONDAY, Window, query_of
 from headrace.sql import among, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    import duckdb
     import pyarrow as pa
 
-    from headrace.lake import Lake, Window
+    from headrace.lake import Lake
     from headrace.pipeline import Pipeline
 
 
@@ -64,7 +65,22 @@ def labelled(
     span begins and where it ends, with the holdout: they add the column ``span``, in which what
     was not known yet when its next span began is of the gap, or, before the holdout, left out.
     """
-    pinned = pins or {}
+    con = _connected(spec, lake, pins or {})
+    with query_of(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        return con.execute(
+            f"{_labelled(spec, window, cuts)} ORDER BY event_timestamp, {quoted(*spec.keys)}",
+            {"as_of": as_of},
+        ).to_arrow_table()
+
+
+def _connected(spec: Pipeline, lake: Lake, pins: Mapping[str, int]) -> duckdb.DuckDBPyConnection:
+    return lake.connect(
+        {view: lake.at(name, pins[name]) if name in pins else name for view, name in spec.raw.items()}
+    )
+
+
+def _labelled(spec: Pipeline, window: Window, cuts: tuple[datetime, datetime] | None) -> str:
+    """Return the query of :func:`labelled`, but for its order."""
     span, kept = "", ""
     if cuts:
         chosen, held_out = (f"TIMESTAMPTZ '{cut.isoformat()}'" for cut in cuts)
@@ -72,20 +88,31 @@ def labelled(
                           WHEN event_timestamp >= {chosen} THEN '{SELECTION}'
                           WHEN label.available_at >= {chosen} THEN '{GAP}' ELSE '{TRAIN}' END AS span"""
         kept = f"AND (event_timestamp >= {held_out} OR label.available_at < {held_out})"
-    con = lake.connect(
-        {view: lake.at(name, pinned[name]) if name in pinned else name for view, name in spec.raw.items()}
-    )
-    keys = quoted(*spec.keys)
+    return f"""
+        SELECT spine.*, label.label{span}
+        FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({quoted(*spec.keys)})
+        WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of {kept}
+        """
+
+
+def counted(
+    spec: Pipeline, lake: Lake, as_of: datetime, pins: Mapping[str, int], cuts: tuple[datetime, datetime]
+) -> tuple[dict[tuple[datetime, str], int], tuple[Any, Any]]:
+    """Return how many rows :func:`labelled` has of each window, by its start (UTC), and span; and two labels.
+
+    They are the least and the greatest of those to train on.
+    """
+    con = _connected(spec, lake, pins)
+    seconds, rows = int(spec.window.total_seconds()), _labelled(spec, Window(spec.start, as_of), cuts)
+    place = f"(epoch(event_timestamp) - {int(MONDAY.timestamp())}) // {seconds}"
     with query_of(f"The join of spine and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
-        return con.execute(
-            f"""
-            SELECT spine.*, label.label{span}
-            FROM ({spec.spine}) spine JOIN ({spec.label}) label USING ({keys})
-            WHERE {window.predicate("event_timestamp")} AND label.available_at < $as_of {kept}
-            ORDER BY event_timestamp, {keys}
-            """,
+        found = con.execute(
+            f"SELECT {place}::BIGINT, span, count(*), min(min(label) FILTER (span = '{TRAIN}')) OVER (), "
+            f"max(max(label) FILTER (span = '{TRAIN}')) OVER () FROM ({rows}) GROUP BY ALL",
             {"as_of": as_of},
-        ).to_arrow_table()
+        ).fetchall()
+    counts = {(MONDAY + n * spec.window, span): count for n, span, count, *_ in found}
+    return counts, next(((least, most) for *_, least, most in found), (None, None))
 
 
 def with_truth(spec: Pipeline, lake: Lake, predictions: pa.Table, as_of: datetime) -> pa.Table:

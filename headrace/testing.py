@@ -122,8 +122,7 @@ class TrainerTests:
     def fitted(self, problem: Problem, client: Any, learnt: pa.Table) -> Model:
         """Fit a model on ``learnt``."""
         candidate = Candidate("tried", self.trainer, self.params)
-        targets = problem.encode(learnt["label"])
-        return training.fit(candidate, learnt, targets, COLUMNS, problem, client)
+        return training.fit(candidate, learnt, COLUMNS, problem, client)
 
     def test_it_learns_more_than_the_past_alone_says(self, problem: Problem, client: Any) -> None:
         """Of rows that it has not seen it must tell more than the best constant does."""
@@ -134,6 +133,22 @@ class TrainerTests:
             for predicted in (model.predict(others), guess(problem, learnt, others))
         )
         assert ours < 0.9 * naive
+
+    def test_rows_that_count_nothing_teach_nothing(self, problem: Problem, client: Any) -> None:
+        """Half of the rows have the labels of others, and a weight of almost nothing."""
+        import pyarrow as pa
+
+        learnt, others = rows(problem).slice(0, 600), rows(problem).slice(600)
+        turned = np.arange(600) % 2 == 1
+        labels, place = learnt["label"].to_pylist(), learnt.schema.get_field_index("label")
+        strange = sorted(labels, key=str) if problem.width > 1 else [labels[-1 - n] for n in range(600)]
+        given = [other if turned[n] else labels[n] for n, other in enumerate(strange)]
+        learnt = learnt.set_column(place, "label", pa.array(given, problem.label_type))
+        targets, lost = problem.encode(others["label"]), []
+        for weights in (np.where(turned, 1e-6, 1.0), np.where(turned, 1.0, 1e-6)):
+            model = self.fitted(problem, client, learnt.append_column("row_weight", pa.array(weights)))
+            lost.append(problem.losses(targets, model.predict(others)).mean())
+        assert lost[0] < 0.95 * lost[1]
 
     def test_the_same_rows_give_the_same_files(self, problem: Problem, client: Any, tmp_path: Path) -> None:
         """Rebuilding a model gives its bytes."""

@@ -45,6 +45,9 @@ LOADER = "headrace.training.model"
 DIGEST = "headrace.digest"
 """The tag, of run, logged model and version, that says what the model's files were when they were written."""
 
+AT_ONCE = 1000
+"""How many metrics MLflow takes at once."""
+
 INSIDE = "data/model"
 """Where, inside an MLflow model, the directory lies that ``Model.save`` wrote."""
 
@@ -158,6 +161,7 @@ def log_candidate(
     lake: Lake,
     cause: str,
     as_of: datetime,
+    history: Mapping[str, Sequence[float]] | None = None,
     spans: Sequence[str] = (),
     role: Literal["candidate", "challenger"] = "candidate",
 ) -> Logged:
@@ -178,6 +182,7 @@ def log_candidate(
         lake: Where those tables lie.
         cause: Why this was trained; part of the key.
         as_of: The instant the flow believed in, UTC.
+        history: What each round of fitting came to, by name: MLflow draws it.
         spans: Those of the training set that it learnt from.
         role: Whether it is one of several to choose from, or asks to be released.
     """
@@ -221,6 +226,13 @@ def log_candidate(
         ],
         params=[Param(param, value) for param, value in params.items()],
     )
+    rounds = [
+        Metric(name, value, now, step)
+        for name, values in (history or {}).items()
+        for step, value in enumerate(values, 1)
+    ]
+    for start in range(0, len(rounds), AT_ONCE):
+        client.log_batch(run_id, metrics=rounds[start : start + AT_ONCE])
     with tempfile.TemporaryDirectory() as scratch:
         package = _package(model, pipeline.columns, Path(scratch), logged)
         client.log_model_artifacts(logged.model_id, str(package))

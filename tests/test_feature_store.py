@@ -1,6 +1,7 @@
 import contextlib
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,8 @@ from headrace.feature_store.feast import brought
 from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
 from headrace.lake import ColumnsRetyped, Lake, Window, duckdb_connection, fingerprint, windows
-from headrace.pipeline import WEEK, Columns, load
+from headrace.ledger import Ledger
+from headrace.pipeline import WEEK, Columns, Weights, load
 from headrace.problem import Binary, Seasonal
 from headrace.project import Project
 from headrace.quarantine import BatchRejected
@@ -39,8 +41,9 @@ from headrace.settings import Settings
 from headrace.spine import BadLabels, labelled
 from headrace.sql import quoted, reads
 from headrace.training import dataset
+from headrace.training import rows as rows_of_training
 from headrace.training.encoding import Encoder
-from headrace.training.errors import MissingInputs, NothingToLearn, UnfitInputs
+from headrace.training.errors import BadWeights, MissingInputs, NothingToLearn, UnfitInputs
 from headrace.training.model import Model
 from headrace.training.xgboost import Boosted
 
@@ -457,6 +460,103 @@ def test_what_chooses_and_what_judges_was_not_known_when_it_was_learnt(lake):
     alone = replace(spec, candidates=spec.candidates[:1])
     spans = dataset.read(alone, dataset.build(alone, lake, THIRD.end, lambda rows: rows, {}), lake)["span"]
     assert {*spans.to_pylist()} == {"train", "holdout"}
+
+
+def hourly(**others):
+    return replace(FLIGHTS, columns=Columns((), ("hour",)), **others)
+
+
+def test_a_set_made_in_parts_is_the_set_made_at_once_and_is_read_in_its_order(lake, monkeypatch):
+    whole = dataset.build(hourly(), lake, THIRD.end, lambda rows: rows, {})
+    joined = []
+    monkeypatch.setattr(dataset, "PART", 5_000)
+    monkeypatch.setattr(rows_of_training, "PART", 1_000)
+    parts = dataset.build(hourly(), lake, THIRD.end, lambda rows: joined.append(rows) or rows, {})
+
+    assert len(joined) > 2
+    assert (parts.rows, parts.fingerprint) == (whole.rows, whole.fingerprint)
+    assert parts.version == whole.version + 1
+    for spans in ((), ("train", "gap"), ("holdout",)):
+        learnt = dataset.learnt(hourly(), parts, lake, spans)
+        read = list(learnt.parts())
+        assert [part.num_rows for part in read[:-1]] == [1_000] * (len(read) - 1)
+        assert learnt.count == sum(part.num_rows for part in read)
+        assert learnt.whole() == dataset.read(hourly(), parts, lake, spans).select(["hour", "label"])
+        shares = [pickle.loads(pickle.dumps(learnt.share(n, 3))) for n in range(3)]
+        assert pa.concat_tables([share.whole() for share in shares]) == learnt.whole()
+        assert max(share.count for share in shares) - min(share.count for share in shares) <= 1
+
+
+def test_a_part_that_fails_leaves_the_set_of_before(lake, monkeypatch):
+    before = dataset.build(hourly(), lake, THIRD.end, lambda rows: rows, {})
+    monkeypatch.setattr(dataset, "PART", 5_000)
+    late = "SELECT * REPLACE (if(sched_dep > '2013-01-12', 7, label::INTEGER) AS label) FROM (%s)"
+    with pytest.raises(BadLabels, match="first: 7"):
+        dataset.build(hourly(label=late % FLIGHTS.label), lake, THIRD.end, lambda rows: rows, {})
+    assert lake.table("training/flights").snapshot().fingerprint == before.fingerprint
+
+
+def test_the_same_set_is_made_once_and_again_when_it_is_damaged(lake, tmp_path):
+    ledger, joined = Ledger(f"sqlite:///{tmp_path}/ledger.db"), []
+
+    def made(spec, as_of=THIRD.end, by="one"):
+        return dataset.made(
+            spec, lake, ledger, as_of, lambda rows: joined.append(rows) or rows, {}, by, "somebody"
+        )
+
+    first = made(hourly())
+    assert made(hourly()) == first
+    assert len(joined) == 1
+    others = [
+        made(hourly(), THIRD.end - timedelta(hours=1)),
+        made(hourly(), by="another"),
+        made(hourly(holdout=timedelta(days=4))),
+        made(hourly(weights=Weights(half_life=timedelta(days=9)))),
+        made(hourly(label=f"{FLIGHTS.label} AND true")),
+    ]
+    assert len({first.version, *(other.version for other in others)}) == 6
+    assert made(hourly()) == first
+    assert len(joined) == 6
+
+    for file in lake.table("training/flights").open(first.version).file_uris():
+        Path(file).unlink()
+    again = made(hourly())
+    assert again.version > first.version
+    assert again.fingerprint == first.fingerprint
+
+
+def test_rows_count_as_much_as_is_declared(lake):
+    spine = f"SELECT *, hour(event_timestamp) + 1.0 AS heavy FROM ({FLIGHTS.spine})"
+    weights = Weights("heavy", timedelta(days=2), keep={0: 0.25})
+    spec, plain = hourly(spine=spine, weights=weights), hourly(spine=spine)
+    learnt, every = (
+        dataset.read(each, dataset.build(each, lake, THIRD.end, lambda rows: rows, {}), lake)
+        for each in (spec, plain)
+    )
+    con = lake.connect({})
+    con.register("learnt", learnt)
+    con.register("every_row", every)
+    off = con.execute(
+        """SELECT max(abs(row_weight / (heavy * pow(0.5, (epoch($at) - epoch(event_timestamp)) / 172800)
+               * if(label = 0 AND span IN ('train', 'gap'), 4, 1)) - 1)) FROM learnt""",
+        {"at": THIRD.end},
+    ).fetchall()
+    assert off[0][0] < 1e-12
+    counts = "SELECT span, label, count(*) FROM {} GROUP BY ALL"
+    kept, all_of = (
+        {(span, label): count for span, label, count in con.sql(counts.format(name)).fetchall()}
+        for name in ("learnt", "every_row")
+    )
+    for (span, label), count in all_of.items():
+        share = kept[span, label] / count
+        assert (
+            share == (pytest.approx(0.25, abs=0.02) if label == 0 and span == "train" else 1) or span == "gap"
+        )
+
+    for column, first in (("if(heavy > 20, NULL, heavy)", "null"), ("heavy - 2", "-1")):
+        wrong = hourly(spine=f"SELECT * REPLACE ({column} AS heavy) FROM ({spine})", weights=Weights("heavy"))
+        with pytest.raises(BadWeights, match=f"`heavy`.*rows hold no weight in it .first: {first}"):
+            dataset.build(wrong, lake, THIRD.end, lambda rows: rows, {})
 
 
 def test_labels_that_are_all_the_same_are_nothing_to_learn_from(lake):

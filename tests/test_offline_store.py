@@ -4,8 +4,6 @@ Feast's store needs ``ibis``; without it the tests beside it are skipped.
 """
 
 import pickle
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -40,7 +38,6 @@ from feast.types import Float64, Int64, String
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.cluster import cluster
 from headrace.feature_store import store as features
 from headrace.feature_store.errors import (
     ColumnTaken,
@@ -52,16 +49,13 @@ from headrace.feature_store.errors import (
     UnknownPins,
 )
 from headrace.feature_store.feast import asof, sources
-from headrace.feature_store.windowed import historical_windows, spine
 from headrace.lake import (
-    ColumnsRetyped,
     DamagedTable,
     Lake,
     NotBuilt,
     VersionGone,
     Window,
     duckdb_connection,
-    windows,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
@@ -892,90 +886,30 @@ def test_a_join_larger_than_its_memory_goes_to_disk(tmp_path):
     assert found["f"].to_pylist() == greatest.tolist()
 
 
-WEEKLY = windows(at(-24 * 7), at(24 * 7 * 5), timedelta(weeks=1))
-
-
 def ordered(table):
     return table.sort_by([(name, "ascending") for name in table.column_names])
 
 
-def test_windows_joined_by_processes_are_the_one_join_and_are_done_once(pinned):
-    store, lake, asked = pinned
-    rows = spine(lake, "FROM spine", {"spine": "spine"})
-    with cluster(workers=2) as client:
-        done = historical_windows(store, "both", rows, lake, "joined", WEEKLY, client.get_executor())
-    assert done == WEEKLY
-    whole = features.historical(store, "both", asked)
-    found = lake.connect({"t": "joined"}).sql("FROM t").to_arrow_table()
-    assert ordered(found.select(whole.column_names)) == ordered(whole)
-
-    store.apply(store_objects(store))  # declared again, but the same
-    with ThreadPoolExecutor(2) as pool:
-        before = lake.table("joined").open().version()
-        assert historical_windows(store, "both", rows, lake, "joined", WEEKLY, pool) == []
-        assert lake.table("joined").open().version() == before
-        lake.table("features/s").append(
-            rows_of(("a1", "b", 1, 1, 1)).rename_columns(["a", "b", "happened", "created", "g"]), "more"
-        )
-        again = historical_windows(store, "both", rows, lake, "joined", WEEKLY[:2], pool)
-        assert again == WEEKLY[:2]  # features were written since
-        pins = {"features/r": 4, "features/s": 4}
-        assert historical_windows(store, "both", rows, lake, "joined", WEEKLY, pool, pins) == WEEKLY[:2]
-
-
-def test_windows_are_joined_again_when_what_they_are_made_from_has_changed(tmp_path):
-    lake, week = Lake(str(tmp_path)), [Window(at(0), at(168))]
+def test_what_a_join_follows_from_is_told_by_a_text(tmp_path):
+    lake = Lake(str(tmp_path))
     file = tmp_path / "s.parquet"
     pq.write_table(rows_of(("x", "z", 2, 2, 6)).rename_columns(["a", "b", "happened", "created", "g"]), file)
     lake.table("features/r").replace(rows_of(("x", "y", 1, 1, 5), ("x", "z", 2, 2, 6)))
-    lake.table("spine").replace(asked_for(("x", "y", 5)))
-    store, rows = open_store(tmp_path, [A, B]), spine(lake, "FROM spine", {"spine": "spine"})
+    store = open_store(tmp_path, [A, B])
 
-    def joined_again(keys, kind=Int64):
+    def told(keys, kind=Int64):
         source = view("first", keys).batch_source
         first = FeatureView(name="first", entities=keys, schema=[Field(name="f", dtype=kind)], source=source)
         second = view("second", (A,), path=str(file), form=ParquetFormat(), fields=("g",))
         store.apply([first, second, FeatureService(name="both", features=[first, second])])
-        with ThreadPoolExecutor(1) as pool:
-            return historical_windows(store, "both", rows, lake, "joined", week, pool) == week
+        return features.identity(store, "both")
 
-    def found():
-        return lake.connect({"t": "joined"}).sql("SELECT f, g FROM t").fetchall()
-
-    assert (joined_again([A]), found()) == (True, [(6, 6)])
-    assert not joined_again([A])
-    assert (joined_again([A, B]), found()) == (True, [(5, 6)])  # other keys
+    seen = [told([A])]
+    assert told([A]) == seen[0]  # declared again, but the same
+    seen.append(told([A, B]))
     pq.write_table(pq.read_table(file).set_column(4, "g", [[70]]), file)
-    assert (joined_again([A, B]), found()) == (True, [(5, 70)])  # other rows
-    assert not joined_again([A, B])
-    with pytest.raises(ColumnsRetyped, match="`f` was int64 and is double"):
-        joined_again([A, B], Float64)
-    assert found() == [(5, 70)]
-
-
-def test_rows_that_no_window_could_hold_are_refused(pinned):
-    store, lake, asked = pinned
-    lake.table("spine").replace(pa.concat_tables([asked, asked_for(("a1", "b", None))]))
-    rows = spine(lake, "FROM spine", {"spine": "spine"})
-    with ThreadPoolExecutor(1) as pool, pytest.raises(NoInstant, match="1 of the 1,501 rows for `joined`"):
-        historical_windows(store, "both", rows, lake, "joined", WEEKLY, pool)
-    assert not lake.table("joined").exists()
-
-
-def test_a_windowed_join_that_failed_goes_on_where_it_stopped(pinned):
-    store, lake, asked = pinned
-    rows = spine(lake, "FROM spine", {"spine": "spine"})
-    broken = replace(
-        rows,
-        query="SELECT * REPLACE (if(event_timestamp > '2013-01-20', error('lost'), a) AS a) FROM spine",
-    )
-    with ThreadPoolExecutor(1) as pool:
-        with pytest.raises(Exception, match="lost"):
-            historical_windows(store, "both", broken, lake, "joined", WEEKLY, pool)
-        landed = lake.table("joined").held([str(window) for window in WEEKLY])
-        assert 0 < len(landed) < len(WEEKLY)
-        with pytest.raises(Exception, match="lost"):
-            historical_windows(store, "both", broken, lake, "joined", WEEKLY, pool)
-        assert lake.table("joined").held([str(window) for window in WEEKLY]) == landed
-        assert historical_windows(store, "both", rows, lake, "joined", WEEKLY, pool) == WEEKLY
-    assert lake.table("joined").count() == asked.num_rows
+    seen.append(told([A, B]))
+    seen.append(told([A, B], Float64))
+    assert len({*seen}) == len(seen)
+    lake.table("features/r").replace(rows_of(("x", "y", 1, 1, 6)))
+    assert told([A, B], Float64) == seen[-1]  # a Delta table's rows are known by its version

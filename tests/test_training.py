@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from itertools import product
 
@@ -19,6 +20,7 @@ from headrace.training import torch as torch_trainer
 from headrace.training.encoding import Encoder
 from headrace.training.errors import DamagedModel, MissingInputs, OlderModel
 from headrace.training.model import SUMS, _load_pyfunc, digest, load
+from headrace.training.rows import InMemory
 from headrace.training.xgboost import booster_params, feature_types
 from pipelines import _nycflights13 as nyc
 
@@ -82,7 +84,8 @@ def two():
 
 
 def fit(candidate, rows, labels, columns, client):
-    return trainings.fit(candidate, rows, labels.astype(float), columns, LATE, client)
+    rows = rows.drop_columns([name for name in ("label",) if name in rows.column_names])
+    return trainings.fit(candidate, rows.append_column("label", pa.array(labels)), columns, LATE, client)
 
 
 def auc(labels, probabilities):
@@ -317,6 +320,88 @@ def test_loading_trees_imports_no_other_framework(training, one, tmp_path):
     assert out.stdout.split() == ["xgboost"]
 
 
+def stopped(candidate, rows, client, **params):
+    """Fit on the first rows, and let the others say when to stop."""
+    candidate = replace(candidate, params={**candidate.params, **params})
+    learnt, others = rows.slice(0, 12_000), InMemory(rows.slice(12_000))
+    return trainings.fit(candidate, learnt, COLUMNS, LATE, client, others)
+
+
+LONG = {"xgboost": {"rounds": 300, "eta": 0.5}, "torch": {"epochs": 15, "lr": 0.03}}
+ROUNDS = {"xgboost": "rounds", "torch": "epochs"}
+
+
+@pytest.mark.parametrize("workers", ["one", "two"])
+@pytest.mark.parametrize("name", LONG)
+def test_fitting_stops_when_the_selection_has_lost_nothing_for_long(name, training, workers, request):
+    client, rows = request.getfixturevalue(workers), training[0]
+    candidate = next(one for one in CANDIDATES if one.name == name)
+
+    long = stopped(candidate, rows, client, **LONG[name])
+    early = stopped(candidate, rows, client, **LONG[name], early_stopping_rounds=3)
+
+    losses = next(of for told, of in early.native.history.items() if told.startswith("selection"))
+    asked, best = LONG[name][ROUNDS[name]], early.native.settled[ROUNDS[name]]
+    assert best == np.argmin(losses) + 1
+    assert len(losses) == best + 3 < asked
+    assert long.native.settled == {}
+    others = rows.slice(12_000)
+    ours, theirs = (
+        LATE.losses(LATE.encode(others["label"]), model.predict(others)).mean() for model in (early, long)
+    )
+    assert ours == pytest.approx(min(losses), abs=1e-4)
+    assert ours < theirs
+    settled = {**LONG[name], **early.native.settled}
+    again = trainings.fit(
+        replace(candidate, params={**candidate.params, **settled}),
+        rows.slice(0, 12_000),
+        COLUMNS,
+        LATE,
+        client,
+    )
+    np.testing.assert_array_equal(again.predict(others), early.predict(others))
+
+
+def test_trees_grow_the_same_from_parts_and_from_disk(training, holdout, one, monkeypatch):
+    rows, labels = training
+    params = {"rounds": 30, "max_depth": 4}
+    whole = fit(Candidate("whole", "xgboost", params), rows, labels, COLUMNS, one)
+    monkeypatch.setattr("headrace.training.rows.PART", 3_000)
+    disk = fit(Candidate("disk", "xgboost", {**params, "external_memory": True}), rows, labels, COLUMNS, one)
+    monkeypatch.setattr("headrace.training.xgboost.WHOLE", 1)
+    parts = fit(Candidate("parts", "xgboost", params), rows, labels, COLUMNS, one)
+    again = fit(Candidate("again", "xgboost", params), rows, labels, COLUMNS, one)
+
+    assert parts.native.booster.save_raw() == again.native.booster.save_raw()
+    asked = holdout["label"], whole.predict(holdout)
+    for other in (parts, disk):  # bins are cut a little elsewhere
+        assert auc(holdout["label"], other.predict(holdout)) == pytest.approx(auc(*asked), abs=0.01)
+
+
+def test_constraints_reach_the_trees(training, one):
+    rows, labels = training
+    bound = {"monotone_constraints": {"wind_gust": 1}, "interaction_constraints": [["hour", "origin"]]}
+    candidate = replace(CANDIDATES[0], params=CANDIDATES[0].params | bound)
+
+    model = fit(candidate, rows, labels, COLUMNS, one)
+
+    asked = rows.slice(0, 500)
+    stormy = asked.set_column(asked.schema.get_field_index("wind_gust"), "wind_gust", pa.array([60.0] * 500))
+    calm = asked.set_column(asked.schema.get_field_index("wind_gust"), "wind_gust", pa.array([12.0] * 500))
+    assert (model.predict(stormy) >= model.predict(calm)).all()
+    paths = model.native.booster.trees_to_dataframe()
+    used = paths[paths["Feature"] != "Leaf"].groupby("Tree")["Feature"].agg(set)
+    assert all(names <= {"hour", "origin"} or len(names) == 1 for names in used)
+
+
+@pytest.mark.parametrize("params", [{"blocks": 2}, {"precision": "bf16"}], ids=["blocks", "bf16"])
+def test_deeper_and_coarser_networks_learn_and_repeat(params, training, holdout, one, tmp_path):
+    candidate = replace(CANDIDATES[1], params=CANDIDATES[1].params | params)
+    first, second = (fit(candidate, *training, COLUMNS, one) for _ in range(2))
+    assert saved(first, tmp_path / "first") == saved(second, tmp_path / "second")
+    assert auc(holdout["label"], load(tmp_path / "first").predict(holdout)) > 0.6
+
+
 def test_trainings_at_once_in_one_process_leave_dask_as_it_was(training):
     def train(_):
         with cluster() as client:
@@ -350,20 +435,20 @@ def test_an_unknown_torch_parameter_is_refused(training, one):
 
 def test_a_failing_torch_worker_fails_the_others_at_once(training, two):
     rows, labels = training
-    matrix, truth = Encoder.fit(rows, COLUMNS).encode(rows), labels.astype(np.float32)
-    workers = crew(two)
-    shape = torch_trainer.Architecture([16, 3, 105], 6, (16,))
+    workers, encoder = crew(two), Encoder.fit(rows, COLUMNS)
+    shape = torch_trainer.Architecture([len(seen) for seen in encoder.categories.values()], 6, (16,))
+    numbers = np.zeros(6, np.float32), np.ones(6, np.float32)
     job = torch_trainer.Job(
-        torch_trainer.Options(), shape, np.zeros(6, np.float32), np.ones(6, np.float32), seed=0
+        torch_trainer.Options(), shape, encoder, LATE, None, rows.num_rows, 1.0, *numbers, seed=0
     )
     place = listen(two, workers[0])
     work = [
-        (job, share, truth, torch_trainer.Place(rank, 2, False, *place))
-        for rank, share in enumerate((matrix, matrix[:, :4]))
+        (job, InMemory(share), torch_trainer.Place(rank, 2, False, *place))
+        for rank, share in enumerate((rows, rows.drop_columns(["visib"])))
     ]
     started = time.monotonic()
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, MissingInputs)):
         on_each(two, workers, torch_trainer._train, work)
 
     fit(CANDIDATES[1], rows, labels, COLUMNS, two)

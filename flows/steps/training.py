@@ -42,15 +42,18 @@ def known_to(project: Project, spec: Pipeline, at: datetime) -> datetime:
 
 @step("build the training set")
 def training_set(project: Project, spec: Pipeline, at: datetime) -> DatasetRef:
-    """Join features to labelled predictions, point in time, and pin the result."""
+    """Join features to labelled predictions, point in time, and pin the result; once of the same."""
     store, lake = project.store, project.lake
     pins = feature_store.pins(store, spec.feature_service)
-    data = dataset.build(
+    data = dataset.made(
         spec,
         lake,
+        project.ledger,
         at,
         lambda spine: feature_store.historical(store, spec.feature_service, spine, pins),
         pins,
+        feature_store.identity(store, spec.feature_service),
+        holder(),
     )
     if missing := dataset.nulls(spec, data, lake):
         told = ", ".join(f"{name} {share:.1%}" for name, share in missing.items())
@@ -79,7 +82,7 @@ def fit(
 
     Of several, that is the selection span; a single one is scored on the holdout at once.
     """
-    return _try_out(project, spec, candidate, data, sources, at, cause, final=len(spec.candidates) == 1)
+    return _try_out(project, spec, candidate, data, sources, at, cause, final=not spec.selects)
 
 
 @step("fit the chosen {chosen.candidate} again", minutes=60)
@@ -93,7 +96,7 @@ def fit_again(
     cause: str,
 ) -> Trial:
     """Fit the chosen candidate on all rows before the holdout, and score it on that: nobody did before."""
-    candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
+    candidate = releases.settled(spec, chosen)
     return _try_out(project, spec, candidate, data, sources, at, cause, final=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from copy import copy
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
-    from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
+    from feast import FeatureService, FeatureStore, FeatureView, Field, OnDemandFeatureView
     from feast.base_feature_view import BaseFeatureView
     from feast.feature_view_projection import FeatureViewProjection
     from feast.protos.feast.types.Value_pb2 import Value
@@ -121,6 +122,35 @@ def pins(store: FeatureStore, service: str) -> dict[str, int]:
         if source is not None and sources.is_delta(source):
             read[sources.table(store.config, source).name] = sources.opened(store.config, source).version()
     return dict(sorted(read.items()))
+
+
+def identity(store: FeatureStore, service: str) -> str:
+    """Return a text that is another one when ``service`` would join otherwise, at the same versions.
+
+    Not of Feast's own serialised declarations: they differ each time they are applied.
+    """
+    from headrace.feature_store.feast import sources
+
+    def typed(fields: Sequence[Field]) -> list[tuple[str, str]]:
+        return [(field.name, str(field.dtype)) for field in fields]
+
+    asked = [
+        (view.name_to_use(), sorted(view.join_key_map.items()), typed(view.features))
+        for view in store.get_feature_service(service).feature_view_projections
+    ]
+    declared: list[tuple[Any, ...]] = []
+    for view in views_of(store, service):
+        source = getattr(view, "batch_source", None)
+        udf = getattr(getattr(view, "feature_transformation", None), "udf_string", "")
+        declared.append(
+            (view.name, str(getattr(view, "ttl", "")), typed(getattr(view, "entity_columns", [])), udf)
+        )
+        if source is not None:
+            times = (source.timestamp_field, source.created_timestamp_column)
+            # A Delta table's rows are known by its version.
+            files = [] if sources.is_delta(source) else sources.stamps(store.config, source)
+            declared.append((source.path, files, *times, sorted(source.field_mapping.items())))
+    return json.dumps([service, asked, declared])
 
 
 def views_of(store: FeatureStore, service: str) -> list[BaseFeatureView]:

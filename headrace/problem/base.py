@@ -73,6 +73,11 @@ class Problem(ABC):
         return 1
 
     @property
+    def labels(self) -> tuple[Any, ...]:
+        """What a label may be, if that is one of a few."""
+        return ()
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """The quantiles that are asked for, if any are."""
         return ()

@@ -74,6 +74,11 @@ class Binary(Problem):
         return {"auc": "AUC", "log_loss": "log-loss", "brier": "Brier"}
 
     @property
+    def labels(self) -> tuple[Any, ...]:
+        """The two classes."""
+        return self._classes
+
+    @property
     def _classes(self) -> tuple[Label, Label]:
         return self.negative, self.positive
 
@@ -140,6 +145,11 @@ class MultiClass(Problem):
     """
 
     classes: tuple[str, ...] | tuple[int, ...]
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The classes."""
+        return self.classes
 
     @property
     def objective(self) -> str:

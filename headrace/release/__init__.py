@@ -5,7 +5,7 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 
 from headrace.release.compare import compare
 from headrace.release.promotion import carry_out, first
-from headrace.release.trial import Trial, choose, try_out
+from headrace.release.trial import Trial, choose, settled, try_out
 from headrace.release.upstream import complete, downstream, feeds, missing, predict_history, recipe
 from headrace.release.verdict import judge
 
@@ -22,5 +22,6 @@ __all__ = [
     "missing",
     "predict_history",
     "recipe",
+    "settled",
     "try_out",
 ]

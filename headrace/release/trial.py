@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from headrace import gate, spine, tracking, training
@@ -29,7 +29,8 @@ class Trial:
     """A fitted candidate as MLflow keeps it, its scores, and what each row that it was scored on costs it.
 
     ``final`` ones were scored on the holdout, others on the selection. ``losses`` and ``groups`` have
-    the shape ``(n,)``, in the order of ``dataset.read``.
+    the shape ``(n,)``, in the order of ``dataset.read``. ``settled`` are parameters that the selection
+    settled, such as the number of rounds.
     """
 
     candidate: str
@@ -39,6 +40,7 @@ class Trial:
     losses: NDArray[np.float64] = field(repr=False)
     groups: NDArray[Any] = field(repr=False)
     seconds: float
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
 
 def try_out(
@@ -69,9 +71,9 @@ def try_out(
     learn, score = (spine.LEARNT, spine.HOLDOUT) if final else ((spine.TRAIN,), spine.SELECTION)
     if final:
         lake.check(data)
-    rows, others = (dataset.read(spec, data, lake, spans) for spans in (learn, (score,)))
-    targets = spec.problem.encode(rows["label"])
-    model = training.fit(candidate, rows, targets, spec.columns, spec.problem, client)
+    rows, others = dataset.learnt(spec, data, lake, learn), dataset.read(spec, data, lake, (score,))
+    selection = None if final or not spec.selects else dataset.learnt(spec, data, lake, (score,))
+    model = training.fit(candidate, rows, spec.columns, spec.problem, client, selection)
     truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
     scores = spec.problem.scores(truth, predicted)
     logged = tracking.log_candidate(
@@ -85,6 +87,7 @@ def try_out(
         lake=lake,
         cause=cause,
         as_of=as_of,
+        history=getattr(model.native, "history", {}),
         spans=learn,
         role="challenger" if final else "candidate",
     )
@@ -93,7 +96,14 @@ def try_out(
         drawn = picture(spec.problem, truth, predicted, title)
         tracking.keep(mlflow, logged.run_id, "holdout.png", drawn)
     losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
-    return Trial(candidate.name, final, logged, scores, losses, groups, time.perf_counter() - start)
+    took, found = time.perf_counter() - start, getattr(model.native, "settled", {})
+    return Trial(candidate.name, final, logged, scores, losses, groups, took, found)
+
+
+def settled(spec: Pipeline, chosen: Trial) -> Candidate:
+    """Return the chosen candidate, with what the selection settled, to be fitted again."""
+    candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
+    return replace(candidate, params={**candidate.params, **chosen.settled})
 
 
 def choose(spec: Pipeline, trials: Sequence[Trial]) -> Trial:

@@ -110,7 +110,7 @@ def _predicted(
     if learnt.num_rows < dataset.LEAST_ROWS or len(learnt["label"].unique()) < 2:
         return None
     rows, problem = historical(learnt), spec.problem
-    model = training.fit(candidate, rows, problem.encode(rows["label"]), spec.columns, problem, client)
+    model = training.fit(candidate, rows, spec.columns, problem, client)
     return log.predicted(spec, historical(asked), model, OUT_OF_SAMPLE, span.start)
 
 

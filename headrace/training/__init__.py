@@ -6,37 +6,37 @@ from typing import TYPE_CHECKING
 
 from headrace.training.encoding import Encoder
 from headrace.training.model import Model
+from headrace.training.rows import InMemory, Rows
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from dask.distributed import Client
-    from numpy.typing import NDArray
 
     from headrace.pipeline import Candidate, Columns
     from headrace.problem import Problem
 
-__all__ = ["Encoder", "Model", "fit"]
+__all__ = ["Encoder", "Model", "Rows", "fit"]
 
 
 def fit(
     candidate: Candidate,
-    rows: pa.Table,
-    targets: NDArray[np.float64],
+    rows: Rows | pa.Table,
     columns: Columns,
     problem: Problem,
     client: Client,
+    selection: Rows | None = None,
 ) -> Model:
     """Train ``candidate`` on the workers of ``client``; same inputs, same workers: same model.
 
     Args:
         candidate: Which trainer, with which parameters and seed.
-        rows: The inputs, holding at least ``columns``, in an order that is part of the inputs.
-        targets: What ``problem`` makes of the labels, shape ``(n,)``, in the order of ``rows``.
+        rows: The inputs, at least ``columns``, with ``label`` and, if rows count differently, ``row_weight``;
+            their order is part of the inputs.
         columns: What the model takes.
         problem: What is asked.
         client: See ``headrace.cluster``.
+        selection: Rows that come after, by which fitting may see when to stop.
 
     Raises:
         UnknownTrainer: There is no such trainer.
@@ -45,6 +45,12 @@ def fit(
         TypeError: A parameter the trainer does not take.
     """
     native = trainer(candidate.trainer).fit(
-        candidate.params, candidate.seed, rows, targets, columns=columns, problem=problem, client=client
+        candidate.params,
+        candidate.seed,
+        rows if isinstance(rows, Rows) else InMemory(rows),
+        columns=columns,
+        problem=problem,
+        client=client,
+        selection=selection,
     )
     return Model(candidate.trainer, problem, native)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.training.errors import MissingInputs
+from headrace.training.rows import WEIGHT, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +19,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.pipeline import Columns
+    from headrace.problem import Problem
 
 FILE = "encoder.json"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Rows as numbers: a matrix of shape ``(n, columns)``, targets and, if any, weights of shape ``(n,)``."""
+
+    matrix: NDArray[np.float32]
+    targets: NDArray[np.float64]
+    weights: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Encoder:
     numeric: tuple[str, ...]
 
     @classmethod
-    def fit(cls, rows: pa.Table, columns: Columns) -> Encoder:
+    def fit(cls, rows: Rows | pa.Table, columns: Columns) -> Encoder:
         """Learn the categories that occur in ``rows``.
 
         Raises:
@@ -44,8 +55,11 @@ class Encoder:
         """
         import pyarrow.compute as pc
 
-        _require(rows, columns.names)
-        seen = {name: pc.unique(_text(rows[name])).drop_null().to_pylist() for name in columns.categorical}
+        seen: dict[str, set[str]] = {name: set() for name in columns.categorical}
+        for part in rows.parts() if isinstance(rows, Rows) else [rows]:
+            _require(part, columns.names)
+            for name, values in seen.items():
+                values.update(pc.unique(_text(part[name])).drop_null().to_pylist())
         return cls({name: tuple(sorted(values)) for name, values in seen.items()}, columns.numeric)
 
     @property
@@ -70,6 +84,20 @@ class Encoder:
         for i, name in enumerate(self.numeric, len(self.categories)):
             matrix[:, i] = _floats(rows[name])
         return matrix
+
+    def learnt(self, rows: Rows, problem: Problem) -> Learnt:
+        """Return all of ``rows`` as trainers take them, encoded part by part: only numbers pile up."""
+        count = rows.count
+        matrix = np.empty((count, len(self.names)), dtype=np.float32)
+        targets, weights, at = np.empty(count), None, 0
+        for part in rows.parts():
+            place = slice(at, at := at + part.num_rows)
+            matrix[place] = self.encode(part)
+            targets[place] = problem.encode(part["label"])
+            if WEIGHT in part.column_names:
+                weights = np.empty(count) if weights is None else weights
+                weights[place] = part[WEIGHT].to_numpy()
+        return Learnt(matrix, targets, weights)
 
     def save(self, directory: Path) -> None:
         """Write the encoder into ``directory``, as JSON."""

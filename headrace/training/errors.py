@@ -69,6 +69,18 @@ class BadOutputs(HeadraceError):
         )
 
 
+class BadWeights(HeadraceError):
+    """Rows cannot count as much as they are declared to."""
+
+    def __init__(self, pipeline: str, column: str, bad: int, rows: int, first: object) -> None:
+        self.pipeline, self.column, self.bad, self.rows, self.first = pipeline, column, bad, rows, first
+        super().__init__(
+            f"`weights.column` of pipeline `{pipeline}` names `{column}`, but {bad:,} of {rows:,} rows "
+            f"hold no weight in it (first: {'null' if first is None else first}): a number, 0 or more. "
+            f"Nothing was written. Correct the column, or the query in `pipelines/{pipeline}.py`."
+        )
+
+
 class NotEnoughData(HeadraceError):
     """Too few labelled rows to train or to judge."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from headrace.pipeline import Columns
     from headrace.problem import Problem
+    from headrace.training.rows import Rows
 
 PACKAGES = ("scikit-learn", "skops")
 FILE, SHAPE = "model.skops", "classes.json"
@@ -61,19 +62,19 @@ class Estimated:
 def fit(
     params: Mapping[str, Any],
     seed: int,
-    rows: pa.Table,
-    targets: NDArray[np.float64],
+    rows: Rows,
     *,
     columns: Columns,
     problem: Problem,
     client: Client,
+    selection: Rows | None,  # estimators stop by themselves
 ) -> Estimated:
     """Fit ``params["estimator"]``, a dotted path, with all other ``params``, on the first worker.
 
     It is seeded if it takes a ``random_state``, and fitted once for each quantile, which it must take.
 
     Raises:
-        UnknownTrainer: There is no such class, or it cannot answer such a problem.
+        UnknownTrainer: There is no such class, or it cannot answer such a problem, or takes no weights.
     """
     encoder = Encoder.fit(rows, columns)
     path, own = USUAL[problem.objective]
@@ -81,9 +82,7 @@ def fit(
     if "estimator" in given:
         path, own = given.pop("estimator"), {}
     whole = problem.objective in ("binary", "classes")
-    work = (path, {**own, **given}, seed, problem.levels)
-    matrix = encoder.encode(rows)
-    job = (*work, len(encoder.categories), matrix, targets.astype(int) if whole else targets)
+    job = (path, {**own, **given}, seed, problem, encoder, rows)
     (pipelines,) = on_each(client, crew(client)[:1], _fit, [job])
     classes = tuple(int(label) for label in pipelines[0].classes_) if whole else ()
     return Estimated(encoder, pipelines, classes, 2 if problem.objective == "binary" else problem.width)
@@ -93,10 +92,9 @@ def _fit(
     path: str,
     params: dict[str, Any],
     seed: int,
-    levels: Sequence[float],
-    codes: int,
-    matrix: NDArray[np.float32],
-    targets: NDArray[Any],
+    problem: Problem,
+    encoder: Encoder,
+    rows: Rows,
 ) -> list[Pipeline]:
     import numpy as np
     from sklearn.compose import ColumnTransformer
@@ -104,9 +102,15 @@ def _fit(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
     from sklearn.utils import get_tags
+    from sklearn.utils.validation import has_fit_parameter
     from threadpoolctl import threadpool_limits
 
-    estimator = _estimator(path)
+    estimator, levels, codes = _estimator(path), problem.levels, len(encoder.categories)
+    learnt = encoder.learnt(rows, problem)
+    matrix = learnt.matrix.astype(np.float64)  # 32 bits overflow in great sums
+    targets: NDArray[Any] = learnt.targets
+    if problem.objective in ("binary", "classes"):
+        targets = targets.astype(int)
     taken = inspect.signature(estimator).parameters
     if levels and "quantile" not in taken:
         raise UnknownTrainer(path, "it takes no `quantile`, which the problem asks for")
@@ -127,9 +131,12 @@ def _fit(
         # Neither takes a matrix without columns.
         inputs = ColumnTransformer([(name, part, list(places)) for name, part, places in parts if places])
         model = make_pipeline(inputs, final)
+        weights = {} if learnt.weights is None else {f"{model.steps[-1][0]}__sample_weight": learnt.weights}
+        if weights and not has_fit_parameter(final, "sample_weight"):
+            raise UnknownTrainer(path, "it takes no `sample_weight`, and rows count differently")
         # Sums then never depend on the number of cores, and the small products of L-BFGS are thrice as fast.
         with threadpool_limits(1):
-            fitted.append(model.fit(matrix.astype(np.float64), targets))  # 32 bits overflow in great sums
+            fitted.append(model.fit(matrix, targets, **weights))
         if targets.dtype.kind == "i" and not hasattr(model, "predict_proba"):
             raise UnknownTrainer(path, "it has no `predict_proba`, and the problem asks for probabilities")
     return fitted

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     import pyarrow as pa
     from dask.distributed import Client
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from headrace.pipeline import Columns
     from headrace.problem import Problem
+    from headrace.training.rows import Rows
 
 OURS = ("sklearn", "torch", "xgboost")
 GROUP = "headrace.trainers"
@@ -32,8 +32,10 @@ class Trainer(Protocol):
     """What makes models of one framework: a module, or an object, with these.
 
     What ``fit`` returns, a *native* model, is the trainer's own: whatever turns rows into numbers
-    belongs to it, such as an ``Encoder``. ``flavour``, if there is one, says under which name and with
-    which data MLflow's own flavour of the framework finds the model in what ``save`` wrote.
+    belongs to it, such as an ``Encoder``. It may have ``settled``, parameters that the selection settled,
+    such as when to stop: the chosen candidate is fitted again with them; and ``history``,
+    a list of numbers by name, one for each round. ``flavour``, if there is one, says under which name and
+    with which data MLflow's own flavour of the framework finds the model in what ``save`` wrote.
     """
 
     PACKAGES: tuple[str, ...]
@@ -43,12 +45,12 @@ class Trainer(Protocol):
         self,
         params: Mapping[str, Any],
         seed: int,
-        rows: pa.Table,
-        targets: NDArray[np.float64],
+        rows: Rows,
         *,
         columns: Columns,
         problem: Problem,
         client: Client,
+        selection: Rows | None,
     ) -> Any:
         """Fit a model on Dask's workers; the same arguments give the same model."""
 

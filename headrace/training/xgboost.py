@@ -1,4 +1,4 @@
-"""Gradient-boosted trees: XGBoost on Dask, one partition per worker.
+"""Gradient-boosted trees: XGBoost on Dask, one partition per worker, which reads its own rows.
 
 One worker runs ``xgboost.train`` itself: there is nobody to agree with. On several the
 model is the same in every run, because each worker always gets the same rows.
@@ -6,16 +6,18 @@ model is the same in every run, because each worker always gets the same rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from headrace.cluster import crew, gpus
-from headrace.training.encoding import Encoder
+from headrace.cluster import crew, gpus, on_each
+from headrace.training.encoding import Encoder, Learnt
+from headrace.training.rows import WEIGHT, InMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
     from headrace.cluster import Worker
     from headrace.pipeline import Columns
     from headrace.problem import Problem
+    from headrace.training.rows import Rows
 
 PACKAGES = ("xgboost",)
 FILE = "model.ubj"
 PATIENCE = 300
 """Seconds workers wait for each other."""
+WHOLE = 2**30
+"""Up to how many bytes a matrix of floats is made at once: whatever the machine, so that models repeat."""
+NOT_OF_THE_BOOSTER = ("rounds", "early_stopping_rounds", "external_memory")
 
 UNNAMEABLE = str.maketrans("[]<", "［］＜")  # noqa: RUF001  # their likes
 """What XGBoost takes in no name of a column."""
@@ -50,69 +56,104 @@ CURRENT = Lock()
 
 @dataclass(frozen=True)
 class Boosted:
-    """Trees, and the encoder that they were grown through."""
+    """Trees, the encoder they were grown through; ``settled`` and ``history`` as trainers have them."""
 
     encoder: Encoder
     booster: Booster
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to boost: the same on every worker."""
+
+    options: Mapping[str, Any]
+    rounds: int
+    patience: int | None
+    encoder: Encoder
+    problem: Problem
+    external: bool
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What XGBoost is told of any matrix."""
+        return {
+            "feature_names": [name.translate(UNNAMEABLE) for name in self.encoder.names],
+            "feature_types": feature_types(self.encoder),
+        }
+
+    @property
+    def binned(self) -> dict[str, Any]:
+        """What it is told of one that it cuts into bins."""
+        return {"enable_categorical": True, "max_bin": self.options.get("max_bin")}
 
 
 def fit(
     params: Mapping[str, Any],
     seed: int,
-    rows: pa.Table,
-    targets: NDArray[np.float64],
+    rows: Rows,
     *,
     columns: Columns,
     problem: Problem,
     client: Client,
+    selection: Rows | None,
 ) -> Boosted:
-    """Boost ``params["rounds"]`` (100) trees; every other parameter is XGBoost's own."""
-    import numpy as np
+    """Boost ``params["rounds"]`` (100) trees; all but ``external_memory`` are XGBoost's own parameters.
 
+    With ``early_stopping_rounds`` it stops when the selection has lost nothing for so many rounds, and
+    keeps the best. With ``external_memory`` the matrix lies on disk: slower, for more rows than fit.
+    """
     workers = crew(client)
     encoder = Encoder.fit(rows, columns)
     options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu", problem)
-    rounds, matrix, target = params.get("rounds", 100), encoder.encode(rows), targets.astype(np.float32)
-    told = {
-        "feature_names": [name.translate(UNNAMEABLE) for name in encoder.names],
-        "feature_types": feature_types(encoder),
-        "enable_categorical": True,
-        "max_bin": options.get("max_bin"),
-    }
+    patience = params.get("early_stopping_rounds") if selection else None
+    external = bool(params.get("external_memory"))
+    job = Job(options, params.get("rounds", 100), patience, encoder, problem, external)
     if len(workers) == 1:
         options.setdefault("nthread", workers[0].threads)
-        sent = client.scatter([matrix, target], workers=[workers[0].address], hash=False)
-        booster: Booster = client.submit(_alone, options, rounds, *sent, pure=False, **told).result()
+        booster, history = on_each(client, workers, _alone, [(job, rows, selection)])[0]
     else:
-        booster = _together(options, rounds, matrix, target, told, workers, client)
+        booster, history = _together(job, rows, selection, workers, client)
     booster.set_param({"device": "cpu"})  # where it will predict, whatever it was trained on
-    return Boosted(encoder, booster)
+    settled = {}
+    if patience:
+        settled = {"rounds": booster.best_iteration + 1}
+        booster = booster[: booster.best_iteration + 1]
+        booster.set_attr(best_iteration=None, best_score=None)  # the same bytes as if it had been told so
+    return Boosted(encoder, booster, settled, history)
 
 
 def _together(
-    options: dict[str, Any],
-    rounds: int,
-    matrix: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    told: Mapping[str, Any],
-    workers: Sequence[Worker],
-    client: Client,
-) -> Booster:
-    """Train on all workers, each on a part of the rows, always the same."""
-    import numpy as np
+    job: Job, rows: Rows, selection: Rows | None, workers: Sequence[Worker], client: Client
+) -> tuple[Booster, dict[str, list[float]]]:
+    """Train on all workers, each on a part of the rows, always the same, which it reads by itself."""
     from dask import array as da
     from xgboost import collective
     from xgboost import dask as xgb
 
-    def pinned(whole: NDArray[np.float32]) -> da.Array:
-        parts = np.array_split(whole, len(workers))
-        futures = [
-            client.scatter(part, workers=[worker.address], hash=False)
-            for part, worker in zip(parts, workers, strict=True)
-        ]
-        return da.concatenate(
-            [da.from_delayed(f, p.shape, p.dtype) for f, p in zip(futures, parts, strict=True)]
+    def pinned(whole: Rows, ref: Any = None) -> Any:
+        given: dict[str, list[Any]] = {"matrix": [], "targets": [], "weights": []}
+        weighed = WEIGHT in next(whole.parts()).column_names
+        for place, worker in enumerate(workers):
+            share, there = whole.share(place, len(workers)), [worker.address]
+            [sent] = client.scatter([share], workers=there, hash=False)
+            learnt = client.submit(_learnt, job, sent, workers=there, pure=False)
+            for name, pieces in given.items():
+                if name != "weights" or weighed:
+                    width = (len(job.encoder.names),) if name == "matrix" else ()
+                    piece = client.submit(getattr, learnt, name, workers=there, pure=False)
+                    pieces.append(da.from_delayed(piece, (share.count, *width), "float32"))
+        matrix, targets, weights = (da.concatenate(pieces) if pieces else None for pieces in given.values())
+        more = {"ref": ref} if ref is not None else {}
+        data = xgb.DaskQuantileDMatrix(
+            client, matrix, targets, weight=weights, **job.told, **job.binned, **more
         )
+        # That a partition stays where it was made is Dask's habit, not its promise, and the model needs it.
+        parts = {part.key: part for kept in data.worker_map.values() for part in kept}
+        order = zip(workers, data.partition_order, strict=True)
+        data.worker_map = {worker.address: [parts[key]] for worker, key in order}
+        return data
 
     network = collective.Config(
         timeout=PATIENCE,
@@ -124,33 +165,91 @@ def _together(
     # process has made one since. What makes a client current changes a setting of the whole process, and of
     # two that overlap the one that ends last would leave it changed.
     with CURRENT, client.as_current():
-        data = xgb.DaskQuantileDMatrix(client, pinned(matrix), pinned(labels), **told)
-        # That a partition stays where it was sent is Dask's habit, not its promise, and the model needs it.
-        parts = {part.key: part for kept in data.worker_map.values() for part in kept}
-        order = zip(workers, data.partition_order, strict=True)
-        data.worker_map = {worker.address: [parts[key]] for worker, key in order}
-        trained = xgb.train(client, options, data, rounds, coll_cfg=network)
-    booster: Booster = trained["booster"]
-    return booster
+        data = pinned(rows)
+        watched = [(data, "train"), (pinned(selection, data), "selection")] if selection else []
+        trained = xgb.train(
+            client,
+            job.options,
+            data,
+            job.rounds,
+            evals=watched,
+            early_stopping_rounds=job.patience,
+            coll_cfg=network,
+            verbose_eval=False,
+        )
+    return trained["booster"], _flat(trained["history"])
 
 
-def _alone(
-    options: dict[str, Any],
-    rounds: int,
-    matrix: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    **told: Any,
-) -> Booster:
+def _learnt(job: Job, rows: Rows) -> Learnt:
+    learnt = job.encoder.learnt(rows, job.problem)
+    weights = None if learnt.weights is None else learnt.weights.astype("float32")
+    return Learnt(learnt.matrix, learnt.targets.astype("float32"), weights)
+
+
+def _alone(job: Job, rows: Rows, selection: Rows | None) -> tuple[Booster, dict[str, list[float]]]:
     """Train where this runs: with one worker there is nobody to agree with."""
     import xgboost
 
-    data = xgboost.QuantileDMatrix(matrix, labels, **told)
-    return xgboost.train(options, data, rounds)
+    with TemporaryDirectory(prefix="headrace-xgboost-") as scratch:
+        data = _matrix(job, rows, scratch)
+        watched = [(data, "train")] if selection else []
+        if selection:
+            watched.append((_matrix(job, selection, scratch, data), "selection"))
+        history: dict[str, dict[str, list[float]]] = {}
+        booster = xgboost.train(
+            job.options,
+            data,
+            job.rounds,
+            evals=watched,
+            early_stopping_rounds=job.patience,
+            evals_result=history,
+            verbose_eval=False,
+        )
+        del data, watched  # before the folder that they read
+    return booster, _flat(history)
+
+
+def _matrix(job: Job, rows: Rows, scratch: str, ref: Any = None) -> Any:
+    """Return ``rows`` in bins: made of them at once, or, if they are many, part by part."""
+    import xgboost
+
+    told = {**job.binned, "ref": ref}
+    whole = rows.count * len(job.encoder.names) * 4 <= WHOLE
+    if whole and not job.external:
+        learnt = job.encoder.learnt(rows, job.problem)
+        return xgboost.QuantileDMatrix(
+            learnt.matrix, learnt.targets, weight=learnt.weights, **job.told, **told
+        )
+
+    class Parts(xgboost.DataIter):
+        """The rows as XGBoost asks for them, more than once."""
+
+        def __init__(self) -> None:
+            self.left = rows.parts()
+            super().__init__(cache_prefix=f"{scratch}/{id(self)}" if job.external else None)
+
+        def reset(self) -> None:
+            self.left = rows.parts()
+
+        def next(self, input_data: Callable[..., Any]) -> bool:
+            part = next(self.left, None)
+            if part is None:
+                return False
+            learnt = job.encoder.learnt(InMemory(part), job.problem)
+            input_data(data=learnt.matrix, label=learnt.targets, weight=learnt.weights, **job.told)
+            return True
+
+    kind = xgboost.ExtMemQuantileDMatrix if job.external else xgboost.QuantileDMatrix
+    return kind(Parts(), **told)
+
+
+def _flat(history: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    return {f"{span}/{name}": list(of) for span, named in history.items() for name, of in named.items()}
 
 
 def booster_params(params: Mapping[str, Any], seed: int, device: str, problem: Problem) -> dict[str, Any]:
-    """Return ``params`` as XGBoost takes them: ``rounds`` is an argument of its own."""
-    own = {name: value for name, value in params.items() if name != "rounds"}
+    """Return ``params`` as XGBoost takes them: some are arguments of its functions."""
+    own = {name: value for name, value in params.items() if name not in NOT_OF_THE_BOOSTER}
     asked: dict[str, Any] = {"objective": OBJECTIVES[problem.objective]}
     if problem.objective == "classes":
         asked["num_class"] = problem.width

@@ -53,7 +53,7 @@ def auc_on_july(rows: object, until: datetime) -> float:
     train = rows.filter(pc.less(at, until))  # type: ignore[attr-defined]
     july = rows.filter(pc.greater_equal(at, utc(2013, 7, 1)))  # type: ignore[attr-defined]
     with cluster() as client:
-        model = training.fit(candidate, train, train["label"].to_numpy(), SPEC.columns, SPEC.problem, client)
+        model = training.fit(candidate, train, SPEC.columns, SPEC.problem, client)
     return SPEC.problem.scores(july["label"].to_numpy(), model.predict(july))["auc"]
 
 
