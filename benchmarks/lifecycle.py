@@ -134,7 +134,7 @@ def _ours() -> Iterator[tuple[str, str]]:
     from flows.monitor import monitor
     from flows.score import score
     from flows.train import train
-    from headrace import registry
+    from headrace import registry, tracking
     from headrace.project import Project
 
     project = Project.here()
@@ -145,7 +145,8 @@ def _ours() -> Iterator[tuple[str, str]]:
         yield "materialize", ""
         verdict = train("flights", RELEASE, cause="first release")
         released = registry.version(project.mlflow, "flights", int(verdict.challenger))
-        yield "train", f"log-loss {released.metrics['log_loss']:.6f}"
+        scores = tracking.scores(project.mlflow, released.run_id)
+        yield "train", f"log-loss {scores['log_loss']:.6f}"
         score("flights", END)
         made = project.lake.connect({"predictions": "predictions/flights"})
         yield "score", _made(made.sql("FROM predictions"))

@@ -20,6 +20,7 @@ from prefect.artifacts import create_table_artifact
 from flows import steps
 from flows.cycle import cycle
 from flows.train import train
+from headrace import tracking
 from headrace.instants import shown
 from headrace.lake import Window, windows
 from headrace.legible import markdown
@@ -83,7 +84,7 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         "champion": {
             "version": champion.version,
             "candidate": champion.candidate,
-            "scores": dict(champion.metrics),
+            "scores": tracking.scores(project.mlflow, champion.run_id),
         },
         "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
     }

@@ -8,7 +8,7 @@ in MLflow, so each is one small idempotent write; the ledger puts them in order.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.instants import read
@@ -28,7 +28,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 @dataclass(frozen=True)
 class Release:
-    """A registered version: where it came from and how it scored.
+    """A registered version, and where it came from; ``training`` names no pins.
 
     ``as_of`` is UTC. ``verdict`` is empty until the gate has spoken, then
     ``promoted``, ``rejected`` or ``not enough evidence``, and ``reason`` says why.
@@ -41,7 +41,6 @@ class Release:
     trainer: str
     training: DatasetRef
     as_of: datetime
-    metrics: Mapping[str, float] = field(hash=False)
     verdict: str = ""
     reason: str = ""
 
@@ -72,16 +71,16 @@ def register(mlflow: MLflow, pipeline: str, logged: Logged, tags: Mapping[str, s
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     run = client.get_run(logged.run_id).data
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(run.metrics.items()))
+    scores = ", ".join(
+        f"{name} {value:.4g}" for name, value in sorted(run.metrics.items()) if "/" not in name
+    )
     created = client.create_model_version(
         pipeline,
         source=mlflow.source(logged),
         run_id=logged.run_id,
         model_id=logged.model_id,
         # The run's facts go with the version, so that reading a release is one query.
-        tags={k: v for k, v in run.tags.items() if k.startswith("headrace.")}
-        | {"headrace.metrics": json.dumps(run.metrics)}
-        | dict(tags or {}),
+        tags={k: v for k, v in run.tags.items() if k.startswith("headrace.")} | dict(tags or {}),
         description=f"{run.tags['headrace.candidate']} as of {run.tags['headrace.as_of']}: {scores}",
         await_creation_for=0,
     )
@@ -106,6 +105,22 @@ def versions(mlflow: MLflow, pipeline: str) -> list[Release]:
         found += [_release(row) for row in page if "headrace.candidate" in row.tags]
         token = page.token or ""
     return sorted(found, key=lambda release: release.version)
+
+
+def aliases(mlflow: MLflow, pipeline: str) -> dict[int, list[str]]:
+    """Return the aliases of each version that has any."""
+    from mlflow import MlflowException
+
+    try:
+        named = mlflow.client.get_registered_model(pipeline).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+    found: dict[int, list[str]] = {}
+    for alias, number in sorted(named.items()):
+        found.setdefault(int(number), []).append(alias)
+    return found
 
 
 def version(mlflow: MLflow, pipeline: str, number: int) -> Release:
@@ -167,9 +182,15 @@ def _release(row: ModelVersion) -> Release:
         run_id=str(row.run_id),
         candidate=facts["candidate"],
         trainer=facts.get("trainer") or facts["framework"],  # its name in an earlier headrace
-        training=DatasetRef.of(json.loads(facts["training"])),
+        training=_training(facts),
         as_of=read(facts["as_of"]),
-        metrics=json.loads(facts["metrics"]),
         verdict=facts.get("verdict", ""),
         reason=facts.get("reason", ""),
     )
+
+
+def _training(facts: Mapping[str, str]) -> DatasetRef:
+    if facts["training"].startswith("{"):  # an earlier headrace wrote all of it there
+        return DatasetRef.of(json.loads(facts["training"]))
+    table, _, version = facts["training"].rpartition("@v")
+    return DatasetRef(table, int(version), int(facts["rows"]), facts["fingerprint"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from headrace.addresses import public, revealed
 from headrace.errors import DamagedDatabase, ServerUnreachable
 from headrace.lake import DatasetRef
+from headrace.recipe import FILE as RECIPE
+from headrace.recipe import Code, Environment, Recipe, crew_of
 from headrace.sources.predictions import told
 from headrace.training.errors import DamagedModel
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, LoggedModel
     from pydantic import SecretStr
 
+    from headrace.cluster import Worker
     from headrace.lake import Lake
     from headrace.pipeline import Candidate, Columns, Pipeline
     from headrace.training.model import Model
@@ -161,6 +163,9 @@ def log_candidate(
     lake: Lake,
     cause: str,
     as_of: datetime,
+    workers: Sequence[Worker] = (),
+    folder: Path | None = None,
+    page: str = "",
     history: Mapping[str, Sequence[float]] | None = None,
     spans: Sequence[str] = (),
     role: Literal["candidate", "challenger"] = "candidate",
@@ -182,6 +187,9 @@ def log_candidate(
         lake: Where those tables lie.
         cause: Why this was trained; part of the key.
         as_of: The instant the flow believed in, UTC.
+        workers: On which of Dask's it was fitted.
+        folder: Where the project's code lies, if not in the working folder.
+        page: Where the flow run is shown that fitted it, if one did.
         history: What each round of fitting came to, by name: MLflow draws it.
         spans: Those of the training set that it learnt from.
         role: Whether it is one of several to choose from, or asks to be released.
@@ -195,6 +203,19 @@ def log_candidate(
     if done := _finished(client, experiment, key):
         return done
 
+    place = folder or Path.cwd()
+    recipe = Recipe(
+        pipeline.name,
+        asdict(candidate),
+        list(pipeline.columns.names),
+        list(spans),
+        asdict(training),
+        as_of.isoformat(),
+        cause,
+        crew_of(workers),
+        Code.of(place),
+        Environment.here(place),
+    )
     params = {name: str(value) for name, value in {**candidate.params, "seed": candidate.seed}.items()}
     tags = {
         "headrace.pipeline": pipeline.name,
@@ -204,10 +225,13 @@ def log_candidate(
         "headrace.learnt": ", ".join(spans),
         "headrace.cause": cause,
         "headrace.as_of": as_of.isoformat(),
-        "headrace.training": json.dumps(asdict(training)),
+        "headrace.training": f"{training.table}@v{training.version}",
+        "headrace.rows": str(training.rows),
         "headrace.fingerprint": training.fingerprint,
         **({"headrace.fed_on": told(training.fed_on)} if training.fed_on else {}),
-        **_commit(),
+        **({"headrace.flow_run": page} if page else {}),
+        **({"mlflow.source.git.commit": recipe.code.commit} if recipe.code.commit else {}),
+        **({"headrace.code": "changed since the commit"} if recipe.code.changes else {}),
     }
     name = f"{candidate.name}-{as_of:%Y%m%dT%H%M%SZ}" + ("-challenger" if role == "challenger" else "")
     run_id = client.create_run(experiment, tags={**tags, "headrace.key": key}, run_name=name).info.run_id
@@ -239,6 +263,7 @@ def log_candidate(
         written = digest(package / INSIDE)
     client.set_logged_model_tags(logged.model_id, {DIGEST: written})
     client.set_tag(run_id, DIGEST, written)
+    keep(mlflow, run_id, RECIPE, recipe.dump())
     client.finalize_logged_model(logged.model_id, "READY")
     client.set_terminated(run_id, "FINISHED")  # last: a finished run is a whole one
     return Logged(experiment, run_id, logged.model_id)
@@ -268,6 +293,18 @@ def kept(mlflow: MLflow, run_id: str, name: str) -> bytes | None:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(client.download_artifacts(run_id, name, scratch)).read_bytes()
     return data if hashlib.sha256(data).hexdigest() == noted else None
+
+
+def scores(mlflow: MLflow, run_id: str) -> dict[str, float]:
+    """Return how a candidate scored; what its rounds came to is not among it."""
+    metrics = mlflow.client.get_run(run_id).data.metrics
+    return {name: float(value) for name, value in metrics.items() if "/" not in name}
+
+
+def recipe(mlflow: MLflow, run_id: str) -> Recipe | None:
+    """Return how a candidate was made; None if it was not noted, or is no longer as it was."""
+    data = kept(mlflow, run_id, RECIPE)
+    return Recipe.load(data) if data else None
 
 
 def log_watch(
@@ -324,6 +361,13 @@ def check_model(mlflow: MLflow, uri: str) -> None:
     from headrace.training.model import check
 
     _of_model(mlflow, uri, check)
+
+
+def sums(mlflow: MLflow, uri: str) -> dict[str, str]:
+    """Return the SHA-256 of each file of a model, by name, as they were noted when it was written."""
+    from headrace.training.model import sums as noted
+
+    return _of_model(mlflow, uri, lambda folder, _: noted(folder))
 
 
 def _of_model(mlflow: MLflow, uri: str, use: Callable[[Path, str], T]) -> T:
@@ -391,16 +435,6 @@ def _finished(client: MlflowClient, experiment: str, key: str) -> Logged | None:
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _commit() -> dict[str, str]:
-    """Return the tag in which MLflow shows the git commit; none outside a repository."""
-    command = ["git", "rev-parse", "--verify", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
 
 
 def _note_inputs(client: MlflowClient, run_id: str, inputs: Sequence[DatasetInput]) -> None:

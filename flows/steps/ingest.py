@@ -83,7 +83,7 @@ def out_of_sample(project: Project, upstream: Pipeline, spans: list[Window]) -> 
     """Predict what came before the first release by models of what was known before; return how many."""
     from headrace.cluster import cluster
 
-    candidate = releases.recipe(upstream, project.mlflow)
+    candidate = releases.predictor(upstream, project.mlflow)
     settings, store = project.settings, project.store
     with cluster(settings.dask_address, settings.dask_workers) as client:
         made = (

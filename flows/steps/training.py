@@ -9,6 +9,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run as this_run
 
 from flows.steps.common import holder, logger, progress, slug, step
 from headrace import registry, tracking
@@ -126,6 +127,8 @@ def _try_out(
             cause=cause,
             as_of=at,
             client=client,
+            folder=project.folder,
+            page=this_run.ui_url or "",
         )
 
 

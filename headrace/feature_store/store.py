@@ -37,16 +37,20 @@ BATCH = 10_000
 """Rows read at once: SQLite takes 32,766 keys in a query, and memory stays flat."""
 
 
-def open_store(repo: Path, settings: Settings) -> FeatureStore:
+def open_store(repo: Path, settings: Settings, scratch: Path | None = None) -> FeatureStore:
     """Open the Feast repository at ``repo``, its state and tables where ``settings`` say.
 
-    What ``feature_store.yaml`` names absolutely, such as a SQL registry, is left as it is.
+    What ``feature_store.yaml`` names absolutely, such as a SQL registry, is left as it is. With
+    ``scratch``, a folder, what is applied goes there alone.
     """
     with lean():
         from feast import FeatureStore
         from feast.repo_config import load_repo_config
 
     config = load_repo_config(repo, repo / "feature_store.yaml")
+    if scratch:
+        config.registry_config = {"registry_type": "file", "path": str(scratch / "registry.db")}
+        config.online_config = {"type": "sqlite", "path": str(scratch / "online.db")}
     for store in (config.registry_config, config.online_config):
         if "://" not in store.get("path", "://"):
             store["path"] = str(settings.home / store["path"])

@@ -94,7 +94,8 @@ def judge(
         )
         came = _of(known, version)
         targets, predicted = spec.problem.encode(came["label"]), spec.problem.predicted(came)
-        fared = performance(spec.problem, targets, predicted, release.metrics, spec.drift)
+        proven = tracking.scores(mlflow, release.run_id)
+        fared = performance(spec.problem, targets, predicted, proven, spec.drift)
         findings.append(Finding(name, release, made.num_rows, found, fared, str(page) if drawn else ""))
     return findings
 

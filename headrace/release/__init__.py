@@ -6,7 +6,7 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 from headrace.release.compare import compare
 from headrace.release.promotion import carry_out, first
 from headrace.release.trial import Trial, choose, settled, try_out
-from headrace.release.upstream import complete, downstream, feeds, missing, predict_history, recipe
+from headrace.release.upstream import complete, downstream, feeds, missing, predict_history, predictor
 from headrace.release.verdict import judge
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "judge",
     "missing",
     "predict_history",
-    "recipe",
+    "predictor",
     "settled",
     "try_out",
 ]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class NoChampion(HeadraceError):
@@ -14,6 +19,33 @@ class NoChampion(HeadraceError):
             f"Pipeline `{pipeline}` has no champion yet. Run the `train` flow: what it trains is released "
             "if it beats a guess from the past alone."
         )
+
+
+class NotReproducible(HeadraceError):
+    """A release cannot be made again, for something that made it is not there."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"This release cannot be made again: {reason}.")
+
+
+class UnknownRelease(HeadraceError):
+    """No version of a pipeline's model is called so."""
+
+    def __init__(self, pipeline: str, wanted: str, known: Sequence[str]) -> None:
+        self.pipeline, self.wanted, self.known = pipeline, wanted, tuple(known)
+        super().__init__(
+            f"`{pipeline}` has no version or alias `{wanted}`: there are {', '.join(known) or 'none yet'}. "
+            f"Name one as `{pipeline}@champion` or `{pipeline}@1`; `headrace models list` shows them."
+        )
+
+
+class BadSearch(HeadraceError):
+    """What is searched for is no bound."""
+
+    def __init__(self, told: str) -> None:
+        self.told = told
+        super().__init__(f"`{told}` is no bound on a score: write it as 'auc > 0.7', with <, <=, >, >= or =.")
 
 
 class NotReleased(HeadraceError):

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from headrace import gate, spine, tracking, training
+from headrace.cluster import crew
 from headrace.problem.figures import picture
 from headrace.training import dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from pathlib import Path
     from typing import Any
 
     import numpy as np
@@ -55,12 +57,14 @@ def try_out(
     cause: str,
     as_of: datetime,
     client: Client,
+    folder: Path | None = None,
+    page: str = "",
 ) -> Trial:
     """Fit ``candidate``, score it on rows that it has not learnt from, and log both.
 
     A ``final`` trial learns from all of ``data`` before the holdout, and is scored on that, for the gate to
     judge by; others learn from what is to train on, and are scored on the selection.
-    ``sources``, ``cause`` and ``as_of`` are those of ``tracking.log_candidate``.
+    ``sources``, ``cause``, ``as_of``, ``folder`` and ``page`` are those of ``tracking.log_candidate``.
 
     Raises:
         DamagedTable: What the gate is to judge by, ``data``, is not what was written.
@@ -87,6 +91,9 @@ def try_out(
         lake=lake,
         cause=cause,
         as_of=as_of,
+        workers=crew(client),
+        folder=folder,
+        page=page,
         history=getattr(model.native, "history", {}),
         spans=learn,
         role="challenger" if final else "candidate",

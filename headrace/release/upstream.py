@@ -64,7 +64,7 @@ def missing(spec: Pipeline, ledger: Ledger, released: datetime) -> list[Window]:
     return [span for span in _spans(spec, _begins(spec, released)) if str(span) not in made]
 
 
-def recipe(spec: Pipeline, mlflow: MLflow) -> Candidate:
+def predictor(spec: Pipeline, mlflow: MLflow) -> Candidate:
     """Return the candidate that the champion is of, or the first, if that one is not declared any more."""
     champion = registry.champion(mlflow, spec.name)
     named = {candidate.name: candidate for candidate in spec.candidates}

@@ -119,19 +119,24 @@ def identity(spec: Pipeline, as_of: datetime, pins: Mapping[str, int], joined_by
 
 
 def build(
-    spec: Pipeline, lake: Lake, as_of: datetime, historical: Historical, pins: Mapping[str, int]
+    spec: Pipeline,
+    lake: Lake,
+    as_of: datetime,
+    historical: Historical,
+    pins: Mapping[str, int],
+    into: Lake | None = None,
 ) -> DatasetRef:
     """Write the training set as of ``as_of`` (UTC) and pin it.
 
     ``historical`` joins features to a spine, point in time, from the feature
     tables at the versions ``pins``; raw tables are read at those that are named there, or as they are now;
-    the set's own ``pins`` name both. Windows are joined and written one after the other,
-    in the order of ``event_timestamp`` and keys: few rows are in memory at once. Column ``span`` tells what
-    a row is for. Predictions made in the
-    last ``spec.holdout`` before ``as_of`` are the holdout, by which the gate judges. Those of as long
-    before it are the selection, by which the best of several candidates is chosen. What comes before is
-    to train on if its truth was known when the selection began; else it is of the gap, which
-    only the chosen candidate learns from. No row is of any use before its truth was known.
+    the set's own ``pins`` name both. It is written into the same lake, or ``into`` another. Windows are
+    joined and written one after the other, in the order of ``event_timestamp`` and keys: few rows are in
+    memory at once. Column ``span`` tells what a row is for. Predictions made in the last ``spec.holdout``
+    before ``as_of`` are the holdout, by which the gate judges. Those of as long before it are the
+    selection, by which the best of several candidates is chosen. What comes before is to train on if its
+    truth was known when the selection began; else it is of the gap, which only the chosen candidate
+    learns from. No row is of any use before its truth was known.
 
     Raises:
         InvalidQuery: The spine and the label cannot be joined.
@@ -170,7 +175,7 @@ def build(
             failed.append(error)
             raise
 
-    table = lake.table(f"training/{spec.name}")
+    table = (into or lake).table(f"training/{spec.name}")
     try:
         version = table.replace(pa.RecordBatchReader.from_batches(first.schema, batches()))
     except Exception:

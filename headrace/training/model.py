@@ -68,6 +68,12 @@ def digest(directory: Path) -> str:
     return _sum(directory / SUMS)
 
 
+def sums(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that ``Model.save`` wrote, by name."""
+    lines = (directory / SUMS).read_text(errors="replace").rstrip("\n").split("\n")
+    return {name: told for told, _, name in (line.partition("  ") for line in lines)}
+
+
 def check(directory: Path, digest: str = "") -> None:
     """Compare the files in ``directory`` with what was written, before anything reads them.
 
@@ -76,14 +82,13 @@ def check(directory: Path, digest: str = "") -> None:
     Raises:
         DamagedModel: A file differs or is gone; or it is another model than that of the ``digest``.
     """
-    sums = directory / SUMS
-    if not sums.exists():
+    file = directory / SUMS
+    if not file.exists():
         wrong = {SUMS: "is missing"} if digest or not (directory / "model.json").exists() else {}
-    elif digest and _sum(sums) != digest:
+    elif digest and _sum(file) != digest:
         wrong = {SUMS: "is not as it was written"}
     else:
-        lines = sums.read_text(errors="replace").rstrip("\n").split("\n")
-        noted = {name: told for told, _, name in (line.partition("  ") for line in lines)}
+        noted = sums(directory)
         wrong = {name: state for name, told in noted.items() if (state := _state(directory / name, told))}
         if "model.json" not in noted:
             wrong[SUMS] = "is not as it was written"

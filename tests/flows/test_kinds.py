@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from headrace import registry
+from headrace import registry, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import Ledger
 from headrace.pipeline import load
@@ -35,7 +35,7 @@ def test_another_question_is_asked_of_the_same_tables(river: River, name: str) -
     champion = registry.champion(mlflow, name)
     assert champion is not None
     assert f"{unit} per row over a guess from the past alone" in champion.reason
-    assert champion.metrics["skill"] > 0.01
+    assert tracking.scores(mlflow, champion.run_id)["skill"] > 0.01
 
     made = log.read(spec, lake, WEEK)
     assert made.num_rows == 6_622
@@ -84,7 +84,9 @@ def test_a_pipeline_feeds_on_the_predictions_of_another(river: River) -> None:
     assert 0.6 < spec.problem.scores(known["label"], known["probability"])["auc"] < 0.8
 
     (champion,) = registry.versions(mlflow, "next_leg")
-    assert champion.training.fed_on == (("flights", (0, 1)),)
+    recipe = tracking.recipe(mlflow, champion.run_id)
+    assert recipe
+    assert recipe.training["fed_on"] == [["flights", [0, 1]]]
     run = mlflow.client.get_run(champion.run_id)
     assert run.data.tags["headrace.fed_on"] == "flights out of sample, 1"
     assert champion.verdict == "promoted", champion.reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from headrace import gate, registry, services, spine
+from headrace import gate, registry, services, spine, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
@@ -140,8 +139,50 @@ def test_the_registered_model_says_which_rows_made_it(river: River) -> None:
     features = {table.table for table in spec.feature_tables}
     assert names == {"training/flights", *spec.raw.values(), *features}
     lake = Lake(river.settings.lake)
-    snapshot = lake.table(champion.training.table).snapshot(champion.training.version)
-    assert dataclasses.replace(snapshot, pins=champion.training.pins) == champion.training
+    assert lake.table(champion.training.table).snapshot(champion.training.version) == champion.training
+    run = mlflow.client.get_run(champion.run_id).data
+    assert run.tags["headrace.flow_run"].startswith(f"{river.settings.prefect_page}/flow-runs/flow-run/")
+    assert max(map(len, run.tags.values())) < 250  # what is long, or JSON, is an artifact
+
+
+def test_a_release_is_made_again_bit_for_bit_after_newer_data_have_landed(river: River) -> None:
+    done = river.command("headrace.cli", "reproduce", "flights@1")
+    assert "IDENTICAL: flights version 1" in done.stdout
+    assert "differs" not in done.stdout
+
+
+def test_models_are_listed_searched_and_compared_without_a_ui(river: River) -> None:
+    mlflow = MLflow(river.settings.mlflow, river.settings.home)
+    first, *_, last = versions = registry.versions(mlflow, "flights")
+
+    def said(*arguments: str) -> str:
+        return river.command("headrace.cli", "models", *arguments).stdout
+
+    assert [f"flights@{v.version}" in said("list") for v in versions] == [True] * len(versions)
+    champion = registry.champion(mlflow, "flights")
+    assert champion
+    assert f"flights@{champion.version} champion" in said("list", "flights")
+    told = " ".join(said("show", f"flights@{first.version}").split())
+    assert f"training/flights@v{first.training.version}, {first.training.rows:,} rows" in told
+    for part in (
+        "promoted. The challenger saves",
+        "origin_delays@v",
+        "wind_gust",
+        "rounds 200",
+        "1 workers, 0 GPUs",
+    ):
+        assert part in told
+    data = f"training/flights@v{last.training.version}"
+    found = said(
+        "search", "flights", "--data", data, "--feature", "temp", "--tag", "headrace.trainer=xgboost"
+    )
+    assert (f"flights@{last.version}" in found, f"flights@{first.version}" in found) == (True, False)
+    assert "No version is like that" in said("search", "flights", "--metric", "auc > 0.99")
+    assert "training/flights" in said("compare", "flights@1", f"flights@{last.version}")
+    wrong = river.command("headrace.cli", "models", "search", "--metric", "auc is good", ends=1)
+    assert "`auc is good` is no bound on a score" in " ".join(wrong.stderr.split())
+    wrong = river.command("headrace.cli", "models", "show", "flights@chmpion", ends=1)
+    assert "has no version or alias `chmpion`: there are champion, 1, 2" in " ".join(wrong.stderr.split())
 
 
 def test_no_feature_of_the_training_set_was_known_only_later(river: River) -> None:
@@ -198,7 +239,9 @@ def test_a_releases_training_set_is_made_again_from_the_versions_it_names(river:
     spec, lake = load("flights"), Lake(river.settings.lake)
     mlflow = MLflow(river.settings.mlflow, river.settings.home)
     first = registry.versions(mlflow, "flights")[0]
-    pins = dict(first.training.pins)
+    recipe = tracking.recipe(mlflow, first.run_id)
+    assert recipe
+    pins = dict(recipe.training["pins"])
     assert set(pins) == {*spec.raw.values(), *(table.table for table in spec.feature_tables)}
     assert pins["features/origin_delays"] < lake.table("features/origin_delays").open().version()
     store = feature_store.open_store(ROOT / "features", river.settings)

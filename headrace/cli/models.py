@@ -1,0 +1,140 @@
+"""``headrace models``: which there are, what made them, and how they differ; without a UI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from headrace.instants import shown
+from headrace.legible import legible, legible_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headrace.project import Project
+    from headrace.registry import Release
+    from headrace.release.models import About
+
+console = Console()
+app = typer.Typer(help="What has been trained, of what, and how good it is.", no_args_is_help=True)
+Which = Annotated[str, typer.Argument(help="Such as flights@champion or flights@3.")]
+
+
+def found(project: Project, model: str) -> Release:
+    """Return the version that ``flights@3``, or ``flights`` for its champion, names."""
+    from headrace.release.models import find
+
+    name, _, which = model.partition("@")
+    return find(project.mlflow, project.pipeline(name).name, which or "champion")
+
+
+@app.command("list")
+def list_(
+    pipeline: Annotated[str, typer.Argument(help="Such as flights; all of them if left out.")] = "",
+) -> None:
+    """Show every version, with what became of it."""
+    from headrace.project import Project
+    from headrace.release.models import search
+
+    project = Project.here()
+    specs = [project.pipeline(pipeline)] if pipeline else project.pipelines()
+    _show(project, search(project.mlflow, specs))
+
+
+@app.command("search")
+def search_(
+    pipeline: Annotated[str, typer.Argument(help="Such as flights; all of them if left out.")] = "",
+    data: Annotated[str, typer.Option(help="Made of this table: raw/flights, or raw/flights@v12.")] = "",
+    feature: Annotated[str, typer.Option(help="Takes this column.")] = "",
+    metric: Annotated[str, typer.Option(help="Scored so: 'auc > 0.7'.")] = "",
+    tag: Annotated[str, typer.Option(help="Has this tag: headrace.trainer=xgboost.")] = "",
+) -> None:
+    """Show the versions of which all that is asked for holds."""
+    from headrace.project import Project
+    from headrace.release.models import search
+
+    project = Project.here()
+    specs = [project.pipeline(pipeline)] if pipeline else project.pipelines()
+    _show(project, search(project.mlflow, specs, data=data, feature=feature, metric=metric, tag=tag))
+
+
+def _show(project: Project, versions: Sequence[About]) -> None:
+    if not versions:
+        console.print("No version is like that.", markup=False)
+        return
+    table = Table(
+        Column("model", no_wrap=True), "candidate", "as of (UTC)", "verdict", "scores", "training set"
+    )
+    for one in versions:
+        problem, release = project.pipeline(one.release.pipeline).problem, one.release
+        alias = "".join(f" [bold]{alias}[/]" for alias in one.aliases)
+        table.add_row(
+            one.name + alias,
+            release.candidate,
+            shown(release.as_of),
+            release.verdict or "none yet",
+            problem.told(one.scores, 2),
+            f"{release.training.table}@v{release.training.version}, {release.training.rows:,} rows",
+        )
+    console.print(table)
+
+
+@app.command()
+def show(model: Which) -> None:
+    """Show all that is known of one version: verdict, scores, parameters, data, features, code."""
+    from headrace import tracking
+    from headrace.project import Project
+    from headrace.release.models import about
+
+    project = Project.here()
+    one = about(project.mlflow, found(project, model))
+    release, recipe = one.release, one.recipe
+    page = project.settings.mlflow_page
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def say(what: str, told: str) -> None:
+        if told:
+            table.add_row(what, legible_lines(told))
+
+    say("model", ", ".join([one.name, *one.aliases]))
+    say("candidate", f"{release.candidate} ({release.trainer}), as of {shown(release.as_of)} UTC")
+    say("verdict", f"{release.verdict or 'none yet'}. {release.reason}".rstrip())
+    say("scores", ", ".join(f"{name} {value:.4g}" for name, value in sorted(one.scores.items())))
+    say("parameters", ", ".join(f"{name} {value}" for name, value in sorted(one.params.items())))
+    say("made of", "\n".join(f"{ref.table}@v{ref.version}, {ref.rows:,} rows" for ref in one.data))
+    say("features", ", ".join(one.features))
+    say("fed on", one.tags.get("headrace.fed_on", ""))
+    say("because of", one.tags.get("headrace.cause", ""))
+    if recipe:
+        changed = " and changes" if recipe.code.changes else ""
+        say("code", f"{recipe.code.commit[:12]}{changed}" if recipe.code.commit else "in no repository")
+        gpus = sum(bool(worker["gpu"]) for worker in recipe.workers)
+        say("fitted on", f"{len(recipe.workers)} workers, {gpus} GPUs, Python {recipe.environment.python}")
+    say("MLflow", page + tracking.run_page(project.mlflow, release.run_id))
+    say("Prefect", one.tags.get("headrace.flow_run", ""))
+    console.print(table)
+
+
+@app.command()
+def compare(model: Which, other: Annotated[str, typer.Argument(help="The one to set beside it.")]) -> None:
+    """Set two versions side by side: what is not the same."""
+    from headrace.project import Project
+    from headrace.release.models import about, differences
+
+    project = Project.here()
+    ours, theirs = (about(project.mlflow, found(project, name)) for name in (model, other))
+    table = Table("", "", ours.name, theirs.name)
+    for kind, facts in differences(ours, theirs).items():
+        for place, (name, (one, another)) in enumerate(facts.items()):
+            table.add_row("" if place else kind, legible(name), legible(one), legible(another))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(
+            f"{ours.name} and {theirs.name} are of the same data, code and parameters.", markup=False
+        )
