@@ -25,7 +25,7 @@ from headrace.legible import legible_lines
 from headrace.pipeline import declared, load
 from headrace.settings import Settings
 
-FLOWS = ("cycle", "ingest", "materialize", "train", "score", "monitor", "lifecycle")
+FLOWS = ("cycle", "ingest", "materialize", "tune", "train", "score", "monitor", "lifecycle")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -37,6 +37,7 @@ def run(
     start: Annotated[str, typer.Option(help="lifecycle: where to begin, UTC.")] = "",
     end: Annotated[str, typer.Option(help="lifecycle: where to end, UTC.")] = "",
     cause: Annotated[str, typer.Option(help="train: why; one cause trains once.")] = "",
+    trials: Annotated[int, typer.Option(help="tune: how many; those of before included.")] = 0,
     result: Annotated[str, typer.Option(help="Write what the flow returns to this JSON file.")] = "",
 ) -> None:
     """Run ``flow``; exit with 1 and one message when it fails in a way we know."""
@@ -55,7 +56,9 @@ def run(
         parameters = {"pipeline": pipeline, **{k: utc(text) for k, text in instants.items() if text}}
         services.reach_prefect(Settings())
         with disks_explained():
-            returned = _call(flow, parameters | ({"cause": cause} if cause else {}))
+            returned = _call(
+                flow, parameters | {k: v for k, v in {"cause": cause, "trials": trials}.items() if v}
+            )
     except HeadraceError as error:
         raise refuse(error) from None
     if result:

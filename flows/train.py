@@ -9,6 +9,7 @@ from datetime import datetime
 from prefect import flow
 
 from flows import steps
+from headrace import release as releases
 from headrace.gate import Verdict
 from headrace.instants import stamp
 from headrace.project import Project
@@ -35,6 +36,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     project = Project.here()
     spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
+    spec = releases.tuned(spec, project.ledger, at)
     cause = cause or f"manual/{stamp(at)}"
     if done := steps.claim(project, spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])

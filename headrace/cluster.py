@@ -109,12 +109,16 @@ def cluster(address: str = "", workers: int = 1) -> Iterator[Client]:
             raise
 
 
-def crew(client: Client) -> list[Worker]:
+def crew(client: Client | None) -> list[Worker]:
     """Return the workers in a fixed order: the very one in which XGBoost ranks them.
+
+    Without a client that is this thread alone.
 
     Raises:
         ServerUnreachable: The scheduler has no workers.
     """
+    if client is None:
+        return [Worker("here", "", 1, _gpu())]
     try:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError:
@@ -131,7 +135,7 @@ def gpus(workers: Sequence[Worker]) -> bool:
 
 
 def on_each(
-    client: Client, workers: Sequence[Worker], function: Callable[..., Any], arguments: Sequence[tuple]
+    client: Client | None, workers: Sequence[Worker], function: Callable[..., Any], arguments: Sequence[tuple]
 ) -> list[Any]:
     """Run ``function`` once on each worker, at the same time, and return the results in that order.
 
@@ -141,6 +145,8 @@ def on_each(
     Raises:
         WorkerLost: A worker died.
     """
+    if client is None:
+        return [function(*args) for args in arguments]
     from dask.distributed import CancelledError
 
     places = [[worker.address] for worker in workers]

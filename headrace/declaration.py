@@ -120,6 +120,15 @@ def _trainers(spec: Pipeline) -> Iterator[str]:
     for i, candidate in enumerate(spec.candidates):
         if reason := missing(candidate.trainer):
             yield f"`candidates[{i}].trainer` names `{candidate.trainer}`: {reason}"
+        for name, kind in candidate.search.items():
+            place, values = f"`candidates[{i}].search` looks for `{name}`", getattr(kind, "values", None)
+            low, high = getattr(kind, "low", 0), getattr(kind, "high", 0)
+            if values is not None and len(values) < 2:
+                yield f"{place} among {len(values)} values: it needs two or more"
+            if low > high:
+                yield f"{place} from {low} to {high}: `low` must not be above `high`"
+            if getattr(kind, "log", False) and low <= 0:
+                yield f"{place} by ratios from {low}: with `log`, `low` must be above 0"
 
 
 def _gate(spec: Pipeline) -> Iterator[str]:

@@ -116,8 +116,36 @@ class FeatureTable:
 
 
 @dataclass(frozen=True)
+class Float:
+    """Any number from ``low`` to ``high``, ends included; ``log`` if what counts are ratios."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number from ``low`` to ``high``, ends included; ``log`` if what counts are ratios."""
+
+    low: int
+    high: int
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of ``values``: texts, numbers, booleans or None."""
+
+    values: tuple[str | float | bool | None, ...]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A model to try: which trainer fits it, with which parameters.
+
+    ``search`` are parameters to look for the best values of, which ``tune`` does; until it has been run,
+    and for all other parameters, ``params`` are those it is fitted with.
 
     ``trainer`` is ``xgboost``, ``torch`` or ``sklearn``, one that a package offers as an entry
     point of the group ``headrace.trainers``, or the dotted path of one's own (see
@@ -128,6 +156,7 @@ class Candidate:
     trainer: str
     params: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    search: Mapping[str, Float | Int | Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,8 +235,9 @@ class Pipeline:
 
     @property
     def selects(self) -> bool:
-        """Whether a selection span is needed: to choose one of several candidates, or to see when to stop."""
-        return len(self.candidates) > 1 or any(c.params.get("early_stopping_rounds") for c in self.candidates)
+        """Whether a selection span is needed: to choose a candidate, or its parameters, or when to stop."""
+        asks = (c.search or c.params.get("early_stopping_rounds") for c in self.candidates)
+        return len(self.candidates) > 1 or any(asks)
 
     @property
     def watched(self) -> Columns:

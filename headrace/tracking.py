@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from headrace.cluster import Worker
     from headrace.lake import Lake
     from headrace.pipeline import Candidate, Columns, Pipeline
+    from headrace.release.study import Tried
     from headrace.training.model import Model
 
 T = TypeVar("T")
@@ -199,14 +200,15 @@ def log_candidate(
     from headrace.training.model import digest
 
     client, experiment = mlflow.client, _experiment(mlflow, pipeline.name)
-    key = _key(pipeline.name, asdict(candidate), cause, as_of.isoformat(), training.fingerprint, role, *spans)
+    made_by = {name: value for name, value in asdict(candidate).items() if name != "search"}
+    key = _key(pipeline.name, made_by, cause, as_of.isoformat(), training.fingerprint, role, *spans)
     if done := _finished(client, experiment, key):
         return done
 
     place = folder or Path.cwd()
     recipe = Recipe(
         pipeline.name,
-        asdict(candidate),
+        made_by,
         list(pipeline.columns.names),
         list(spans),
         asdict(training),
@@ -293,6 +295,64 @@ def kept(mlflow: MLflow, run_id: str, name: str) -> bytes | None:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(client.download_artifacts(run_id, name, scratch)).read_bytes()
     return data if hashlib.sha256(data).hexdigest() == noted else None
+
+
+def log_trial(
+    mlflow: MLflow,
+    pipeline: Pipeline,
+    candidate: Candidate,
+    study: str,
+    tried: Tried,
+    training: DatasetRef,
+    as_of: datetime,
+) -> str:
+    """Write one trial of a study as a run nested in the study's, once; return the study's own run."""
+    from mlflow.entities import Metric, Param
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    client, experiment = mlflow.client, _experiment(mlflow, pipeline.name)
+    tags = {
+        "headrace.pipeline": pipeline.name,
+        "headrace.candidate": candidate.name,
+        "headrace.trainer": candidate.trainer,
+        "headrace.as_of": as_of.isoformat(),
+        "headrace.training": f"{training.table}@v{training.version}",
+        "headrace.study": study,
+    }
+
+    def run(role: str, name: str, key: str, **more: str) -> str:
+        if known := client.search_runs([experiment], f"tags.`headrace.key` = '{key}'", max_results=1):
+            return str(known[0].info.run_id)
+        own = tags | {"headrace.role": role, "headrace.key": key} | more
+        return str(client.create_run(experiment, tags=own, run_name=name).info.run_id)
+
+    parent = run("study", f"tune {candidate.name}-{as_of:%Y%m%dT%H%M%SZ}", _key(study))
+    own = run("trial", f"trial {tried.number}", _key(study, tried.number), **{MLFLOW_PARENT_RUN_ID: parent})
+    now = time.time_ns() // 1_000_000
+    metrics = [Metric("seconds", tried.seconds, now, 0)]
+    metrics += [Metric("loss", tried.loss, now, 0)] if tried.loss is not None else []
+    for name, values in tried.history.items():
+        metrics += [Metric(name, value, now, step) for step, value in enumerate(values, 1)]
+    params = [Param(name, str(value)) for name, value in {**candidate.params, **tried.params}.items()]
+    client.log_batch(own, metrics=metrics[:AT_ONCE], params=params)
+    for start in range(AT_ONCE, len(metrics), AT_ONCE):
+        client.log_batch(own, metrics=metrics[start : start + AT_ONCE])
+    if tried.failed:
+        client.set_tag(own, "headrace.failed", tried.failed[:500])
+    client.set_terminated(own, "FAILED" if tried.failed else "KILLED" if tried.loss is None else "FINISHED")
+    return parent
+
+
+def end_study(mlflow: MLflow, pipeline: str, study: str, found: Mapping[str, Any], loss: float) -> str:
+    """Note in a study's run what was best; return the run."""
+    client, experiment = mlflow.client, _experiment(mlflow, pipeline)
+    (run,) = client.search_runs([experiment], f"tags.`headrace.key` = '{_key(study)}'", max_results=1)
+    run_id = str(run.info.run_id)
+    for name, value in found.items():
+        client.set_tag(run_id, f"best {name}", str(value))
+    client.log_metric(run_id, "loss", loss)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def scores(mlflow: MLflow, run_id: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ and diverted flights have no label.
 
 from __future__ import annotations
 
-from headrace.pipeline import Candidate, Pipeline
+from headrace.pipeline import Candidate, Float, Int, Pipeline
 from headrace.problem import Binary
 from pipelines import _departures as departures
 
@@ -43,6 +43,15 @@ PIPELINE = Pipeline(
                 "max_cat_to_onehot": 200,
                 "subsample": 0.8,
                 "colsample_bytree": 0.5,
+            },
+            search={
+                "max_depth": Int(3, 9),
+                "rounds": Int(50, 400, log=True),
+                "eta": Float(0.02, 0.3, log=True),
+                "min_child_weight": Float(1, 200, log=True),
+                "reg_lambda": Float(0.1, 100, log=True),
+                "subsample": Float(0.5, 1),
+                "colsample_bytree": Float(0.3, 1),
             },
         ),
         Candidate("torch", "torch", {"hidden": (64, 32), "epochs": 4, "lr": 2e-3, "batch": 1024}),

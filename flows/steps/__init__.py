@@ -45,7 +45,9 @@ from flows.steps.training import (
     register,
     release,
     sources,
+    studies,
     training_set,
+    tune,
 )
 
 __all__ = [
@@ -93,9 +95,11 @@ __all__ = [
     "sources",
     "staging",
     "stale",
+    "studies",
     "tell",
     "train_name",
     "training_set",
+    "tune",
     "unanswered_drift",
     "unjudged",
     "unscored",

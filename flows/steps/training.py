@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from uuid import NAMESPACE_URL, uuid5
+from typing import cast
+from uuid import NAMESPACE_URL, UUID, uuid5
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run as this_run
@@ -22,6 +28,7 @@ from headrace.legible import markdown
 from headrace.pipeline import Candidate, Pipeline
 from headrace.project import Project
 from headrace.release import Trial
+from headrace.release.errors import NothingToTune
 from headrace.training import dataset
 
 MUCH = 0.5
@@ -67,6 +74,74 @@ def training_set(project: Project, spec: Pipeline, at: datetime) -> DatasetRef:
 def sources(project: Project, data: DatasetRef) -> list[DatasetRef]:
     """Take the fingerprints of the tables that the training set was made from, as they were then."""
     return [project.lake.table(name).snapshot(version) for name, version in data.pins]
+
+
+def studies(spec: Pipeline, data: DatasetRef) -> list[releases.Study]:
+    """Return a study for each candidate that says what to look for.
+
+    Raises:
+        NothingToTune: None does.
+    """
+    found = [releases.Study(spec, candidate, data) for candidate in spec.candidates if candidate.search]
+    if not found:
+        raise NothingToTune(spec.name)
+    return found
+
+
+@step("tune {study.candidate.name}", minutes=24 * 60)
+def tune(project: Project, study: releases.Study, trials: int, at: datetime) -> releases.Tried:
+    """Let a study have so many trials, those of before included; keep and show what was best."""
+    from headrace.cluster import cluster
+
+    settings, ledger, spec = project.settings, project.ledger, study.spec
+    shown_at, found = max(trials // 20, 1), list[releases.Tried]()
+    bar = cast(UUID, create_progress_artifact(0.0, key=slug("tuned", spec.name), description="Trials"))
+    with cluster(settings.dask_address, settings.dask_workers) as client:
+        for tried in releases.tune(study, trials, ledger, project.lake, project.mlflow, client, at):
+            found.append(tried)
+            update_progress_artifact(bar, 100 * (tried.number + 1) / trials)
+            if not (tried.number + 1) % shown_at or tried.failed:
+                lead = min((t for t in found if t.loss is not None), key=lambda t: t.loss or 0, default=None)
+                best = f"best {lead.loss:.5f} by trial {lead.number}" if lead else "none has ended yet"
+                given_up = sum(t.state == "given up" for t in found)
+                told = f", {tried.failed}" if tried.failed else ""
+                logger().info(
+                    "%s: trial %d of %d, %s, %d given up%s",
+                    *(study.candidate.name, tried.number + 1, trials, best, given_up, told),
+                )
+    best_of = releases.best(study, ledger)
+    _show_study(project, study, at)
+    key = f"{study.name}/{trials}"
+    space = releases.space_of(study.candidate)
+    detail = {"space": space, "params": best_of.params, "loss": best_of.loss, "trial": best_of.number}
+    ledger.finish(spec.name, "study", key, holder=holder(), as_of=at, trials=trials, **detail)
+    return best_of
+
+
+def _show_study(project: Project, study: releases.Study, at: datetime) -> None:
+    """Note the best in the study's run, with Optuna's plots, and show the trials in the UI."""
+    spec, mlflow = study.spec, project.mlflow
+    best, *others = releases.finished(study, project.ledger)
+    run = tracking.end_study(mlflow, spec.name, study.name, best.params, best.loss or 0.0)
+    page = project.settings.mlflow_page + tracking.run_page(mlflow, run)
+    drawn = releases.plots(study, project.ledger)
+    for name, data in drawn.items():
+        tracking.keep(mlflow, run, name, data)
+    links = ", ".join(f"[{name.removesuffix('.html')}]({page}/artifacts/{name})" for name in drawn)
+    create_table_artifact(
+        key=slug("study", spec.name, study.candidate.name),
+        table=[
+            {
+                "trial": tried.number,
+                f"loss ({spec.problem.loss_unit})": f"{tried.loss:.5f}",
+                **{name: f"{v:.5g}" if isinstance(v, float) else v for name, v in tried.params.items()},
+                "seconds": f"{tried.seconds:.1f}",
+            }
+            for tried in (best, *others[:19])
+        ],
+        description=f"## {study.candidate.name}: the best of {1 + len(others):,} trials that ended, as of {shown(at)}\n\n"
+        f"[The study in MLflow]({page}), with each trial below it. Optuna's plots: {links}.",
+    )
 
 
 @step("fit {candidate.name}", minutes=60)

@@ -5,23 +5,32 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 
 from headrace.release.compare import compare
 from headrace.release.promotion import carry_out, first
+from headrace.release.study import Study, Tried, best, finished, plots, space_of, tune, tuned
 from headrace.release.trial import Trial, choose, settled, try_out
 from headrace.release.upstream import complete, downstream, feeds, missing, predict_history, predictor
 from headrace.release.verdict import judge
 
 __all__ = [
+    "Study",
     "Trial",
+    "Tried",
+    "best",
     "carry_out",
     "choose",
     "compare",
     "complete",
     "downstream",
     "feeds",
+    "finished",
     "first",
     "judge",
     "missing",
+    "plots",
     "predict_history",
     "predictor",
     "settled",
+    "space_of",
     "try_out",
+    "tune",
+    "tuned",
 ]

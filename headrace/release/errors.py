@@ -40,6 +40,28 @@ class UnknownRelease(HeadraceError):
         )
 
 
+class NothingFound(HeadraceError):
+    """No trial of a study has come to its end."""
+
+    def __init__(self, study: str) -> None:
+        self.study = study
+        super().__init__(
+            f"No trial of study `{study}` could be fitted. Its runs in MLflow say why, in `headrace.failed`. "
+            "Correct `search` or `params` of the candidate."
+        )
+
+
+class NothingToTune(HeadraceError):
+    """No candidate of a pipeline has parameters to look for."""
+
+    def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
+        super().__init__(
+            f"No candidate of pipeline `{pipeline}` says what to look for. Give one a `search` in "
+            f'`pipelines/{pipeline}.py`, such as `search={{"eta": Float(0.01, 0.3, log=True)}}`.'
+        )
+
+
 class BadSearch(HeadraceError):
     """What is searched for is no bound."""
 

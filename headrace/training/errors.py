@@ -81,6 +81,14 @@ class BadWeights(HeadraceError):
         )
 
 
+class GaveUp(HeadraceError):
+    """Fitting was ended early, for others had done better by then; ``history`` is what its rounds came to."""
+
+    def __init__(self, history: Mapping[str, Sequence[float]]) -> None:
+        self.history = history
+        super().__init__("Fitting was not worth going on with: others had lost less by then.")
+
+
 class NotEnoughData(HeadraceError):
     """Too few labelled rows to train or to judge."""
 

@@ -66,8 +66,9 @@ def fit(
     *,
     columns: Columns,
     problem: Problem,
-    client: Client,
+    client: Client | None,
     selection: Rows | None,  # estimators stop by themselves
+    give_up: Mapping[int, float],
 ) -> Estimated:
     """Fit ``params["estimator"]``, a dotted path, with all other ``params``, on the first worker.
 

@@ -21,6 +21,7 @@ from headrace.cluster import crew, gpus, listen, on_each
 from headrace.problem import EDGE
 from headrace.training.encoding import Encoder
 from headrace.training.rows import WEIGHT
+from headrace.training.trainers import hopeless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,7 @@ class Job:
     spread: NDArray[np.float32]
     seed: int
     scale: tuple[float, float] = (0.0, 1.0)
+    give_up: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def horizon(self) -> int:
@@ -134,8 +136,9 @@ def fit(
     *,
     columns: Columns,
     problem: Problem,
-    client: Client,
+    client: Client | None,
     selection: Rows | None,
+    give_up: Mapping[int, float],
 ) -> Trained:
     """Train a network with AdamW on the problem's loss; ``params`` are those of ``Options``."""
     from safetensors.torch import load as weights
@@ -167,8 +170,9 @@ def fit(
         *_spread(_merged([moments for moments, *_ in read])),
         seed,
         _scale(problem.objective, targets),
+        give_up,
     )
-    meeting = listen(client, workers[0]) if world > 1 else ()
+    meeting = listen(client, workers[0]) if client and world > 1 else ()
     work = [(job, share, Place(r, world, gpus(workers), *meeting)) for r, share in enumerate(shares)]
     trained, history = on_each(client, workers, _train, work)[0]
     settled = {}
@@ -298,6 +302,8 @@ def _steps(job: Job, rows: Rows, place: Place) -> tuple[bytes, dict[str, list[fl
                 best = _packed(network)
             if epoch - least >= options.early_stopping_rounds:
                 break
+        if hopeless(history, job.give_up):
+            break
     return best or _packed(network), history
 
 

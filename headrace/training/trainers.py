@@ -11,7 +11,7 @@ from headrace.errors import did_you_mean
 from headrace.training.errors import UnknownTrainer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -49,10 +49,14 @@ class Trainer(Protocol):
         *,
         columns: Columns,
         problem: Problem,
-        client: Client,
+        client: Client | None,
         selection: Rows | None,
+        give_up: Mapping[int, float],
     ) -> Any:
-        """Fit a model on Dask's workers; the same arguments give the same model."""
+        """Fit a model on Dask's workers, or, without a client, here; the same arguments give the same model.
+
+        Where ``hopeless`` says so of its ``history`` and of ``give_up``, it may end at once.
+        """
 
     def predict(self, native: Any, rows: pa.Table) -> ArrayLike:
         """Return ``problem.width`` numbers for each row, whatever values, or nulls, are in it."""
@@ -62,6 +66,17 @@ class Trainer(Protocol):
 
     def load(self, directory: Path) -> Any:
         """Return what ``save`` wrote."""
+
+
+def losses(history: Mapping[str, Sequence[float]]) -> Sequence[float]:
+    """Return what the selection lost after each round; nothing if that is not in a model's ``history``."""
+    return next((of for name, of in history.items() if name.startswith("selection/")), ())
+
+
+def hopeless(history: Mapping[str, Sequence[float]], give_up: Mapping[int, float]) -> bool:
+    """Say whether the selection has at best lost more than ``give_up`` allows, by a round that it names."""
+    lost = losses(history)
+    return any(min(lost[:rounds]) > bound for rounds, bound in give_up.items() if rounds <= len(lost))
 
 
 def trainer(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.cluster import crew, gpus, on_each
 from headrace.training.encoding import Encoder, Learnt
 from headrace.training.rows import WEIGHT, InMemory
+from headrace.training.trainers import hopeless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,7 @@ class Job:
     encoder: Encoder
     problem: Problem
     external: bool
+    give_up: Mapping[int, float]
 
     @property
     def told(self) -> dict[str, Any]:
@@ -96,8 +98,9 @@ def fit(
     *,
     columns: Columns,
     problem: Problem,
-    client: Client,
+    client: Client | None,
     selection: Rows | None,
+    give_up: Mapping[int, float],
 ) -> Boosted:
     """Boost ``params["rounds"]`` (100) trees; all but ``external_memory`` are XGBoost's own parameters.
 
@@ -109,8 +112,8 @@ def fit(
     options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu", problem)
     patience = params.get("early_stopping_rounds") if selection else None
     external = bool(params.get("external_memory"))
-    job = Job(options, params.get("rounds", 100), patience, encoder, problem, external)
-    if len(workers) == 1:
+    job = Job(options, params.get("rounds", 100), patience, encoder, problem, external, give_up)
+    if client is None or len(workers) == 1:
         options.setdefault("nthread", workers[0].threads)
         booster, history = on_each(client, workers, _alone, [(job, rows, selection)])[0]
     else:
@@ -174,10 +177,22 @@ def _together(
             job.rounds,
             evals=watched,
             early_stopping_rounds=job.patience,
+            callbacks=_callbacks(job),
             coll_cfg=network,
             verbose_eval=False,
         )
     return trained["booster"], _flat(trained["history"])
+
+
+def _callbacks(job: Job) -> list[Any]:
+    """Return what lets training end where it is hopeless: at the same round on each worker."""
+    from xgboost.callback import TrainingCallback
+
+    class GiveUp(TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            return epoch + 1 in job.give_up and hopeless(_flat(evals_log), job.give_up)
+
+    return [GiveUp()] if job.give_up else []
 
 
 def _learnt(job: Job, rows: Rows) -> Learnt:
@@ -203,6 +218,7 @@ def _alone(job: Job, rows: Rows, selection: Rows | None) -> tuple[Booster, dict[
             evals=watched,
             early_stopping_rounds=job.patience,
             evals_result=history,
+            callbacks=_callbacks(job),
             verbose_eval=False,
         )
         del data, watched  # before the folder that they read

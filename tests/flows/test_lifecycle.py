@@ -281,6 +281,45 @@ def test_features_that_are_not_served_as_trained_on_stop_the_scoring(river: Rive
     assert not (home / "lake/predictions").exists()
 
 
+def test_parameters_are_looked_for_and_then_fitted(river: River, tmp_path: Path) -> None:
+    """In a copy of the river's home, for what is found is fitted from then on."""
+    home = tmp_path / "home"
+    shutil.copytree(river.settings.home, home, ignore=shutil.ignore_patterns("prefect", "logs"))
+    settings = Settings(home=home, prefect_api_url=river.settings.prefect_api_url)
+    asked = ("flights", "--as-of", "2013-04-15")
+    done = flows(settings, "tune", *asked, "--trials", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "xgboost: trial 5 of 5, best 0." in done.stdout
+    assert (
+        flows(settings, "tune", *asked, "--trials", "5").stdout.splitlines()[-1]
+        == done.stdout.splitlines()[-1]
+    )
+
+    mlflow = MLflow(settings.mlflow, home)
+    (study,) = (e for e in Ledger(settings.ledger).entries("flights", "study") if e.state == DONE)
+    experiment = mlflow.client.get_experiment_by_name("flights")
+    runs = mlflow.client.search_runs([experiment.experiment_id], "tags.`headrace.study` != ''")
+    (parent,) = (run for run in runs if run.data.tags["headrace.role"] == "study")
+    assert sum(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in runs) == 5
+    assert parent.data.metrics["loss"] == study.detail["loss"]
+    drawn = {file.path for file in mlflow.client.list_artifacts(parent.info.run_id)}
+    assert {"optimization_history.html", "param_importances.html", "slice.html"} <= drawn
+    (shown,) = river.prefect("artifacts/latest", artifacts={"key": {"any_": ["study-flights-xgboost"]}})
+    assert parent.info.run_id in shown["description"]
+
+    done = flows(settings, "train", *asked, "--cause", "tuned")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = mlflow.client.search_runs([experiment.experiment_id], "tags.`headrace.cause` = 'tuned'")
+    (fitted,) = (
+        run
+        for run in trials
+        if (run.data.tags["headrace.candidate"], run.data.tags["headrace.role"]) == ("xgboost", "candidate")
+    )
+    assert {name: fitted.data.params[name] for name in study.detail["params"]} == {
+        name: str(value) for name, value in study.detail["params"].items()
+    }
+
+
 def test_a_slip_in_the_command_is_told_in_a_line(river: River) -> None:
     for arguments, said in (
         (("lifecycle", "flights"), "`lifecycle` needs --start and --end"),
