@@ -139,7 +139,8 @@ def _show_study(project: Project, study: releases.Study, at: datetime) -> None:
             }
             for tried in (best, *others[:19])
         ],
-        description=f"## {study.candidate.name}: the best of {1 + len(others):,} trials that ended, as of {shown(at)}\n\n"
+        description=f"## {study.candidate.name}: the best of {1 + len(others):,} trials that ended, "
+        f"as of {shown(at)}\n\n"
         f"[The study in MLflow]({page}), with each trial below it. Optuna's plots: {links}.",
     )
 
