@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -128,10 +129,33 @@ def crew(client: Client | None) -> list[Worker]:
     return sorted(client.run(_introduce).values(), key=lambda worker: f"{worker.name}]:{worker.address}")
 
 
+def peak_mb(client: Client) -> float:
+    """Return the most memory, in MB, that one of the workers has taken since it began."""
+    return max(client.run(_peak_mb).values())
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
 def gpus(workers: Sequence[Worker]) -> bool:
     """Say whether every worker has a GPU of its own, as collective training on GPUs demands."""
     found = {worker.gpu for worker in workers}
     return "" not in found and len(found) == len(workers)
+
+
+def without_gpu(workers: Sequence[Worker], *, asked: bool = False) -> str:
+    """Say why training on ``workers`` does without GPUs although there are some, or one is ``asked`` for."""
+    if gpus(workers):
+        return ""
+    found = {worker.gpu for worker in workers} - {""}
+    if not found:
+        return "A GPU is asked for, and no worker has one: trained on the processors." if asked else ""
+    return (
+        f"{len(workers)} workers have {len(found)} GPUs between them, and each must have one of its own: "
+        "trained on the processors. Start as many workers as there are GPUs, each with a CUDA_VISIBLE_DEVICES "
+        "of its own."
+    )
 
 
 def on_each(

@@ -165,6 +165,7 @@ def log_candidate(
     cause: str,
     as_of: datetime,
     workers: Sequence[Worker] = (),
+    without_gpu: str = "",
     folder: Path | None = None,
     page: str = "",
     history: Mapping[str, Sequence[float]] | None = None,
@@ -189,6 +190,7 @@ def log_candidate(
         cause: Why this was trained; part of the key.
         as_of: The instant the flow believed in, UTC.
         workers: On which of Dask's it was fitted.
+        without_gpu: Why they did without one, if one was there or asked for.
         folder: Where the project's code lies, if not in the working folder.
         page: Where the flow run is shown that fitted it, if one did.
         history: What each round of fitting came to, by name: MLflow draws it.
@@ -232,6 +234,7 @@ def log_candidate(
         "headrace.fingerprint": training.fingerprint,
         **({"headrace.fed_on": told(training.fed_on)} if training.fed_on else {}),
         **({"headrace.flow_run": page} if page else {}),
+        **({"headrace.without_gpu": without_gpu} if without_gpu else {}),
         **({"mlflow.source.git.commit": recipe.code.commit} if recipe.code.commit else {}),
         **({"headrace.code": "changed since the commit"} if recipe.code.changes else {}),
     }

@@ -64,6 +64,9 @@ def test_workers_without_a_gpu_of_their_own_train_on_processors():
     assert gpus(some("a", "b"))
     assert not gpus(some("a", "a"))
     assert not gpus(some("a", ""))
+    assert module.without_gpu(some("a", "b"), asked=True) == module.without_gpu(some("", "")) == ""
+    assert "no worker has one" in module.without_gpu(some("", ""), asked=True)
+    assert "2 workers have 1 GPUs between them" in module.without_gpu(some("a", "a"))
 
 
 def test_more_than_nine_workers_sort_as_xgboost_sorts_them():

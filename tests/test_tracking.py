@@ -433,10 +433,10 @@ def test_a_promoted_challenger_becomes_the_champion_with_the_reason(mlflow, log)
             trainer="xgboost",
             training=TRAINING,
             as_of=AS_OF,
-            metrics={"logloss": 0.41},
             verdict="promoted",
             reason="It saves 0.01 nats.",
         )
+        assert tracking.scores(mlflow, logged.run_id) == {"logloss": 0.41}
 
 
 def test_a_rejected_challenger_stays_registered_and_the_champion_serves_on(mlflow, log):

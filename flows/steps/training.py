@@ -192,7 +192,7 @@ def _try_out(
 
     settings = project.settings
     with cluster(settings.dask_address, settings.dask_workers) as client:
-        return releases.try_out(
+        trial = releases.try_out(
             spec,
             candidate,
             data,
@@ -206,6 +206,9 @@ def _try_out(
             folder=project.folder,
             page=this_run.ui_url or "",
         )
+    if trial.without_gpu:
+        logger().warning("%s: %s", candidate.name, trial.without_gpu)
+    return trial
 
 
 def outcome(spec: Pipeline, fits: Sequence[PrefectFuture[Trial]]) -> tuple[list[Trial], dict[str, str]]:
@@ -289,7 +292,8 @@ def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at
         markdown=f"## Version {version}: {verdict.decision}\n\n"
         f"{verdict.reason}\n\n"
         f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version}), "
-        f"[drawn on the holdout]({run}/artifacts/holdout.png)\n"
+        f"[drawn on the holdout]({run}/artifacts/holdout.png), "
+        f"[by segment]({run}/artifacts/segments.json), [what it goes by]({run}/artifacts/inputs.png)\n"
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
         f"- As of: {shown(at)} UTC\n",
     )

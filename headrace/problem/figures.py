@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -27,6 +27,20 @@ def picture(problem: Problem, targets: Floats, predictions: Floats, title: str =
     left, right = figure.subplots(1, 2)
     problem.draw(left, right, targets, predictions)
     figure.suptitle(plain(title))
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()
+
+
+def bars(values: Mapping[str, float], unit: str, title: str = "") -> bytes:
+    """Return a PNG of ``values`` by name, the first on top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    names = [plain(name) for name in values]
+    axes.barh(names[::-1], list(values.values())[::-1])
+    axes.set(xlabel=plain(unit), title=plain(title))
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=90)
     return file.getvalue()

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from headrace import gate, spine, tracking, training
-from headrace.cluster import crew
-from headrace.problem.figures import picture
+from headrace import cluster, gate, spine, tracking, training
+from headrace.cluster import crew, peak_mb
+from headrace.release import proof
 from headrace.training import dataset
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class Trial:
 
     ``final`` ones were scored on the holdout, others on the selection. ``losses`` and ``groups`` have
     the shape ``(n,)``, in the order of ``dataset.read``. ``settled`` are parameters that the selection
-    settled, such as the number of rounds.
+    settled, such as the number of rounds; ``without_gpu`` says why it did without, if one was there
+    or asked for.
     """
 
     candidate: str
@@ -43,6 +44,7 @@ class Trial:
     groups: NDArray[Any] = field(repr=False)
     seconds: float
     settled: Mapping[str, Any] = field(default_factory=dict)
+    without_gpu: str = ""
 
 
 def try_out(
@@ -77,21 +79,27 @@ def try_out(
         lake.check(data)
     rows, others = dataset.learnt(spec, data, lake, learn), dataset.read(spec, data, lake, (score,))
     selection = None if final or not spec.selects else dataset.learnt(spec, data, lake, (score,))
+    workers = crew(client)
+    asked = str(candidate.params.get("device", "")).startswith("cuda")
+    without_gpu = cluster.without_gpu(workers, asked=asked)
     model = training.fit(candidate, rows, spec.columns, spec.problem, client, selection)
+    fitted = time.perf_counter()
     truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
     scores = spec.problem.scores(truth, predicted)
+    spent = {"seconds/fit": fitted - start, "seconds/score": time.perf_counter() - fitted}
     logged = tracking.log_candidate(
         mlflow,
         spec,
         candidate,
         model,
-        scores,
+        {**scores, **spent, "memory/peak_mb": peak_mb(client)},
         training=data,
         sources=sources,
         lake=lake,
         cause=cause,
         as_of=as_of,
-        workers=crew(client),
+        workers=workers,
+        without_gpu=without_gpu,
         folder=folder,
         page=page,
         history=getattr(model.native, "history", {}),
@@ -99,12 +107,13 @@ def try_out(
         role="challenger" if final else "candidate",
     )
     if final:
-        title = f"{spec.name}: {candidate.name} on the {len(truth):,} rows held out before {as_of:%Y-%m-%d}"
-        drawn = picture(spec.problem, truth, predicted, title)
-        tracking.keep(mlflow, logged.run_id, "holdout.png", drawn)
+        for name, data_of in proof.artifacts(
+            spec, candidate.name, model, others, truth, predicted, as_of
+        ).items():
+            tracking.keep(mlflow, logged.run_id, name, data_of)
     losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
     took, found = time.perf_counter() - start, getattr(model.native, "settled", {})
-    return Trial(candidate.name, final, logged, scores, losses, groups, took, found)
+    return Trial(candidate.name, final, logged, scores, losses, groups, took, found, without_gpu)
 
 
 def settled(spec: Pipeline, chosen: Trial) -> Candidate:

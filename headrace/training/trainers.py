@@ -34,8 +34,10 @@ class Trainer(Protocol):
     What ``fit`` returns, a *native* model, is the trainer's own: whatever turns rows into numbers
     belongs to it, such as an ``Encoder``. It may have ``settled``, parameters that the selection settled,
     such as when to stop: the chosen candidate is fitted again with them; and ``history``,
-    a list of numbers by name, one for each round. ``flavour``, if there is one, says under which name and
-    with which data MLflow's own flavour of the framework finds the model in what ``save`` wrote.
+    a list of numbers by name, one for each round. ``contributions(native, rows)``, if there is one, says
+    what each input adds to predictions: the inputs, and an array whose last axis they are. ``flavour``, if
+    there is one, says under which name and with which data MLflow's own flavour of the framework finds the
+    model in what ``save`` wrote.
     """
 
     PACKAGES: tuple[str, ...]

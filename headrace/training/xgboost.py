@@ -110,6 +110,8 @@ def fit(
     workers = crew(client)
     encoder = Encoder.fit(rows, columns)
     options = booster_params(params, seed, "cuda" if gpus(workers) else "cpu", problem)
+    if not gpus(workers):
+        options["device"] = "cpu"  # whatever was asked for: XGBoost would say nothing, and do the same
     patience = params.get("early_stopping_rounds") if selection else None
     external = bool(params.get("external_memory"))
     job = Job(options, params.get("rounds", 100), patience, encoder, problem, external, give_up)
@@ -283,6 +285,17 @@ def predict(native: Boosted, rows: pa.Table) -> NDArray[np.float32]:
     """Return what the trees say of ``rows``."""
     predicted: NDArray[np.float32] = native.booster.inplace_predict(native.encoder.encode(rows))
     return predicted
+
+
+def contributions(native: Boosted, rows: pa.Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Return the inputs, and what each adds to a prediction before its link (SHAP), as the last axis."""
+    import xgboost
+
+    encoder = native.encoder
+    told = {"feature_names": native.booster.feature_names, "feature_types": feature_types(encoder)}
+    data = xgboost.DMatrix(encoder.encode(rows), enable_categorical=True, **told)
+    found: NDArray[np.float32] = native.booster.predict(data, pred_contribs=True)
+    return encoder.names, found[..., :-1]
 
 
 def save(native: Boosted, directory: Path) -> None:

@@ -209,7 +209,8 @@ def test_features_that_nothing_new_reaches_are_announced_as_overdue(river: River
         found = river.prefect("events", filter={"event": {"name": ["headrace.features.overdue"]}})["events"]
         return {e["payload"]["view"]: e["payload"]["as_of"] for e in found}
 
-    overdue = eventually(announced)
+    eventually(lambda: "origin_delays" in announced())
+    overdue = announced()
     assert overdue["origin_delays"] == "2013-02-01T00:00:00+00:00"
     assert "planes" not in overdue  # the registry is one extract, and has no time to live
 

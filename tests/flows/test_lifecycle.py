@@ -354,7 +354,7 @@ def test_the_pipelines_schedules_cover_the_whole_river(river: River) -> None:
     crons = {
         d["entrypoint"].split(":")[1]: [s["schedule"]["cron"] for s in d["schedules"]] for d in deployments
     }
-    assert set(crons) == {"cycle", "ingest", "materialize", "train", "score", "monitor", "lifecycle"}
+    assert set(crons) == {"cycle", "ingest", "materialize", "train", "tune", "score", "monitor", "lifecycle"}
     assert {flow for flow, schedule in crons.items() if schedule} == {"cycle", "train"}
     assert load("flights").window == timedelta(weeks=1)
 
