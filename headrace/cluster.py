@@ -153,8 +153,8 @@ def without_gpu(workers: Sequence[Worker], *, asked: bool = False) -> str:
         return "A GPU is asked for, and no worker has one: trained on the processors." if asked else ""
     return (
         f"{len(workers)} workers have {len(found)} GPUs between them, and each must have one of its own: "
-        "trained on the processors. Start as many workers as there are GPUs, each with a CUDA_VISIBLE_DEVICES "
-        "of its own."
+        "trained on the processors. Start as many workers as there are GPUs, each with its own "
+        "CUDA_VISIBLE_DEVICES."
     )
 
 

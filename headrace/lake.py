@@ -260,6 +260,23 @@ class Lake:
         store, place = fsspec.core.url_to_fs(f"{self.root}/raw")
         return bool(store.exists(place))
 
+    def below(self, folder: str) -> list[str]:
+        """Return the names of the tables in one of its folders, such as ``raw``."""
+        import fsspec
+
+        store, place = fsspec.core.url_to_fs(f"{self.root.rstrip('/')}/{folder}")
+        there = store.ls(place, detail=False) if store.exists(place) else []
+        logs = sorted(path.rstrip("/") for path in there if store.exists(f"{path.rstrip('/')}/_delta_log"))
+        return [f"{folder}/{path.rpartition('/')[2]}" for path in logs]
+
+    def sizes(self, files: Iterable[str]) -> list[int]:
+        """Return how many bytes those of some files below its root have that are there."""
+        import fsspec
+
+        store, root = fsspec.core.url_to_fs(self.root.rstrip("/"))
+        places = (f"{root}/{unquote(file)}" for file in files)
+        return [int(store.size(place) or 0) for place in places if store.exists(place)]
+
     def connect(self, views: Mapping[str, str | DatasetRef]) -> duckdb.DuckDBPyConnection:
         """Open DuckDB, in UTC, with a view for each of ``{view name: table name or snapshot}``.
 
@@ -289,6 +306,14 @@ class Table:
         from deltalake import DeltaTable
 
         return bool(_known(self.uri)) or DeltaTable.is_deltatable(self.uri)
+
+    def has(self, version: int) -> bool:
+        """Say whether the table can be read at ``version``."""
+        try:
+            self.open(version)
+        except (VersionGone, NotBuilt):
+            return False
+        return True
 
     def open(self, version: int | None = None) -> DeltaTable:
         """Open the table at ``version``, or the newest, to read it: others may be given the same object.

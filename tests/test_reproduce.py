@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import registry, tracking
+from headrace import registry, tracking, vacuum
 from headrace import release as releases
 from headrace.cluster import cluster
-from headrace.lake import Lake
+from headrace.lake import Lake, VersionGone
 from headrace.pipeline import Candidate, Columns, Pipeline, Source
 from headrace.recipe import Code, Recipe
 from headrace.release import models
@@ -208,3 +209,30 @@ def test_the_code_of_then_is_checked_out_with_what_had_been_changed(made: Made, 
         with pytest.raises(NotReproducible, match=why), checked_out(replace(recipe, code=code), folder):
             pass
     assert not list(folder.glob(".git/worktrees/*"))
+
+
+def test_a_vacuum_frees_what_no_model_was_made_of(made: Made, tmp_path: Path) -> None:
+    """In a copy: sets that no registered model was made of go, and the release is made again all the same."""
+    shutil.copytree(made.lake.root, tmp_path / "lake")
+    lake = Lake(str(tmp_path / "lake"))
+    later = AS_OF + timedelta(days=4)
+    unused = [dataset.build(SPEC, lake, later + timedelta(days=n), lambda rows: rows, {}) for n in range(3)]
+    (tmp_path / "lake/training/toy/part-of-a-killed-writer.parquet").write_bytes(b"x" * 1_000)
+    keep = vacuum.needed([SPEC], made.mlflow)
+    pins = dict(made.recipe.training["pins"])
+    assert keep == {"raw/things": {pins["raw/things"]}, "training/toy": {made.release.training.version}}
+
+    def freed(days: int, *, free: bool) -> dict[str, int]:
+        found = vacuum.vacuum(lake, keep, timedelta(days=days), free=free)
+        return {one.table: one.files for one in found}
+
+    assert freed(7, free=True) == {"raw/things": 0, "training/toy": 0}  # all of it is young
+    told = freed(0, free=False)
+    assert told == {"raw/things": 0, "training/toy": 3}  # two sets, and what the killed writer left
+    assert freed(0, free=True) == told
+    assert freed(0, free=True) == {"raw/things": 0, "training/toy": 0}
+    assert made.again(made.recipe, lake) == [Compared(name) for name in NAMES]
+    lake.check(made.release.training)
+    assert lake.table("training/toy").snapshot().fingerprint == unused[-1].fingerprint
+    with pytest.raises(VersionGone):
+        lake.table("training/toy").relation(lake.connect({}), unused[0].version)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from headrace.cli import claims, features, live, models, quarantine, report, reproduce, verify
+from headrace.cli import claims, features, live, models, quarantine, report, reproduce, vacuum, verify
 from headrace.errors import HeadraceError, disks_explained
 from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
@@ -47,6 +47,7 @@ app.command()(live.demo)
 app.command()(report.report)
 app.command()(verify.verify)
 app.command()(reproduce.reproduce)
+app.command()(vacuum.vacuum)
 app.add_typer(models.app, name="models")
 app.add_typer(claims.app, name="claims")
 app.add_typer(quarantine.app, name="quarantine")
