@@ -138,7 +138,7 @@ def _write(folder: Path, copies: int) -> dict[str, Any]:
             carrier, flights.origin, dest, engine, manufacturer, flights.hour, minute,
             dayofweek(flights.time_hour) AS weekday, flights.month, distance, seats, planes.year, temp, dewp,
             humid, wind_dir, wind_speed, wind_gust, precip, pressure, visib, flight,
-            epoch(flights.time_hour)::DOUBLE AS at, flights.hour * 60.0 + minute AS span,
+            epoch(flights.time_hour)::DOUBLE AS at, (flights.hour * 60 + minute)::DOUBLE AS span,
             (arr_delay >= 15)::INTEGER AS label
         FROM flights LEFT JOIN planes USING (tailnum)
         LEFT JOIN weather ON weather.origin = flights.origin

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import socket
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -189,6 +190,25 @@ def on_each(
         raise WorkerLost([worker.address for worker in workers]) from error
     finally:
         client.cancel(tasks)
+
+
+@contextmanager
+def all_alive(client: Client, workers: Sequence[Worker]) -> Iterator[None]:
+    """Turn what is said where one of ``workers`` died inside the block into the error that names it.
+
+    Raises:
+        WorkerLost: One of them is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        # The others notice a closed socket at once, the scheduler a little later that a worker is gone.
+        for _ in range(10):
+            there = client.scheduler_info(n_workers=-1)["workers"]
+            if lost := [worker.address for worker in workers if worker.address not in there]:
+                raise WorkerLost(lost) from error
+            time.sleep(0.2)
+        raise
 
 
 def spread(

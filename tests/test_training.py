@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -5,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from itertools import product
+from threading import Timer
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +15,7 @@ import pytest
 from dask import config
 
 from headrace import training as trainings
-from headrace.cluster import cluster, crew, listen, on_each
+from headrace.cluster import WorkerLost, cluster, crew, listen, on_each
 from headrace.lake import duckdb_connection
 from headrace.pipeline import Candidate, Columns
 from headrace.problem import EDGE, Binary
@@ -36,6 +39,9 @@ CANDIDATES = (
 )
 LATE = Binary()
 every_candidate = pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda candidate: candidate.name)
+
+
+ROUNDS = {"xgboost": "rounds", "torch": "epochs"}
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +326,27 @@ def test_loading_trees_imports_no_other_framework(training, one, tmp_path):
     assert out.stdout.split() == ["xgboost"]
 
 
+@pytest.mark.parametrize("name", ["xgboost", "torch"])
+def test_a_worker_that_is_killed_fails_the_fit_at_once_with_its_name_and_the_next_one_is_whole(
+    name, training
+):
+    """Neither framework says so by itself: one would have it cancelled, the other a closed socket."""
+    rows, labels = training
+    candidate = next(one for one in CANDIDATES if one.name == name)
+    endless = replace(candidate, params={**candidate.params, ROUNDS[name]: 50_000})
+    with cluster(workers=2) as client:
+        whole = fit(candidate, rows, labels, COLUMNS, client)
+        victim = client.run(os.getpid)[crew(client)[1].address]
+        Timer(3, os.kill, (victim, signal.SIGKILL)).start()
+        started = time.monotonic()
+        with pytest.raises(WorkerLost, match="died during collective work"):
+            fit(endless, rows, labels, COLUMNS, client)
+        assert time.monotonic() - started < 40
+        client.wait_for_workers(2)
+        again = fit(candidate, rows, labels, COLUMNS, client)
+    np.testing.assert_array_equal(again.predict(rows), whole.predict(rows))
+
+
 def stopped(candidate, rows, client, **params):
     """Fit on the first rows, and let the others say when to stop."""
     candidate = replace(candidate, params={**candidate.params, **params})
@@ -328,7 +355,6 @@ def stopped(candidate, rows, client, **params):
 
 
 LONG = {"xgboost": {"rounds": 300, "eta": 0.5}, "torch": {"epochs": 15, "lr": 0.03}}
-ROUNDS = {"xgboost": "rounds", "torch": "epochs"}
 
 
 @pytest.mark.parametrize("workers", ["one", "two"])

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from headrace.cluster import crew, gpus, on_each
+from headrace.cluster import all_alive, crew, gpus, on_each
 from headrace.training.encoding import Encoder, Learnt
 from headrace.training.rows import WEIGHT, InMemory
 from headrace.training.trainers import hopeless
@@ -169,7 +169,7 @@ def _together(
     # xgboost.dask sometimes asks for the default client instead, and would hang if another run in this
     # process has made one since. What makes a client current changes a setting of the whole process, and of
     # two that overlap the one that ends last would leave it changed.
-    with CURRENT, client.as_current():
+    with CURRENT, client.as_current(), all_alive(client, workers):
         data = pinned(rows)
         watched = [(data, "train"), (pinned(selection, data), "selection")] if selection else []
         trained = xgb.train(
