@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
     from numpy.typing import NDArray
-    from pyarrow.dataset import Dataset
 
     Ends = NDArray[np.float64]
 
@@ -594,15 +593,15 @@ class Table:
             raise self.damaged(str(error)) from None
         return rows
 
-    def in_order(self, version: int, time: str) -> Dataset:
-        """Return a snapshot as a data set that reads its files by the earliest ``time`` in each.
+    def in_order(self, version: int, time: str, columns: list[str]) -> Iterator[pa.Table]:
+        """Read some ``columns`` of a snapshot a piece at a time, file by file, by the earliest ``time`` in each.
 
         Raises:
             NotBuilt, VersionGone, DamagedTable: As ``relation``.
         """
         import pyarrow as pa
+        import pyarrow.parquet as pq
         from deltalake.fs import DeltaStorageHandler
-        from pyarrow import dataset
         from pyarrow.fs import PyFileSystem
 
         table = self.open(version)
@@ -611,9 +610,15 @@ class Table:
         files = [unquote(path) for path in actions.sort_by(by)["path"].to_pylist()]
         if "://" not in self.uri:
             self.refuse_lost([str(Path(self.uri, file)) for file in files], version)
-        schema = pa.schema(table.schema().to_arrow())
+        whole = pa.schema(table.schema().to_arrow())
+        schema = pa.schema([whole.field(name) for name in columns])
         place = PyFileSystem(DeltaStorageHandler(self.uri))
-        return dataset.dataset(files, schema=schema, format="parquet", filesystem=place)
+        yield schema.empty_table()
+        for name in files:
+            with place.open_input_file(name) as file:
+                # Without reading ahead: a row group alone may be a million rows.
+                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=columns):
+                    yield pa.Table.from_batches([batch]).select(columns).cast(schema)
 
     def refuse_lost(self, files: Iterable[str], version: int) -> None:
         """Refuse a ``version`` if one of its local ``files`` is gone.

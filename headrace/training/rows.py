@@ -86,19 +86,20 @@ class InLake(Rows):
     def parts(self) -> Iterator[pa.Table]:
         """Read them in order."""
         import pyarrow as pa
-        from pyarrow import dataset
+        import pyarrow.compute as pc
 
-        wanted = dataset.field("span").isin(list(self.spans)) if self.spans else None
-        opened = self.lake.table(self.ref.table).in_order(self.ref.version, "event_timestamp")
-        columns = list(self.columns)
-        read = opened.scanner(columns=columns, filter=wanted, batch_readahead=2)
-        part = read.projected_schema.empty_table()
-        for batch in read.to_batches():
-            part = pa.concat_tables([part, pa.Table.from_batches([batch])])
+        columns, spans = list(self.columns), pa.array(self.spans, pa.string())
+        part: pa.Table | None = None
+        for rows in self.lake.table(self.ref.table).in_order(
+            self.ref.version, "event_timestamp", [*columns, *(["span"] if self.spans else [])]
+        ):
+            wanted = rows.filter(pc.is_in(rows["span"], spans)) if self.spans else rows
+            part = pa.concat_tables([part, wanted.select(columns)] if part else [wanted.select(columns)])
             while part.num_rows > PART:
                 yield part.slice(0, PART)
                 part = part.slice(PART)
-        yield part
+        if part is not None:
+            yield part
 
 
 @dataclass(frozen=True)
