@@ -594,7 +594,7 @@ class Table:
         return rows
 
     def in_order(self, version: int, time: str, columns: list[str]) -> Iterator[pa.Table]:
-        """Read some ``columns`` of a snapshot a piece at a time, file by file, by the earliest ``time`` in each.
+        """Read ``columns`` of a snapshot piece by piece, its files in the order of their earliest ``time``.
 
         Raises:
             NotBuilt, VersionGone, DamagedTable: As ``relation``.

@@ -137,7 +137,7 @@ def _together(
     from xgboost import collective
     from xgboost import dask as xgb
 
-    def pinned(whole: Rows, ref: Any = None) -> Any:
+    def pinned(whole: Rows, kind: Any, **more: Any) -> Any:
         given: dict[str, list[Any]] = {"matrix": [], "targets": [], "weights": []}
         weighed = WEIGHT in next(whole.parts()).column_names
         for place, worker in enumerate(workers):
@@ -150,10 +150,7 @@ def _together(
                     piece = client.submit(getattr, learnt, name, workers=there, pure=False)
                     pieces.append(da.from_delayed(piece, (share.count, *width), "float32"))
         matrix, targets, weights = (da.concatenate(pieces) if pieces else None for pieces in given.values())
-        more = {"ref": ref} if ref is not None else {}
-        data = xgb.DaskQuantileDMatrix(
-            client, matrix, targets, weight=weights, **job.told, **job.binned, **more
-        )
+        data = kind(client, matrix, targets, weight=weights, enable_categorical=True, **job.told, **more)
         # That a partition stays where it was made is Dask's habit, not its promise, and the model needs it.
         parts = {part.key: part for kept in data.worker_map.values() for part in kept}
         order = zip(workers, data.partition_order, strict=True)
@@ -170,8 +167,8 @@ def _together(
     # process has made one since. What makes a client current changes a setting of the whole process, and of
     # two that overlap the one that ends last would leave it changed.
     with CURRENT, client.as_current(), all_alive(client, workers):
-        data = pinned(rows)
-        watched = [(data, "train"), (pinned(selection, data), "selection")] if selection else []
+        data = pinned(rows, xgb.DaskQuantileDMatrix, max_bin=job.options.get("max_bin"))
+        watched = [(data, "train"), (pinned(selection, xgb.DaskDMatrix), "selection")] if selection else []
         trained = xgb.train(
             client,
             job.options,
@@ -235,6 +232,10 @@ def _matrix(job: Job, rows: Rows, scratch: str, ref: Any = None) -> Any:
     whole = rows.count * len(job.encoder.names) * 4 <= WHOLE
     if whole and not job.external:
         learnt = job.encoder.learnt(rows, job.problem)
+        if ref is not None:  # not in bins: there it takes twice as long to predict in each round
+            return xgboost.DMatrix(
+                learnt.matrix, learnt.targets, weight=learnt.weights, enable_categorical=True, **job.told
+            )
         return xgboost.QuantileDMatrix(
             learnt.matrix, learnt.targets, weight=learnt.weights, **job.told, **told
         )
