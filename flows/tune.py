@@ -11,7 +11,13 @@ from flows import steps
 from headrace.project import Project
 
 
-@flow(name="tune", flow_run_name=steps.run_name, description=__doc__)
+@flow(
+    name="tune",
+    flow_run_name=steps.run_name,
+    description=__doc__,
+    on_failure=[steps.give_up],
+    on_crashed=[steps.give_up],
+)
 def tune(pipeline: str = "flights", as_of: datetime | None = None, trials: int = 50) -> dict[str, object]:
     """Return the best parameters of each candidate with a ``search``, by name.
 

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from headrace.cluster import Worker
 
@@ -38,15 +38,15 @@ class Code:
 
     @classmethod
     def of(cls, folder: Path) -> Code:
-        """Return the code that lies in ``folder``: also what is new there, and not ignored."""
+        """Return the code of the repository that ``folder`` is in: also what is new, and not ignored."""
         try:
-            commit = _git(folder, "rev-parse", "--verify", "HEAD").strip()
+            commit, top = _git(folder, "rev-parse", "--verify", "HEAD").strip(), repository(folder)
         except (OSError, subprocess.CalledProcessError):
             return cls()
-        changes = _git(folder, "diff", "--binary", "HEAD")
-        for name in _git(folder, "ls-files", "--others", "--exclude-standard", "-z").split("\0"):
+        changes = _git(top, "diff", "--binary", "HEAD")
+        for name in _git(top, "ls-files", "--others", "--exclude-standard", "-z").split("\0"):
             if name and len(changes) < MOST:
-                changes += _git(folder, "diff", "--binary", "--no-index", "--", os.devnull, name, ends=(0, 1))
+                changes += _git(top, "diff", "--binary", "--no-index", "--", os.devnull, name, ends=(0, 1))
         return cls(commit, changes[:MOST], len(changes) > MOST)
 
 
@@ -98,6 +98,11 @@ class Recipe:
         told = json.loads(data)
         code, environment = Code(**told.pop("code")), Environment(**told.pop("environment"))
         return cls(**told, code=code, environment=environment)
+
+
+def repository(folder: Path) -> Path:
+    """Return where the git repository begins that ``folder`` is in."""
+    return Path(_git(folder, "rev-parse", "--show-toplevel").rstrip("\n"))
 
 
 def crew_of(workers: Sequence[Worker]) -> list[dict[str, Any]]:

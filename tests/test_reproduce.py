@@ -196,6 +196,14 @@ def test_the_code_of_then_is_checked_out_with_what_had_been_changed(made: Made, 
             assert (place / "new.py").read_text() == "N = 'é'\n"
             assert not (place / "ignored").exists()
         assert not place.exists()
+    (folder / "deeper").mkdir()
+    (folder / "deeper/b.py").write_text("B = 1\n")
+    deeper = replace(made.recipe, code=Code.of(folder / "deeper"))
+    assert deeper.code == Code.of(folder)
+    (folder / "deeper/b.py").write_text("B = 2\n")
+    with checked_out(deeper, folder / "deeper") as place:
+        assert (place / "b.py").read_text() == "B = 1\n"
+        assert (place / "../a.py").read_text() == "A = 2\n"
     strange = replace(recipe, code=Code("0" * 40))
     with (
         pytest.raises(NotReproducible, match="commit 000000000000 is not in this repository"),

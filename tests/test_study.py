@@ -17,7 +17,7 @@ from headrace import release as releases
 from headrace.cluster import cluster
 from headrace.errors import BrokenDeclaration
 from headrace.lake import Lake
-from headrace.ledger import Ledger
+from headrace.ledger import AlreadyClaimed, Ledger
 from headrace.pipeline import Candidate, Choice, Float, Int, load
 from headrace.release.errors import NothingFound
 from headrace.release.study import Study
@@ -50,8 +50,9 @@ class Room:
             dataset.build(spec, self.lake, AS_OF, lambda rows: rows, {})
         self.study = Study(spec, candidate, self.lake.table("training/toy").snapshot())
 
-    def tune(self, client: Any, trials: int = TRIALS) -> Iterator[releases.Tried]:
-        return releases.tune(self.study, trials, self.ledger, self.lake, self.mlflow, client, AS_OF)
+    def tune(self, client: Any, trials: int = TRIALS, holder: str = "a test") -> Iterator[releases.Tried]:
+        rooms = (self.ledger, self.lake, self.mlflow, client)
+        return releases.tune(self.study, trials, *rooms, AS_OF, holder)
 
     def trials(self) -> list[Any]:
         """Return what there is to know of each trial, in order, but for when it was."""
@@ -126,6 +127,16 @@ def test_a_study_that_ends_anywhere_goes_on_to_the_same_trials(
     assert room.trials() == whole.trials()
     assert list(room.tune(client)) == []
     assert [tried.number for tried in room.tune(client, TRIALS + 2)] == [TRIALS, TRIALS + 1]
+
+
+def test_of_two_that_are_at_one_study_the_second_is_told_who_is(client: Any, tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    first = room.tune(client, 8, "one run")
+    assert next(first).number == 0
+    with pytest.raises(AlreadyClaimed, match="is being worked on by one run"):
+        next(room.tune(client, 8, "another run"))
+    assert [tried.number for tried in first] == [*range(1, 8)]
+    assert [tried.number for tried in room.tune(client, 9, "another run")] == [8]
 
 
 KILLED = """

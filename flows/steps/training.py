@@ -97,7 +97,8 @@ def tune(project: Project, study: releases.Study, trials: int, at: datetime) -> 
     shown_at, found = max(trials // 20, 1), list[releases.Tried]()
     bar = cast(UUID, create_progress_artifact(0.0, key=slug("tuned", spec.name), description="Trials"))
     with cluster(settings.dask_address, settings.dask_workers) as client:
-        for tried in releases.tune(study, trials, ledger, project.lake, project.mlflow, client, at):
+        rooms = (ledger, project.lake, project.mlflow, client)
+        for tried in releases.tune(study, trials, *rooms, at, holder()):
             found.append(tried)
             update_progress_artifact(bar, 100 * (tried.number + 1) / trials)
             if not (tried.number + 1) % shown_at or tried.failed:

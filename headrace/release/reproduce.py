@@ -15,7 +15,7 @@ from headrace import spine, tracking, training
 from headrace.cluster import crew, gpus
 from headrace.instants import read
 from headrace.lake import DamagedTable, DatasetRef, Lake, NotBuilt, VersionGone
-from headrace.recipe import LOCK, Code, Environment
+from headrace.recipe import LOCK, Code, Environment, repository
 from headrace.release.errors import NotReproducible
 from headrace.training import dataset
 from headrace.training.model import sums
@@ -44,7 +44,7 @@ class Compared:
 
 @contextmanager
 def checked_out(recipe: Recipe, folder: Path) -> Iterator[Path]:
-    """Yield a folder with the code that made a model: ``folder``, or a worktree of its repository.
+    """Yield a folder with the code that made a model: ``folder``, or the same one in a worktree.
 
     Raises:
         NotReproducible: The repository has no such commit, or the changes that came on top do not fit.
@@ -61,7 +61,7 @@ def checked_out(recipe: Recipe, folder: Path) -> Iterator[Path]:
             if recipe.code.changes:
                 told = recipe.code.changes.encode(errors="surrogateescape")
                 _git(place, "apply", "--binary", "-", given=told, why=NO_FIT)
-            yield place
+            yield place / folder.resolve().relative_to(repository(folder).resolve())
         finally:
             subprocess.run(
                 ["git", "worktree", "remove", "--force", str(place)],

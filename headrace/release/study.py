@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from headrace.problem import Problem
     from headrace.tracking import MLflow
 
-KIND = "study"
+KIND, AT_WORK = "study", "study at work"
+LEASE = timedelta(hours=6)
 AT_ONCE = 4
 """How many trials are asked for before any of them is told."""
 TOLD = 8
@@ -98,13 +100,35 @@ def space_of(candidate: Candidate) -> list[Any]:
 
 
 def tune(
-    study: Study, trials: int, ledger: Ledger, lake: Lake, mlflow: MLflow, client: Client, as_of: datetime
+    study: Study,
+    trials: int,
+    ledger: Ledger,
+    lake: Lake,
+    mlflow: MLflow,
+    client: Client,
+    as_of: datetime,
+    holder: str,
 ) -> Iterator[Tried]:
     """Let there be ``trials`` trials, those of before included; yield each that is new, in order.
 
     Each is a run in MLflow, nested in the study's. What others had lost by the same round, of those told
     before it was asked for, decides if one is given up.
+
+    Raises:
+        AlreadyClaimed: Somebody else than ``holder`` is at it.
     """
+    ledger.claim(study.spec.name, AT_WORK, study.name, holder=holder, lease=LEASE)
+    try:
+        yield from _trials(study, trials, ledger, lake, mlflow, client, as_of)
+    finally:
+        for claim in ledger.entries(study.spec.name, AT_WORK, study.name):
+            if claim.holder == holder:
+                ledger.free(claim)
+
+
+def _trials(
+    study: Study, trials: int, ledger: Ledger, lake: Lake, mlflow: MLflow, client: Client, as_of: datetime
+) -> Iterator[Tried]:
     from optuna.samplers import TPESampler
     from optuna.trial import Trial, TrialState
 
