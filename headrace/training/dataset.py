@@ -160,8 +160,8 @@ def build(
     for part, told in needed.items():
         if of_span[part] < LEAST_ROWS and (part != SELECTION or spec.selects):
             raise NotEnoughData(spec.name, told, of_span[part], LEAST_ROWS, as_of)
-    parts = _parts(spec, lake, as_of, historical, pins, _together(spec, as_of, counts))
-    first = next(parts)
+    earliest, *later = _together(spec, as_of, counts)
+    (first,) = _parts(spec, lake, as_of, historical, pins, [earliest])
     if least == most:
         raise NothingToLearn(spec.name, of_span[TRAIN], first["label"][0].as_py(), as_of)
     failed: list[Exception] = []
@@ -169,7 +169,7 @@ def build(
     def batches() -> Iterator[pa.RecordBatch]:
         yield from first.to_batches()
         try:
-            for part in parts:
+            for part in _parts(spec, lake, as_of, historical, pins, later):
                 yield from part.cast(first.schema).to_batches()
         except Exception as error:  # by way of Arrow it would come out as another
             failed.append(error)
@@ -177,7 +177,7 @@ def build(
 
     table = (into or lake).table(f"training/{spec.name}")
     try:
-        version = table.replace(pa.RecordBatchReader.from_batches(first.schema, batches()))
+        version = table.replace(lambda: pa.RecordBatchReader.from_batches(first.schema, batches()))
     except Exception:
         if failed:
             raise failed[0] from None
@@ -214,7 +214,7 @@ def _parts(
     as_of: datetime,
     historical: Historical,
     pins: Mapping[str, int],
-    spans: Iterator[Window],
+    spans: Sequence[Window],
 ) -> Iterator[pa.Table]:
     """Yield the rows of each span, checked, and as the training set has them."""
     others = _others(spec)
