@@ -488,13 +488,11 @@ def test_a_set_made_in_parts_is_the_set_made_at_once_and_is_read_in_its_order(la
 
 
 def test_sets_made_at_once_are_each_whole(lake, monkeypatch):
-    """Of those that meet, Delta lets one commit: the others are written once more, from their first part on."""
+    """Of those that meet Delta lets one commit: the others are written again, from their first part on."""
     monkeypatch.setattr(dataset, "PART", 5_000)
     specs = [hourly(holdout=timedelta(days=days)) for days in (2, 3, 4)]
     with ThreadPoolExecutor(3) as threads:
-        made = list(
-            threads.map(lambda spec: dataset.build(spec, lake, THIRD.end, lambda rows: rows, {}), specs)
-        )
+        made = list(threads.map(lambda s: dataset.build(s, lake, THIRD.end, lambda r: r, {}), specs))
     assert len({ref.version for ref in made}) == 3
     for spec, ref in zip(specs, made, strict=True):
         alone = dataset.build(spec, lake, THIRD.end, lambda rows: rows, {})
