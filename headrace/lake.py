@@ -593,33 +593,6 @@ class Table:
             raise self.damaged(str(error)) from None
         return rows
 
-    def in_order(self, version: int, time: str, columns: list[str]) -> Iterator[pa.Table]:
-        """Read ``columns`` of a snapshot piece by piece, its files in the order of their earliest ``time``.
-
-        Raises:
-            NotBuilt, VersionGone, DamagedTable: As ``relation``.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from deltalake.fs import DeltaStorageHandler
-        from pyarrow.fs import PyFileSystem
-
-        table = self.open(version)
-        actions = pa.table(table.get_add_actions(flatten=True))
-        by = [(name, "ascending") for name in (f"min.{time}", "path") if name in actions.column_names]
-        files = [unquote(path) for path in actions.sort_by(by)["path"].to_pylist()]
-        if "://" not in self.uri:
-            self.refuse_lost([str(Path(self.uri, file)) for file in files], version)
-        whole = pa.schema(table.schema().to_arrow())
-        schema = pa.schema([whole.field(name) for name in columns])
-        place = PyFileSystem(DeltaStorageHandler(self.uri))
-        yield schema.empty_table()
-        for name in files:
-            with place.open_input_file(name) as file:
-                # Without reading ahead: a row group alone may be a million rows.
-                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=columns):
-                    yield pa.Table.from_batches([batch]).select(columns).cast(schema)
-
     def refuse_lost(self, files: Iterable[str], version: int) -> None:
         """Refuse a ``version`` if one of its local ``files`` is gone.
 

@@ -487,6 +487,14 @@ def test_a_set_made_in_parts_is_the_set_made_at_once_and_is_read_in_its_order(la
         assert max(share.count for share in shares) - min(share.count for share in shares) <= 1
 
 
+def test_rows_come_in_their_order_however_they_were_written(lake):
+    data = dataset.build(hourly(), lake, THIRD.end, lambda rows: rows, {})
+    rows = dataset.read(hourly(), data, lake)
+    turned = lake.table("training/flights").replace(rows.take(np.arange(rows.num_rows)[::-1]))
+    learnt = dataset.learnt(hourly(), lake.table("training/flights").snapshot(turned), lake, ())
+    assert learnt.whole() == rows.select(["hour", "label"])
+
+
 def test_sets_made_at_once_are_each_whole(lake, monkeypatch):
     """Of those that meet Delta lets one commit: the others are written again, from their first part on."""
     monkeypatch.setattr(dataset, "PART", 5_000)

@@ -310,7 +310,7 @@ def read(spec: Pipeline, ref: DatasetRef, lake: Lake, spans: Sequence[str] = ())
 def learnt(spec: Pipeline, ref: DatasetRef, lake: Lake, spans: Sequence[str]) -> InLake:
     """Return the rows of ``spans``, to learn from or to see when to stop."""
     columns = (*spec.columns.names, "label", *([WEIGHT] if spec.weights else []))
-    return InLake(lake, ref, columns, tuple(spans))
+    return InLake(lake, ref, columns, tuple(spans), ("event_timestamp", *spec.keys))
 
 
 def _others(spec: Pipeline) -> dict[str, str]:

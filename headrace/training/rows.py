@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from headrace.sql import literal
+from headrace.sql import literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PART = 250_000
 """How many rows are in memory at once."""
+MEMORY = "1GB"
+"""What sorting may take of it."""
 WEIGHT = "row_weight"
 """The column, if there is one, that says how much each row counts."""
 
@@ -67,39 +69,41 @@ class InMemory(Rows):
 class InLake(Rows):
     """Some ``columns`` of those rows of a snapshot that are of one of the ``spans``, or of all its rows.
 
-    They are in the order in which they were written; files follow each other by ``event_timestamp`` (UTC).
+    They come in the order of the columns ``order``: Delta keeps that of no file.
     """
 
     lake: Lake
     ref: DatasetRef
     columns: Sequence[str]
     spans: Sequence[str] = ()
+    order: Sequence[str] = ("event_timestamp",)
 
     @cached_property
     def count(self) -> int:  # type: ignore[override]
         """How many they are."""
-        within = f"WHERE span IN ({', '.join(map(literal, self.spans))})" if self.spans else ""
         con = self.lake.connect({"learnt": self.ref})
-        ((found,),) = con.sql(f"SELECT count(*) FROM learnt {within}").fetchall()
+        ((found,),) = con.sql(f"SELECT count(*) FROM learnt {self._within}").fetchall()
         return int(found)
+
+    @property
+    def _within(self) -> str:
+        return f"WHERE span IN ({', '.join(map(literal, self.spans))})" if self.spans else ""
 
     def parts(self) -> Iterator[pa.Table]:
         """Read them in order."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        columns, spans = list(self.columns), pa.array(self.spans, pa.string())
-        part: pa.Table | None = None
-        for rows in self.lake.table(self.ref.table).in_order(
-            self.ref.version, "event_timestamp", [*columns, *(["span"] if self.spans else [])]
-        ):
-            wanted = rows.filter(pc.is_in(rows["span"], spans)) if self.spans else rows
-            part = pa.concat_tables([part, wanted.select(columns)] if part else [wanted.select(columns)])
+        con = self.lake.connect({"learnt": self.ref})
+        con.execute(f"SET memory_limit = '{MEMORY}'")  # what it sorts beyond that is spilled
+        query = f"SELECT {quoted(*self.columns)} FROM learnt {self._within} ORDER BY {quoted(*self.order)}"
+        read = con.sql(query).to_arrow_reader(PART)
+        part = read.schema.empty_table()
+        for batch in read:
+            part = pa.concat_tables([part, pa.Table.from_batches([batch])])
             while part.num_rows > PART:
                 yield part.slice(0, PART)
                 part = part.slice(PART)
-        if part is not None:
-            yield part
+        yield part
 
 
 @dataclass(frozen=True)
