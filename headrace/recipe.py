@@ -23,11 +23,13 @@ FILE = "recipe.json"
 LOCK = "requirements.lock"
 MOST = 5_000_000
 """How many characters of changes are kept."""
+CODE = (".py", ".sql", ".yaml", ".yml", ".toml", ".lock")
+"""What of files that git does not know yet is code: neither data nor an .env is."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """A commit, and as a patch what the folder had beside it; both empty outside of a repository.
+    """A commit, and as a patch what had been changed since, and new code; both empty outside of a repository.
 
     ``cut`` says that there were more changes than are kept.
     """
@@ -38,15 +40,17 @@ class Code:
 
     @classmethod
     def of(cls, folder: Path) -> Code:
-        """Return the code of the repository that ``folder`` is in: also what is new, and not ignored."""
+        """Return the code of the repository that ``folder`` is in: also new files that are not ignored."""
         try:
             commit, top = _git(folder, "rev-parse", "--verify", "HEAD").strip(), repository(folder)
         except (OSError, subprocess.CalledProcessError):
             return cls()
         changes = _git(top, "diff", "--binary", "HEAD")
         for name in _git(top, "ls-files", "--others", "--exclude-standard", "-z").split("\0"):
-            if name and len(changes) < MOST:
-                changes += _git(top, "diff", "--binary", "--no-index", "--", os.devnull, name, ends=(0, 1))
+            if name.endswith(CODE) and len(changes) <= MOST:
+                with suppress(subprocess.CalledProcessError):  # it is gone again
+                    new = ("diff", "--binary", "--no-index", "--", os.devnull, name)
+                    changes += _git(top, *new, ends=(0, 1))
         return cls(commit, changes[:MOST], len(changes) > MOST)
 
 

@@ -107,6 +107,16 @@ def versions(mlflow: MLflow, pipeline: str) -> list[Release]:
     return sorted(found, key=lambda release: release.version)
 
 
+def names(mlflow: MLflow) -> list[str]:
+    """Return the names of all registered models, of whatever pipeline."""
+    found, token = list[str](), None
+    while token != "":
+        page = mlflow.client.search_registered_models(max_results=1000, page_token=token)
+        found += [model.name for model in page]
+        token = page.token or ""
+    return found
+
+
 def aliases(mlflow: MLflow, pipeline: str) -> dict[int, list[str]]:
     """Return the aliases of each version that has any."""
     from mlflow import MlflowException

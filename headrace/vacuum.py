@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from headrace import registry, tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from headrace.lake import Lake
-    from headrace.pipeline import Pipeline
     from headrace.tracking import MLflow
 
 FOLDERS = ("raw", "features", "training", "predictions", "out_of_sample")
@@ -29,11 +28,14 @@ class Freed:
     kept: Sequence[int]
 
 
-def needed(pipelines: Iterable[Pipeline], mlflow: MLflow) -> dict[str, set[int]]:
-    """Return, by table, the versions that registered models, promoted or not, were made of."""
+def needed(mlflow: MLflow) -> dict[str, set[int]]:
+    """Return, by table, the versions that registered models were made of, promoted or not.
+
+    Those of pipelines that are no longer declared are among them.
+    """
     found: dict[str, set[int]] = {}
-    for spec in pipelines:
-        for release in registry.versions(mlflow, spec.name):
+    for name in registry.names(mlflow):
+        for release in registry.versions(mlflow, name):
             refs = [(ref.table, ref.version) for ref in tracking.inputs(mlflow, release.run_id)]
             recipe = tracking.recipe(mlflow, release.run_id)
             pins = (

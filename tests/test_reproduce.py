@@ -182,9 +182,11 @@ def test_the_code_of_then_is_checked_out_with_what_had_been_changed(made: Made, 
     (folder / "a.py").write_text("A = 2\n")
     (folder / "new.py").write_text("N = 'é'\n")
     (folder / "ignored").write_text("x")
+    (folder / ".env").write_text("PASSWORD=secret\n")  # not ignored by mistake
     recipe = replace(made.recipe, code=Code.of(folder))
     with checked_out(recipe, folder) as place:
         assert place == folder  # it is as it was
+    assert "secret" not in recipe.code.changes
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "two")
     clone = tmp_path / "clone"
@@ -226,7 +228,7 @@ def test_a_vacuum_frees_what_no_model_was_made_of(made: Made, tmp_path: Path) ->
     later = AS_OF + timedelta(days=4)
     unused = [dataset.build(SPEC, lake, later + timedelta(days=n), lambda rows: rows, {}) for n in range(3)]
     (tmp_path / "lake/training/toy/part-of-a-killed-writer.parquet").write_bytes(b"x" * 1_000)
-    keep = vacuum.needed([SPEC], made.mlflow)
+    keep = vacuum.needed(made.mlflow)
     pins = dict(made.recipe.training["pins"])
     assert keep == {"raw/things": {pins["raw/things"]}, "training/toy": {made.release.training.version}}
 

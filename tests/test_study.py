@@ -16,11 +16,11 @@ import pytest
 from headrace import release as releases
 from headrace.cluster import cluster
 from headrace.errors import BrokenDeclaration
-from headrace.lake import Lake
+from headrace.lake import DamagedTable, Lake
 from headrace.ledger import AlreadyClaimed, Ledger
 from headrace.pipeline import Candidate, Choice, Float, Int, load
 from headrace.release.errors import NothingFound
-from headrace.release.study import Study
+from headrace.release.study import AT_ONCE, Study
 from headrace.tracking import MLflow
 from headrace.training import dataset
 from tests.test_reproduce import AS_OF, SPEC, land
@@ -188,6 +188,31 @@ def test_a_trial_that_cannot_be_fitted_is_told_and_the_others_go_on(client: Any,
     list(room.tune(client, 2))
     with pytest.raises(NothingFound, match="could be fitted"):
         releases.best(room.study, room.ledger)
+
+
+def test_rows_that_cannot_be_read_end_the_study_and_spoil_no_trial(
+    whole: Room, client: Any, tmp_path: Path
+) -> None:
+    room = Room(tmp_path)
+    (file,) = (tmp_path / "lake/training/toy").glob("*.parquet")
+    running = room.tune(client)
+    for _ in range(AT_ONCE):
+        next(running)
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(DamagedTable, match="is missing"):
+        list(running)
+    (tmp_path / "elsewhere").rename(file)
+    list(room.tune(client))
+    assert room.trials() == whole.trials()
+
+
+def test_a_study_lies_in_postgresql_if_the_ledger_does(client: Any, tmp_path: Path, postgres: str) -> None:
+    room = Room(tmp_path)
+    room.ledger = Ledger(postgres)
+    assert len(list(room.tune(client, 5))) == 5
+    here = Room(tmp_path)
+    list(here.tune(client, 5))
+    assert room.trials() == here.trials()
 
 
 def test_what_was_found_is_fitted_from_then_on(whole: Room, tmp_path: Path) -> None:

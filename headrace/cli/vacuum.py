@@ -26,7 +26,7 @@ def vacuum(
     numbers = Column("files", justify="right"), Column("MB", justify="right")
     table, files, size = Table("table", *numbers, "kept"), 0, 0
     with console.status("Looking…"):
-        keep = vacuums.needed(project.pipelines(), project.mlflow)
+        keep = vacuums.needed(project.mlflow)
         for one in vacuums.vacuum(project.lake, keep, timedelta(days=older_than), free=free):
             kept = ", ".join([*(f"v{version}" for version in one.kept), "newest"])
             table.add_row(one.table, f"{one.files:,}", f"{one.size / 1e6:,.1f}", kept)

@@ -17,7 +17,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from headrace import cluster, spine, tracking, training
-from headrace.addresses import revealed
+from headrace.addresses import database, revealed
+from headrace.errors import HeadraceError
 from headrace.instants import read
 from headrace.ledger import DONE
 from headrace.release.errors import NothingFound
@@ -70,7 +71,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
         ledger.last(self.spec.name, KIND)  # where the ledger's database cannot be had, it says so
-        storage = optuna.storages.RDBStorage(revealed(ledger.url))
+        url = database(revealed(ledger.url)).render_as_string(hide_password=False)
+        storage = optuna.storages.RDBStorage(url)
         return optuna.create_study(
             storage=storage, study_name=self.name, direction="minimize", load_if_exists=True
         )
@@ -156,9 +158,10 @@ def _trials(
         done = dict(cluster.spread(client, _try, work))
         for place, trial in enumerate(due):
             tried, writer = done[place], Trial(opened, trial._trial_id)
-            for step, loss in enumerate(losses(tried.history), 1):
-                if step in CHECKED or step == len(losses(tried.history)):
-                    writer.report(loss, step)
+            lost = losses(tried.history)
+            for step in {*CHECKED, len(lost)} - {*trial.intermediate_values}:  # told before it was killed
+                if 0 < step <= len(lost):
+                    writer.report(lost[step - 1], step)
             tracking.log_trial(mlflow, spec, study.candidate, study.name, tried, study.data, as_of)
             if tried.failed:
                 opened.tell(trial.number, state=TrialState.FAIL)
@@ -245,6 +248,8 @@ def _try(
         model = training.fit(candidate, rows, columns, problem, None, selection, bounds)
     except GaveUp as error:
         return tried(None, error.history)
+    except (HeadraceError, OSError):  # of what all trials need: told for good, it would be another study
+        raise
     except Exception as error:  # noqa: BLE001  # of one trial: what it was is told
         return tried(None, {}, f"{type(error).__name__}: {error}")
     others = selection.whole()

@@ -232,7 +232,7 @@ def _matrix(job: Job, rows: Rows, scratch: str, ref: Any = None) -> Any:
     whole = rows.count * len(job.encoder.names) * 4 <= WHOLE
     if whole and not job.external:
         learnt = job.encoder.learnt(rows, job.problem)
-        if ref is not None:  # not in bins: there it takes twice as long to predict in each round
+        if ref is not None:  # not in bins: there it takes longer to predict in each round
             return xgboost.DMatrix(
                 learnt.matrix, learnt.targets, weight=learnt.weights, enable_categorical=True, **job.told
             )
