@@ -795,7 +795,7 @@ def duckdb_connection(file: Path | None = None, memory: str = "") -> duckdb.Duck
         # working folder, where processes would meet. A file's is beside it.
         config["temp_directory"] = f"{gettempdir()}/headrace-{uuid4().hex}"
     con = duckdb.connect(str(file or ":memory:"), config=config)
-    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")  # it would print on what others read
     return con
 
 
