@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from headrace.pipeline import Pipeline
 
-ITS_OWN = ("label", "available_at", "span", "model_version", "row_weight")
+SERVED = ("prediction_id", "requested_at", "missing")
+ITS_OWN = ("label", "available_at", "span", "model_version", "row_weight", *SERVED)
 """Columns that headrace puts beside a model's inputs."""
 
 

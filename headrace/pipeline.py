@@ -193,6 +193,19 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """How requests are answered where features are missing.
+
+    That is where the online store has no row for a key, or one older than its view's ttl. With ``missing``
+    as ``predict``, the model predicts from nulls, as it has learnt to, and the answer names what was missing;
+    with ``refuse`` it is none. ``defaults`` are taken, by feature, in place of nulls.
+    """
+
+    missing: Literal["predict", "refuse"] = "predict"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """One model under management.
 
@@ -207,6 +220,7 @@ class Pipeline:
     chooses one by those of as long before that.
     ``weights`` say how much each row counts in learning: all alike without them.
     Before they are logged, predictions must be what the problem demands, and pass ``suite``, if one is named.
+    ``serving`` says how requests are answered where features are missing.
     """
 
     name: str
@@ -228,6 +242,7 @@ class Pipeline:
     holdout: timedelta = WEEK
     window: timedelta = WEEK
     suite: str = ""
+    serving: Serving = field(default_factory=Serving)
 
     def __post_init__(self) -> None:
         if isinstance(self.start, datetime):  # else ``load`` says so, beside whatever else is wrong

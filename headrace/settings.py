@@ -106,6 +106,14 @@ class Settings(BaseSettings):
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
     feast_port: int = Field(8888, description="Where `headrace up` serves the feature catalog")
 
+    serve_host: str = Field(
+        "127.0.0.1", description="Where `headrace serve` listens; elsewhere it wants keys"
+    )
+    serve_port: int = Field(8000, description="Where `headrace serve` listens")
+    serve_certificate: Path | None = Field(None, description="TLS certificate of `headrace serve`, PEM")
+    serve_certificate_key: Path | None = Field(None, description="The certificate's private key, PEM")
+    api_keys: Path | None = Field(None, description="File of API keys; below `home` if it is not set")
+
     def __init__(self, **given: Any) -> None:
         """Read them.
 

@@ -28,6 +28,7 @@ from headrace.feature_store import store as features
 from headrace.feature_store import tables
 from headrace.feature_store.errors import BadFeatureRows, UnknownService
 from headrace.feature_store.feast import brought
+from headrace.feature_store.plan import online
 from headrace.feature_store.tables import Cause, build, look, stale
 from headrace.gate import Gate
 from headrace.lake import ColumnsRetyped, Lake, Window, duckdb_connection, fingerprint, windows
@@ -612,11 +613,11 @@ def test_a_truth_of_another_type_is_the_same_training_set(lake, kind):
 def test_the_online_store_gives_what_the_point_in_time_join_gives(store, lake):
     asked = spine(lake, SECOND)
 
-    offline, online = (read(store, "flight_delay", asked) for read in (features.historical, features.online))
+    offline, served = (read(store, "flight_delay", asked) for read in (features.historical, online))
 
     assert offline.num_rows > 6_000
-    assert online.schema == offline.schema
-    assert {name for name in offline.column_names if online[name] != offline[name]} == set()
+    assert served.schema == offline.schema
+    assert {name for name in offline.column_names if served[name] != offline[name]} == set()
     assert set(FLIGHTS.columns.names) <= set(offline.column_names)
     for name in FLIGHTS.columns.numeric:
         assert offline[name].null_count < 0.9 * offline.num_rows, name
@@ -639,7 +640,7 @@ def test_a_real_servers_online_store_gives_it_too(kind, request, lake, tmp_path)
     features.apply(store, "features.flights")
     features.materialize(store, "flight_delay", FIRST.end, FIRST.start)
     asked = spine(lake, FIRST)
-    served = features.online(store, "flight_delay", asked)
+    served = online(store, "flight_delay", asked)
     assert served == features.historical(store, "flight_delay", asked)
     assert served["plane_age"].null_count < served.num_rows / 2
 
@@ -654,7 +655,7 @@ def test_the_service_reads_the_same_clock_as_the_schedule(store, lake):
 def test_retrieval_keeps_rows_order_and_types(store, lake):
     asked = spine(lake, SECOND).slice(0, 300)
     asked = pa.concat_tables([asked, asked.slice(0, 50), asked.slice(20, 5)])
-    for read in (features.historical, features.online):
+    for read in (features.historical, online):
         kept = read(store, "flight_delay", asked).select(["carrier", "flight", "tailnum", "event_timestamp"])
         assert kept == asked.select(kept.column_names)
         assert read(store, "flight_delay", asked.slice(0, 0)).num_rows == 0
@@ -662,10 +663,10 @@ def test_retrieval_keeps_rows_order_and_types(store, lake):
 
 def test_an_hour_never_materialised_is_missing_online_not_stale(store, lake):
     asked = spine(lake, THIRD).slice(0, 500)
-    online, offline = (read(store, "flight_delay", asked) for read in (features.online, features.historical))
-    assert online["origin_landed_3h"].null_count == 500
+    served, offline = (read(store, "flight_delay", asked) for read in (online, features.historical))
+    assert served["origin_landed_3h"].null_count == 500
     assert offline["origin_landed_3h"].null_count == 0
-    assert online["plane_seats"] == offline["plane_seats"]
+    assert served["plane_seats"] == offline["plane_seats"]
 
 
 def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, lake, monkeypatch):
@@ -673,15 +674,15 @@ def test_a_killed_materialisation_neither_stops_readers_nor_the_next_one(store, 
         raise KeyboardInterrupt
 
     asked = spine(lake, SECOND).slice(0, 200)
-    before = features.online(store, "flight_delay", asked)
+    before = online(store, "flight_delay", asked)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("headrace.feature_store.feast.writers.Sqlite.write", killed)
         features.forget(store, "flight_delay", SECOND.start)
         features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
 
-    assert features.online(store, "flight_delay", asked) == before
+    assert online(store, "flight_delay", asked) == before
     features.materialize(store, "flight_delay", SECOND.end, SECOND.start)
-    assert features.online(store, "flight_delay", asked) == before
+    assert online(store, "flight_delay", asked) == before
 
 
 def test_what_is_about_to_be_rebuilt_is_brought_online_again(store, lake):
@@ -1076,7 +1077,7 @@ def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, l
             return np.full(rows.num_rows, 0.5)
 
     def online(asked):
-        return features.online(store, "flight_delay", asked)
+        return online(store, "flight_delay", asked)
 
     with pytest.raises(BatchRejected, match="probability") as rejected:
         log.score(FLIGHTS, lake, SECOND, online, Stuck(), 1, FLIGHTS.start)

@@ -58,6 +58,7 @@ from headrace.feature_store.errors import (
     NotInSource,
 )
 from headrace.feature_store.feast import embedded, encoding, engine, latest, writers
+from headrace.feature_store.plan import online
 from headrace.lake import Lake, duckdb_connection
 
 KINDS = ("sqlite", "redis", "postgres")
@@ -653,11 +654,11 @@ def test_a_prediction_reads_nothing_older_than_the_ttl_as_it_was_trained(tmp_pat
         for hour in hours
     ]
     spine = pa.Table.from_pylist(asked)
-    found = features.online(store, "late", spine)
+    found = online(store, "late", spine)
     assert found["number"].to_pylist() == [1, None, None, None, 2, 2, 2, None, *[None] * 4]
     assert found == features.historical(store, "late", spine)
     assert parity.compare(store, "late", spine).mismatches == ()
-    whatever = features.online(store, "late", spine.select(["airport"]))
+    whatever = online(store, "late", spine.select(["airport"]))
     assert whatever["number"].to_pylist() == [1] * 4 + [2] * 4 + [None] * 4
 
 
@@ -780,7 +781,7 @@ def test_what_a_delta_table_can_hold_is_served_as_the_join_gives_it(tmp_path, pl
     asked = pa.table({"airport": range(len(column)), "event_timestamp": [END] * len(column)})
     joined = features.historical(store, "typed", asked)
     assert joined["v"].to_pylist() == column.cast(joined["v"].type).to_pylist()
-    assert features.online(store, "typed", asked) == joined
+    assert online(store, "typed", asked) == joined
     assert parity.compare(store, "typed", asked).mismatches == ()
 
 
@@ -882,7 +883,7 @@ def test_any_key_that_feast_takes_is_brought_and_found(tmp_path, places, names):
     store.apply([*entities, view, FeatureService(name="hard", features=[view])])
     features.materialize(store, "hard", END)
     asked = table.select([*names, "event_timestamp"])
-    for read in (features.historical, features.online):
+    for read in (features.historical, online):
         assert read(store, "hard", asked)["value"].to_pylist() == [row["value"] for row in rows]
     assert parity.compare(store, "hard", asked).mismatches == ()
     (fresh,) = freshness.measure(store, "hard", END)

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from headrace.errors import DamagedDatabase, ServerUnreachable
 from headrace.feature_store import store as features
+from headrace.feature_store.plan import online
 from headrace.ledger import Ledger
 from tests.conftest import free_port
 from tests.test_materialization import END, HOURS, START, Place, home, service_at
@@ -98,12 +99,12 @@ def test_an_online_store_that_is_gone_is_named_and_filled_when_it_is_back(
     store = service_at(home, place, registry={"path": str(home / f"gone-{place.kind}.db")})
     features.materialize(store, "all", half, START)
     asked = pa.table({"airport": [1], "carrier": ["carrier 1"]})
-    served = features.online(store, "all", asked)
+    served = online(store, "all", asked)
     door.shut()
     told = rf"Feast's online store does not answer at 127\.0\.0\.1:{door.port}"
     for what in (
         lambda: features.materialize(store, "all", END),
-        lambda: features.online(store, "all", asked),
+        lambda: online(store, "all", asked),
     ):
         with pytest.raises(ServerUnreachable, match=told) as gone:
             what()
@@ -111,7 +112,7 @@ def test_an_online_store_that_is_gone_is_named_and_filled_when_it_is_back(
         assert "s3cret" not in str(gone.value)
     door.open()
     store = service_at(home, place, registry={"path": str(home / f"gone-{place.kind}.db")})
-    assert features.online(store, "all", asked).equals(served)
+    assert online(store, "all", asked).equals(served)
     features.materialize(store, "all", END)
     assert len(place.cells()) == 35 * (1 if place.kind == "redis" else 15)
 

@@ -27,6 +27,7 @@ from headrace.feature_store.errors import (
     UnknownService,
 )
 from headrace.feature_store.parity import Cause, compare, refuse_changing
+from headrace.feature_store.plan import online
 from headrace.lake import Lake, Window
 from headrace.pipeline import load
 from tests.conftest import utc
@@ -206,7 +207,7 @@ def test_filling_the_store_again_mends_whatever_differs(
 
 def test_what_a_spine_or_a_declaration_lacks_is_named(toy: Toy) -> None:
     toy.bring_online()
-    for read in (features.online, features.historical):
+    for read in (online, features.historical):
         with pytest.raises(MissingKeys, match="`toys` must be given `k`"):
             read(toy.feast, "toys", toy.asked().drop_columns(["k"]))
     with pytest.raises(UnknownService, match=r"No feature service `toyz`.* Did you mean `toys`"):
@@ -250,7 +251,7 @@ def test_what_is_computed_on_demand_is_never_of_inputs_older_than_their_ttl(toy:
     for name in services:
         for at, alive in ((FIVE, True), (THEN + TTL, True), (THEN + TTL + timedelta(seconds=1), False)):
             asked = toy.asked(at).append_column("times", [[2, 3, 4, 5, 6]])
-            served = features.online(toy.feast, name, asked)
+            served = online(toy.feast, name, asked)
             assert served["more"].to_pylist() == ([22, 63, 124, -5, -6] if alive else [-2, -3, -4, -5, -6])
             assert served.column_names == features.historical(toy.feast, name, asked).column_names
             assert compare(toy.feast, name, asked).mismatches == ()
@@ -338,8 +339,8 @@ def test_a_view_of_any_kind_is_served_measured_and_blamed(tmp_path: Path, kind: 
     asked = pa.Table.from_pylist(rows)
 
     assert compare(store, "s", asked).mismatches == ()
-    assert features.online(store, "s", asked) == features.historical(store, "s", asked)
-    assert features.online(store, "s", asked)["f"].to_pylist()[0] == given["values"][0]
+    assert online(store, "s", asked) == features.historical(store, "s", asked)
+    assert online(store, "s", asked)["f"].to_pylist()[0] == given["values"][0]
     (fresh,), (hid,) = (freshness.measure(store, service, SIX) for service in ("s", "unseen"))
     assert (fresh.newest, fresh.online) == (at, THEN)  # SQLite keeps whole seconds
     assert (hid.newest, hid.online) == (at, None)

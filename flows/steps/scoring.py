@@ -7,7 +7,7 @@ from datetime import datetime
 from flows.steps.common import progress, step
 from headrace import registry, tracking
 from headrace import release as releases
-from headrace.feature_store import store as feature_store
+from headrace.feature_store.plan import online
 from headrace.lake import Window
 from headrace.pipeline import Pipeline
 from headrace.project import Project
@@ -56,7 +56,7 @@ def score(project: Project, spec: Pipeline, release: Release, window: Window) ->
         spec,
         lake,
         window,
-        lambda spine: feature_store.online(store, spec.feature_service, spine),
+        lambda spine: online(store, spec.feature_service, spine),
         tracking.load_model(project.mlflow, release.model_uri),
         release.version,
         release.as_of,

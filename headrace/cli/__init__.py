@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from headrace.cli import claims, features, live, models, quarantine, report, reproduce, vacuum, verify
+from headrace.cli import (
+    claims,
+    features,
+    keys,
+    live,
+    models,
+    quarantine,
+    report,
+    reproduce,
+    serve,
+    vacuum,
+    verify,
+)
 from headrace.errors import HeadraceError, disks_explained
 from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
@@ -44,11 +56,13 @@ def _in_a_project(
 app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)
+app.command()(serve.serve)
 app.command()(report.report)
 app.command()(verify.verify)
 app.command()(reproduce.reproduce)
 app.command()(vacuum.vacuum)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 app.add_typer(claims.app, name="claims")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(features.app, name="features")

@@ -27,6 +27,17 @@ class MissingKeys(HeadraceError):
         )
 
 
+class NotComputed(HeadraceError):
+    """An on-demand view fails on what it is given."""
+
+    def __init__(self, view: str, reason: str) -> None:
+        self.view, self.reason = view, reason
+        super().__init__(
+            f"On-demand view `{view}` computes nothing of what it was given: {reason}. Ask with other "
+            "values, or let its function in `features/` take such values."
+        )
+
+
 class BadFeatureRows(HeadraceError):
     """A feature table's query returned rows that cannot be kept; nothing was written."""
 

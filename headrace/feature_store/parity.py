@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import spine
 from headrace.feature_store.errors import ChangesWithinWindow, NothingToCompare, ParityBroken
+from headrace.feature_store.plan import online
 from headrace.feature_store.store import (
     BATCH,
     NOBODY,
     Served,
-    computed,
     given_by,
     historical,
     lookup,
@@ -156,18 +156,18 @@ def compare(store: FeatureStore, service: str, asked: pa.Table) -> Parity:
     views = store.get_feature_service(service).feature_view_projections
     outputs = {field.name for view in views for field in view.features}
     given = joined.drop_columns([name for name in joined.column_names if name in outputs])
-    found = [mismatch for view in views for mismatch in _compare(store, view, given, joined)]
+    found = [mismatch for view in views for mismatch in _compare(store, service, view, given, joined)]
     values = asked.num_rows * sum(len(view.features) for view in views)
     return Parity(asked.num_rows, values, tuple(sorted(found, key=lambda mismatch: -mismatch.rows)))
 
 
 def _compare(
-    store: FeatureStore, view: FeatureViewProjection, given: pa.Table, joined: pa.Table
+    store: FeatureStore, service: str, view: FeatureViewProjection, given: pa.Table, joined: pa.Table
 ) -> list[Mismatch]:
     from headrace.feature_store.feast.encoding import messages
 
     keys = given_by(store, view)
-    served = _computed(store, view, given) or _serve(store, view, keys, joined)
+    served = _computed(store, service, view, given) or _serve(store, view, keys, joined)
     wrong: list[tuple[str, int, Value, Served]] = []
     for field in view.features:
         right = messages(joined[field.name], field.dtype.to_value_type())
@@ -187,14 +187,14 @@ def _compare(
 
 
 def _computed(
-    store: FeatureStore, view: FeatureViewProjection, given: pa.Table
+    store: FeatureStore, service: str, view: FeatureViewProjection, given: pa.Table
 ) -> dict[str, list[Served]] | None:
     """Return, per feature of an on-demand view, what is computed for each row from what it is served."""
     from headrace.feature_store.feast.encoding import messages
 
     if not on_demand(store, view):
         return None
-    made = computed(store, view, given)
+    made = online(store, service, given)
     return {
         field.name: [Served(value, None) for value in messages(made[field.name], field.dtype.to_value_type())]
         for field in view.features

@@ -15,7 +15,6 @@ from headrace.feature_store.errors import BadFeature, BadKey, MissingKeys, Unkno
 from headrace.feature_store.feast import brought
 from headrace.imports import lean
 from headrace.outages import outages
-from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,10 +103,10 @@ def historical(
         UnknownPins: ``pins`` name a table that the service does not read.
     """
     wanted = store.get_feature_service(service)
-    given = _given(store, spine, wanted)
+    given = given_rows(store, spine, wanted)
     reader = _pinned(store, service, pins) if pins else store
     rows = reader.get_historical_features(given, wanted, filter_by_created_timestamp=True).to_arrow()
-    return _beside(given, rows, wanted)
+    return beside(given, rows, wanted)
 
 
 def pins(store: FeatureStore, service: str) -> dict[str, int]:
@@ -186,27 +185,6 @@ def stored_views(store: FeatureStore, service: str) -> list[FeatureView]:
     return [view for view in views_of(store, service) if isinstance(view, FeatureView)]
 
 
-def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
-    """Return ``spine`` with the features of ``service`` as the online store holds them.
-
-    As :func:`historical`, same columns and types: once the features' windows
-    were materialised, the values are the same too. What is older than its view's
-    ttl at a row's ``event_timestamp`` (UTC) is null there; without that column,
-    whatever is there is served. Each key is looked up once, however many rows
-    share it; a key with a null in it has no features.
-    """
-    wanted = store.get_feature_service(service)
-    given = _given(store, spine, wanted)
-    kept = [view for view in wanted.feature_view_projections if not on_demand(store, view)]
-    found = _served(store, given, kept)
-    for view in wanted.feature_view_projections:
-        if view not in kept:
-            made = computed(store, view, given)
-            for field in view.features:
-                found = found.append_column(field.name, made[field.name])
-    return _beside(given, found, wanted)
-
-
 def on_demand(store: FeatureStore, view: FeatureViewProjection) -> OnDemandFeatureView | None:
     """Return the view if its features are computed when they are asked for."""
     from feast import OnDemandFeatureView
@@ -215,68 +193,6 @@ def on_demand(store: FeatureStore, view: FeatureViewProjection) -> OnDemandFeatu
     if isinstance(found, OnDemandFeatureView) and not found.write_to_online_store:
         return found
     return None
-
-
-def computed(store: FeatureStore, view: FeatureViewProjection, given: pa.Table) -> pa.Table:
-    """Compute an on-demand view's features for each row, as the join does, from what it may be served."""
-    found = on_demand(store, view)
-    assert found, f"`{view.name}` keeps its rows"
-    rows = given
-    for source in found.source_feature_view_projections.values():
-        served = _served(store, given, [source])
-        for field in source.features:
-            rows = rows.append_column(f"{source.name}__{field.name}", served[field.name])
-    return found.transform_arrow(rows)
-
-
-def _served(store: FeatureStore, given: pa.Table, views: Sequence[FeatureViewProjection]) -> pa.Table:
-    """Return the features of ``views`` for each row of ``given``, as old as they may be at its instant."""
-    import pyarrow as pa
-
-    from headrace.lake import duckdb_connection
-
-    groups: dict[tuple[tuple[str, str], ...], list[FeatureViewProjection]] = {}
-    for view in views:
-        groups.setdefault(tuple(given_by(store, view).items()), []).append(view)
-    con, joins, columns = duckdb_connection(), [], []
-    con.register("spine", given.append_column("__row", pa.array(range(given.num_rows), pa.int64())))
-    at = "spine.event_timestamp" if "event_timestamp" in given.column_names else "NULL::TIMESTAMPTZ"
-    for number, (keys, alike) in enumerate(groups.items()):
-        asked = pa.table({name: given[column] for name, column in keys} or NOBODY).drop_null()
-        distinct = asked.group_by(asked.column_names).aggregate([])
-        con.register(f"v{number}", _looked_up(store, alike, distinct))
-        equal = [f"spine.{quoted(column)} = v{number}.{quoted(name)}" for name, column in keys]
-        joins.append(f"LEFT JOIN v{number} ON {' AND '.join(equal) or 'true'}")
-        for view in alike:
-            expired = f"{at} > v{number}.{quoted(_until(view))}"
-            for name in (quoted(field.name) for field in view.features):
-                columns.append(f"if({expired}, NULL, v{number}.{name}) AS {name}")
-    features = ", ".join(columns) or "__row"  # of a service that computes all of its features
-    return con.sql(f"SELECT {features} FROM spine {' '.join(joins)} ORDER BY __row").to_arrow_table()
-
-
-def _looked_up(store: FeatureStore, views: Sequence[FeatureViewProjection], keys: pa.Table) -> pa.Table:
-    """Return ``keys`` with the features of ``views`` and, by view, until when (UTC) they may be served."""
-    import pyarrow as pa
-
-    refs = [f"{stored_as(view)}:{field.name}" for view in views for field in view.features]
-    batches = [keys.slice(start, BATCH) for start in range(0, keys.num_rows, BATCH)]
-    found = [lookup(store, refs, batch.to_pydict()) for batch in batches]
-    for view in views:
-        served: list[Served] = []
-        for field in view.features:
-            served = [one for part in found for one in part[field.name]]
-            values = pa.array([_python(one.value) for one in served], _arrow(field.dtype))
-            keys = keys.append_column(field.name, values)
-        lives = ttl(store, view)
-        until = [None if one.at is None or not lives else one.at + lives for one in served]
-        stamps = pa.array(until, pa.int64()).cast(pa.timestamp("us", "UTC"))
-        keys = keys.append_column(_until(view), stamps)
-    return keys
-
-
-def _until(view: FeatureViewProjection) -> str:
-    return f"__until {view.name_to_use()}"
 
 
 class Served(NamedTuple):
@@ -299,7 +215,7 @@ def lookup(store: FeatureStore, refs: list[str], keys: Mapping[str, list[Any]]) 
         store.config = store.config.model_copy()
         store.config._online_store = online.model_copy(update={"expires": False})
     asked = {name: [_asked(name, key) for key in column] for name, column in keys.items()}
-    with outages("Feast's online store", _address(store)):
+    with outages("Feast's online store", address(store)):
         answer = store.get_online_features(refs, asked).proto
     return {
         name: [
@@ -334,7 +250,7 @@ def ttl(store: FeatureStore, view: FeatureViewProjection) -> int:
     return microseconds(getattr(found, "ttl", None) or timedelta(0))
 
 
-def _python(value: Value) -> Any:
+def python(value: Value) -> Any:
     """Return ``value`` as Arrow takes it: what Feast stores as text stays text."""
     from feast.type_map import feast_value_type_to_python_type
 
@@ -369,7 +285,7 @@ def materialize(
         ServerUnreachable: The online store, or a registry that is a database, is gone, or full.
         EvictingStore: The online store may drop rows to make room.
     """
-    with outages("Feast's online store", _address(store)):
+    with outages("Feast's online store", address(store)):
         _materialize(store, service, end, start, reached or {})
 
 
@@ -400,7 +316,7 @@ def _materialize(
         store.materialize(begin, until, views)
 
 
-def _address(store: FeatureStore) -> str:
+def address(store: FeatureStore) -> str:
     """Return where the online store is, as it may be shown."""
     online = store.config.online_store
     if hasattr(online, "connection_string"):  # Redis: its password may follow
@@ -462,10 +378,10 @@ def _pinned(store: FeatureStore, service: str, versions: Mapping[str, int]) -> F
 def _outputs(service: FeatureService) -> dict[str, pa.DataType]:
     """Return the service's features and their Arrow types, in its order."""
     fields = [field for view in service.feature_view_projections for field in view.features]
-    return {field.name: _arrow(field.dtype) for field in fields}
+    return {field.name: arrow(field.dtype) for field in fields}
 
 
-def _arrow(dtype: FeastType) -> pa.DataType:
+def arrow(dtype: FeastType) -> pa.DataType:
     """Return the Arrow type; Feast knows none for bytes, images and documents."""
     import pyarrow as pa
     from feast.types import from_feast_to_pyarrow_type
@@ -497,7 +413,7 @@ def inputs(store: FeatureStore, view: str) -> set[str]:
     return names | set(getattr(found, "get_request_data_schema", dict)())
 
 
-def _given(store: FeatureStore, spine: pa.Table, service: FeatureService) -> pa.Table:
+def given_rows(store: FeatureStore, spine: pa.Table, service: FeatureService) -> pa.Table:
     """Return the spine without what the service computes."""
     views = service.feature_view_projections
     needed = {column for view in views for column in given_by(store, view).values()}
@@ -507,7 +423,7 @@ def _given(store: FeatureStore, spine: pa.Table, service: FeatureService) -> pa.
     return spine.drop_columns([name for name in spine.column_names if name in computed])
 
 
-def _beside(spine: pa.Table, features: pa.Table, service: FeatureService) -> pa.Table:
+def beside(spine: pa.Table, features: pa.Table, service: FeatureService) -> pa.Table:
     """Set the service's features, in its order and types, beside the rows they were found for."""
     import pyarrow as pa
 

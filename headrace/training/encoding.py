@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from headrace.training.errors import MissingInputs
 from headrace.training.rows import WEIGHT, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -67,8 +69,10 @@ class Encoder:
         """The matrix's columns."""
         return (*self.categories, *self.numeric)
 
-    def encode(self, rows: pa.Table) -> NDArray[np.float32]:
+    def encode(self, rows: pa.Table | Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
         """Return ``rows`` as a float32 matrix, shape ``(n, len(names))``; other columns are ignored.
+
+        Of a few rows, lists of Python values by name give the same numbers in a fraction of the time.
 
         Raises:
             MissingInputs: ``rows`` lacks one of ``names``.
@@ -76,6 +80,8 @@ class Encoder:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if isinstance(rows, Mapping):
+            return self._encode_lists(rows)
         _require(rows, self.names)
         matrix = np.empty((rows.num_rows, len(self.names)), dtype=np.float32)
         for i, (name, values) in enumerate(self.categories.items()):
@@ -83,6 +89,28 @@ class Encoder:
             matrix[:, i] = _floats(pc.index_in(_text(rows[name]), known, skip_nulls=True))
         for i, name in enumerate(self.numeric, len(self.categories)):
             matrix[:, i] = _floats(rows[name])
+        return matrix
+
+    @cached_property
+    def _codes(self) -> dict[str, dict[Any, float]]:
+        return {
+            name: {value: float(code) for code, value in enumerate(values)}
+            for name, values in self.categories.items()
+        }
+
+    def _encode_lists(self, rows: Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
+        if missing := [name for name in self.names if name not in rows]:
+            raise MissingInputs(missing, list(rows))
+        nan = np.nan
+        columns = [
+            [codes.get(value if type(value) is str else _as_text(value), nan) for value in rows[name]]
+            for name, codes in self._codes.items()
+        ]
+        columns += [[nan if value is None else value for value in rows[name]] for name in self.numeric]
+        doubles = np.array(columns, np.float64).T
+        with np.errstate(over="ignore"):
+            matrix: NDArray[np.float32] = np.ascontiguousarray(doubles, np.float32)
+        matrix[np.isinf(matrix)] = nan
         return matrix
 
     def learnt(self, rows: Rows, problem: Problem) -> Learnt:
@@ -125,6 +153,18 @@ def unfit(schema: pa.Schema, columns: Columns) -> dict[str, str]:
     taken = dict.fromkeys(columns.categorical, (*numbers, *texts)) | dict.fromkeys(columns.numeric, numbers)
     kinds = {name: schema.field(name).type for name in columns.names}
     return {name: str(kind) for name, kind in kinds.items() if not any(fits(kind) for fits in taken[name])}
+
+
+def _as_text(value: Any) -> str | None:
+    """Return a value's text as Arrow has it."""
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    text: str = pa.scalar(value).cast(pa.string()).as_py()
+    return text
 
 
 def _require(rows: pa.Table, names: tuple[str, ...]) -> None:

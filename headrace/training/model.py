@@ -15,6 +15,8 @@ from headrace.training.errors import BadOutputs, DamagedModel, OlderModel
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
     import pandas as pd
     import pyarrow as pa
@@ -34,8 +36,8 @@ class Model:
     problem: Problem
     native: Any
 
-    def predict(self, rows: pa.Table) -> NDArray[np.float64]:
-        """Return the predictions for ``rows``, as the problem has them.
+    def predict(self, rows: pa.Table | Mapping[str, Sequence[Any]]) -> NDArray[np.float64]:
+        """Return the predictions for ``rows``, as the problem has them; of lists if the trainer is ``PLAIN``.
 
         Raises:
             MissingInputs: ``rows`` lacks a column the model takes.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from headrace.training.rows import Rows
 
 PACKAGES = ("scikit-learn", "skops")
+PLAIN = True
 FILE, SHAPE = "model.skops", "classes.json"
 USUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "binary": ("sklearn.linear_model.LogisticRegression", {"max_iter": 300}),
@@ -151,7 +152,7 @@ def _estimator(path: str) -> Any:
         raise UnknownTrainer(path, "`estimator` must be the dotted path of a class") from None
 
 
-def predict(native: Estimated, rows: pa.Table) -> NDArray[np.float64]:
+def predict(native: Estimated, rows: pa.Table | Mapping[str, Sequence[Any]]) -> NDArray[np.float64]:
     """Return the probability of each class, of the second of two, or the values."""
     import numpy as np
 

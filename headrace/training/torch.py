@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from headrace.training.rows import Rows
 
 PACKAGES = ("torch", "safetensors")
+PLAIN = True
 FILE, SHAPE = "model.safetensors", "architecture.json"
 PATIENCE = 120
 """Seconds workers wait for each other."""
@@ -438,7 +439,7 @@ def _network(shape: Architecture) -> Any:
     return Network()
 
 
-def predict(native: Trained, rows: pa.Table) -> NDArray[np.float32]:
+def predict(native: Trained, rows: pa.Table | Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
     """Return what the network says of ``rows``: probabilities, rates or values."""
     import torch
 

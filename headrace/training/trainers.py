@@ -37,7 +37,8 @@ class Trainer(Protocol):
     a list of numbers by name, one for each round. ``contributions(native, rows)``, if there is one, says
     what each input adds to predictions: the inputs, and an array whose last axis they are. ``flavour``, if
     there is one, says under which name and with which data MLflow's own flavour of the framework finds the
-    model in what ``save`` wrote.
+    model in what ``save`` wrote. ``PLAIN``, if it is true, says that ``predict`` takes rows as lists of
+    Python values by name, too, which is how a service has a few of them.
     """
 
     PACKAGES: tuple[str, ...]

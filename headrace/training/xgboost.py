@@ -6,7 +6,9 @@ model is the same in every run, because each worker always gets the same rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -18,7 +20,7 @@ from headrace.training.rows import WEIGHT, InMemory
 from headrace.training.trainers import hopeless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from headrace.training.rows import Rows
 
 PACKAGES = ("xgboost",)
+PLAIN = True
 FILE = "model.ubj"
 PATIENCE = 300
 """Seconds workers wait for each other."""
@@ -63,6 +66,13 @@ class Boosted:
     booster: Booster
     settled: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @cached_property
+    def single(self) -> Booster:
+        """The trees, to predict a few rows in one thread: threads would only wait for each other."""
+        copied = self.booster.copy()
+        copied.set_param({"nthread": 1})
+        return copied
 
 
 @dataclass(frozen=True)
@@ -282,9 +292,10 @@ def feature_types(encoder: Encoder) -> list[str]:
     return ["c"] * len(encoder.categories) + ["q"] * len(encoder.numeric)
 
 
-def predict(native: Boosted, rows: pa.Table) -> NDArray[np.float32]:
+def predict(native: Boosted, rows: pa.Table | Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
     """Return what the trees say of ``rows``."""
-    predicted: NDArray[np.float32] = native.booster.inplace_predict(native.encoder.encode(rows))
+    booster = native.single if isinstance(rows, Mapping) else native.booster
+    predicted: NDArray[np.float32] = booster.inplace_predict(native.encoder.encode(rows))
     return predicted
 
 

@@ -1,0 +1,43 @@
+"""``headrace serve``: champions answer over HTTP."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from headrace.settings import Settings
+
+console = Console()
+
+
+def serve(
+    pipeline: Annotated[
+        list[str] | None, typer.Argument(help="Such as flights; all of them if left out.")
+    ] = None,
+) -> None:
+    """Answer requests with each pipeline's champion until Ctrl-C, and log every answer; see /docs there."""
+    from headrace.feature_store.plan import Plan
+    from headrace.project import Project
+    from headrace.serving import run
+    from headrace.serving.keys import Keys
+
+    project = Project.here()
+    settings = project.settings
+    keys = keys_of(settings)
+    run.refuse_open(settings.serve_host, Keys(keys))
+    specs = [project.pipeline(name) for name in pipeline] if pipeline else project.sound_pipelines()
+    console.print(
+        f"{run.address(settings)} answers for {', '.join(spec.name for spec in specs)}; Ctrl-C ends it."
+    )
+    run.run(project.settings, specs, partial(Plan, project.store), project.mlflow, project.lake, Keys(keys))
+
+
+def keys_of(settings: Settings) -> Path:
+    """Return the file that API keys are in."""
+    return settings.api_keys or settings.home / "api_keys.json"

@@ -1,0 +1,256 @@
+"""The service's pages: what is asked over HTTP, and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from starlette.exceptions import HTTPException
+
+from headrace.addresses import scrubbed
+from headrace.errors import HeadraceError, ServerUnreachable
+from headrace.feature_store.errors import BadKey, NotComputed
+from headrace.serving import documented, metrics
+from headrace.serving.errors import BadRequest, Busy, FeaturesMissing, NoChampion, NotLogged
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from headrace.serving.endpoint import Answer, Endpoint
+    from headrace.serving.keys import Keys
+    from headrace.serving.service import Service
+
+LARGE = 4 * 2**20
+"""Bytes that a request may have."""
+MANY = 1_000
+"""Rows that a request may have."""
+TIMEOUT = 10.0
+"""Seconds after which an answer is not waited for any more."""
+JSON, PROBLEM = "application/json", "application/problem+json"
+STATUS: Mapping[type[Exception], tuple[int, str]] = {
+    FeaturesMissing: (424, "Features are missing"),
+    BadRequest: (422, "The request is not what it may be"),
+    BadKey: (422, "A key is no value of its type"),
+    NotComputed: (422, "Features cannot be computed of it"),
+    Busy: (429, "Too much is asked"),
+    NoChampion: (503, "No model serves"),
+    NotLogged: (503, "The prediction cannot be logged"),
+    ServerUnreachable: (503, "The online store is gone"),
+}
+
+
+class Refused(Exception):
+    """A request ends here with a status and why (RFC 9457)."""
+
+    def __init__(self, status: int, title: str, detail: str, **headers: str) -> None:
+        self.status, self.title, self.detail, self.headers = status, title, detail, headers
+
+
+def application(service: Service, keys: Keys) -> FastAPI:
+    """Return the service as an ASGI application; it starts and stops ``service`` with itself."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, service.start)
+        try:
+            yield
+        finally:
+            await loop.run_in_executor(None, service.stop)
+
+    app = FastAPI(
+        title="headrace",
+        description=documented.ABOUT,
+        lifespan=lifespan,
+        exception_handlers={
+            Exception: _failed,
+            HeadraceError: _problem,
+            Refused: _refused,
+            HTTPException: _no_page,
+            RequestValidationError: _invalid,
+        },
+    )
+    measured = metrics.Metrics(service)
+
+    for name, endpoint in service.endpoints.items():
+        _add(app, name, endpoint, keys, measured)
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return RedirectResponse("/docs")
+
+    @app.get("/v1", tags=["models"], summary="What serves", openapi_extra=documented.LISTING)
+    async def listing() -> Response:
+        found = {
+            name: {
+                "about": service.pipelines[name].about,
+                "version": endpoint.predictor and endpoint.predictor.version,
+                "trouble": service.troubles.get(name),
+            }
+            for name, endpoint in service.endpoints.items()
+        }
+        return _json(found)
+
+    @app.get("/healthz", tags=["operations"], summary="Whether the process lives")
+    async def healthz() -> Response:
+        return _json({"status": "alive"})
+
+    @app.get("/readyz", tags=["operations"], summary="Whether a champion answers")
+    async def readyz() -> Response:
+        return _json({"status": "ready" if service.ready else "no champion"}, 200 if service.ready else 503)
+
+    @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", openapi_extra=documented.METRICS)
+    async def exposed() -> Response:
+        return Response(measured.exposed(), media_type=metrics.TYPE)
+
+    app.openapi = partial(documented.openapi, app, service)  # type: ignore[method-assign]
+    return app
+
+
+def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metrics.Metrics) -> None:
+    """Add a pipeline's pages."""
+    timer = measured.of(name)
+
+    async def asked(request: Request, explain: bool) -> Response:
+        start = time.perf_counter()
+        status = 500
+        try:
+            keys.check(request.headers, name, "predict")
+            body = await _body(request)
+            now = datetime.now(UTC)
+            rows = endpoint.serving().fields.read(_rows_of(body), now, MANY)
+            loop = asyncio.get_running_loop()
+            answer = await asyncio.wait_for(endpoint.ask(rows, now, loop, explain=explain), TIMEOUT)
+            status = 200
+            return Response(_told(name, answer), media_type=JSON)
+        except TimeoutError:
+            status = 503
+            raise Refused(503, "No answer in time", f"There was none within {TIMEOUT:.0f} s.") from None
+        except Refused as error:
+            status = error.status
+            raise
+        except HeadraceError as error:
+            status = _status(error)[0]
+            raise
+        finally:
+            timer(status, time.perf_counter() - start)
+
+    @app.post(
+        f"/v1/{name}/predict",
+        tags=[name],
+        summary="Predict",
+        operation_id=f"predict_{name}",
+        openapi_extra={"x-headrace": [name, "predict"]},
+    )
+    async def predict(request: Request) -> Response:
+        return await asked(request, False)
+
+    @app.post(
+        f"/v1/{name}/explain",
+        tags=[name],
+        summary="Predict, and say what each input adds",
+        operation_id=f"explain_{name}",
+        openapi_extra={"x-headrace": [name, "explain"]},
+    )
+    async def explain(request: Request) -> Response:
+        return await asked(request, True)
+
+
+async def _body(request: Request) -> Any:
+    """Return a request's JSON."""
+    if int(request.headers.get("content-length") or 0) > LARGE:
+        raise Refused(
+            413, "The request is too large", f"It may have {LARGE:,} bytes. Ask for fewer rows at once."
+        )
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > LARGE:
+            raise Refused(413, "The request is too large", f"It may have {LARGE:,} bytes.")
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, "The request is no JSON", str(error)) from None
+
+
+def _rows_of(body: Any) -> Any:
+    if not isinstance(body, dict):
+        raise BadRequest([("", "must be an object with `rows`")])
+    if strange := sorted(body.keys() - {"rows"}):
+        raise BadRequest([(f"/{name}", "is nothing that is asked for; `rows` are") for name in strange])
+    return body.get("rows")
+
+
+def _told(name: str, answer: Answer) -> bytes:
+    """Return an answer as JSON."""
+    made, found = answer.made, []
+    for place, prediction_id in enumerate(answer.ids):
+        one: dict[str, Any] = {"id": prediction_id}
+        for column, values in made.predictions.items():
+            one[column] = values[place]
+        one["missing"] = made.missing[place]
+        if answer.explained:
+            names, of = answer.explained
+            one["contributions"] = _by_name(names, of[place])
+        found.append(one)
+    return orjson.dumps({"model": name, "version": answer.version, "predictions": found})
+
+
+def _by_name(names: tuple[str, ...], of: Any) -> Any:
+    """Return contributions by input; of several outputs, a list of such."""
+    if of and isinstance(of[0], list):
+        return [_by_name(names, each) for each in of]
+    return dict(zip(names, of, strict=True))
+
+
+def _json(told: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(told), status, media_type=JSON)
+
+
+def _status(error: HeadraceError) -> tuple[int, str]:
+    return next((told for kind, told in STATUS.items() if isinstance(error, kind)), (500, "It failed"))
+
+
+def problem(
+    status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any
+) -> Response:
+    """Return an answer that says what is wrong, as RFC 9457 has it."""
+    told = {"type": "about:blank", "title": title, "status": status, "detail": scrubbed(detail), **more}
+    return Response(orjson.dumps(told), status, dict(headers or {}), PROBLEM)
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)
+    status, title = _status(error)
+    headers, more = {}, {}
+    if isinstance(error, Busy):
+        headers["Retry-After"] = "1"
+    if isinstance(error, BadRequest):
+        more["errors"] = [{"pointer": pointer, "detail": slip} for pointer, slip in error.slips[:100]]
+    return problem(status, title, str(error), headers, **more)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return problem(error.status, error.title, error.detail, error.headers)
+
+
+async def _no_page(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, str(error.detail), "/docs shows what there is.", error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    return problem(422, "The request is not what it may be", str(error))
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    return problem(500, "It failed", "The service's log says why.")

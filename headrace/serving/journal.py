@@ -1,0 +1,269 @@
+"""What was answered: on this machine's disk before it is, then in the lake, once, whatever is killed when.
+
+Each process writes files of its own, lines of JSON, and forces them to the disk in groups: many
+requests share one wait for it. A file that is full, or old enough, goes to the lake in one commit for each
+table, under its own name, so that a second time changes nothing; then it is removed. Files of a
+process that is gone are sent by whoever finds them. A last line that was cut short was never answered.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import orjson
+from filelock import FileLock, Timeout
+
+from headrace.serving.errors import NotLogged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from headrace.errors import HeadraceError
+    from headrace.lake import Lake
+
+EVERY = 30.0
+"""Seconds after which what is on disk goes to the lake."""
+LARGE = 32 * 2**20
+"""Bytes after which a file is full."""
+SCHEMA = "schema of"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows for one table of the lake; ``done`` hears of it once they are on disk, or why they are not."""
+
+    table: str
+    schema: pa.Schema
+    rows: Sequence[Mapping[str, Any]]
+    done: Callable[[HeadraceError | None], None]
+
+
+class Journal:
+    """The log of one process: give it entries, and it tells when each is on disk."""
+
+    def __init__(self, folder: Path, lake: Lake, every: float = EVERY) -> None:
+        """Keep files below ``folder``, and send them to ``lake`` every so many seconds."""
+        self.folder, self.lake, self.every = folder, lake, every
+        self.own = folder / uuid4().hex
+        self._written = self._sent = 0  # each written by one thread alone
+        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._rotate = threading.Lock()
+        self._file: Any = None
+        self._opened = 0.0
+        self._noted: dict[str, str] = {}
+        self._threads = [
+            threading.Thread(target=target, name=f"journal-{target.__name__}", daemon=True)
+            for target in (self._write_all, self._send_all)
+        ]
+
+    @property
+    def unsent(self) -> int:
+        """How many rows of this process are on its disk alone."""
+        return self._written - self._sent
+
+    def start(self) -> None:
+        """Begin to write and to send; first of all what processes that are gone have left."""
+        self.own.mkdir(parents=True)
+        self._lock = FileLock(self.own / "lock")
+        self._lock.acquire()
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, entry: Entry) -> None:
+        """Take rows to be written; returns at once."""
+        self._entries.put(entry)
+
+    def stop(self) -> None:
+        """Write what was taken, send all of it, and end. What cannot be sent stays on disk for the next."""
+        self._entries.put(None)
+        self._threads[0].join()
+        self._ended.set()
+        self._threads[1].join()
+        self._lock.release()
+        if not list(self.own.glob("*.jsonl")):
+            (self.own / "lock").unlink(missing_ok=True)
+            self.own.rmdir()
+
+    def _write_all(self) -> None:
+        while True:
+            first = self._entries.get()
+            taken = [] if first is None else [first]
+            while not self._entries.empty():
+                more = self._entries.get()
+                if more is None:
+                    first = None
+                else:
+                    taken.append(more)
+            if taken:
+                self._write(taken)
+            if first is None:
+                return
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        """Put entries on disk with one wait for it, then tell so."""
+        error: HeadraceError | None = None
+        try:
+            with self._rotate:
+                if self._file is None:
+                    self._open()
+                lines = [line for entry in entries for line in self._lines(entry)]
+                self._file.write(b"".join(lines))
+                self._file.flush()
+                os.fdatasync(self._file.fileno())
+                self._written += sum(len(entry.rows) for entry in entries)
+                if self._file.tell() > LARGE:
+                    self._close()
+        except OSError as failed:
+            error = NotLogged(str(self.own), str(failed))
+            logger.error("%s", error)
+            with self._rotate:
+                self._close()  # what was written of it may be cut short: nothing may follow
+        for entry in entries:
+            entry.done(error)
+
+    def _open(self) -> None:
+        self._file = (self.own / f"{uuid4().hex}.jsonl").open("xb")
+        _sync(self.own)
+        self._opened, self._noted = time.monotonic(), {}
+
+    def _close(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:
+                logger.error("%s", error)
+        self._file = None
+
+    def _lines(self, entry: Entry) -> Iterator[bytes]:
+        """Return an entry as lines: the table's columns come before the first of its rows in a file."""
+        schema = base64.b64encode(entry.schema.serialize()).decode()
+        if self._noted.get(entry.table) != schema:
+            self._noted[entry.table] = schema
+            yield orjson.dumps({SCHEMA: entry.table, "columns": schema}) + b"\n"
+        for row in entry.rows:
+            yield orjson.dumps([entry.table, list(row.values())], default=_plain) + b"\n"
+
+    def _send_all(self) -> None:
+        while True:
+            last = self._ended.wait(min(self.every, 1.0))
+            with self._rotate:
+                if self._file is not None and (last or time.monotonic() - self._opened > self.every):
+                    self._close()
+                # Looked for before another file can be begun, which would be taken for an ended one.
+                current = self._file and self._file.name
+                ended = [file for file in sorted(self.own.glob("*.jsonl")) if str(file) != current]
+            try:
+                for file in ended:
+                    self._sent += send(file, self.lake)
+                adopt(self.folder, self.lake)
+            except Exception as error:  # noqa: BLE001  # it stays on disk, and is sent later
+                logger.error("Predictions stay in %s for now: %s", self.own, error)
+                self._ended.wait(min(self.every, 10.0))
+            if last:
+                return
+
+
+def adopt(folder: Path, lake: Lake) -> int:
+    """Send what processes that are gone have left below ``folder``; return how many rows that were."""
+    sent = 0
+    for own in sorted(folder.iterdir()) if folder.is_dir() else []:
+        lock = FileLock(own / "lock")
+        try:
+            with lock.acquire(blocking=False):
+                for file in sorted(own.glob("*.jsonl")):
+                    sent += send(file, lake)
+                (own / "lock").unlink(missing_ok=True)
+                own.rmdir()
+        except (Timeout, FileNotFoundError, OSError):  # it lives; or another one has just done so
+            continue
+    return sent
+
+
+def send(file: Path, lake: Lake) -> int:
+    """Bring a file's rows into the lake, and remove it; return how many it had."""
+    count = 0
+    for table, rows in read(file).items():
+        lake.table(table).append(rows, f"journal/{file.stem}")
+        count += rows.num_rows
+    file.unlink()
+    return count
+
+
+def read(file: Path) -> dict[str, pa.Table]:
+    """Return the rows of a file by table; a line that was cut short, and what follows, is left out."""
+    import pyarrow as pa
+
+    schemas: dict[str, pa.Schema] = {}
+    rows: dict[str, list[list[Any]]] = {}
+    parts: dict[str, list[pa.Table]] = {}
+
+    def end(table: str) -> None:
+        if rows.get(table):
+            schema = schemas[table]
+            columns = [
+                pa.array(map(_value(field.type), column), field.type)
+                for field, column in zip(schema, zip(*rows.pop(table), strict=True), strict=True)
+            ]
+            parts.setdefault(table, []).append(pa.table(columns, schema=schema))
+
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        try:
+            told = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            logger.warning("%s ends in a line that was cut short; it was never answered", file)
+            break
+        if isinstance(told, dict):
+            end(told[SCHEMA])
+            schemas[told[SCHEMA]] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told["columns"])))
+        else:
+            rows.setdefault(told[0], []).append(told[1])
+    for table in list(rows):
+        end(table)
+    return {table: pa.concat_tables(of, promote_options="default") for table, of in parts.items()}
+
+
+def _value(kind: pa.DataType) -> Callable[[Any], Any]:
+    """Return what makes Python's value again of what JSON has."""
+    from datetime import date, datetime
+
+    from pyarrow import types
+
+    read: Callable[[Any], Any] | None = None
+    if types.is_timestamp(kind):
+        read = datetime.fromisoformat
+    elif types.is_date(kind):
+        read = date.fromisoformat
+    elif types.is_decimal(kind):
+        from decimal import Decimal
+
+        read = lambda value: Decimal(str(value))  # noqa: E731
+    elif types.is_binary(kind) or types.is_large_binary(kind):
+        read = base64.b64decode
+    return (lambda value: value) if read is None else lambda value: None if value is None else read(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no type for as text; see ``_value``."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder to the disk, that a file in it is found after the power was cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""The service: an endpoint for each pipeline, the champions that answer, and the log of what was answered."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from headrace import registry, tracking
+from headrace.errors import HeadraceError
+from headrace.serving.endpoint import Endpoint
+from headrace.serving.predictor import Predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from headrace.lake import Lake
+    from headrace.pipeline import Pipeline
+    from headrace.serving.journal import Journal
+    from headrace.serving.predictor import Planned
+    from headrace.tracking import MLflow
+
+REFRESH = 2.0
+"""Seconds between two looks at who is champion."""
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """All pipelines' endpoints in one process.
+
+    It shares with other processes nothing but registry, online store and lake. Who is champion is looked
+    up every few seconds; the next one is made ready beside the one that answers, and takes its
+    place between two passes. While the registry is gone, those that serve go on.
+    """
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        planned: Planned,
+        mlflow: MLflow,
+        lake: Lake,
+        journal: Journal,
+    ) -> None:
+        self.pipelines, self.planned, self.mlflow, self.lake = pipelines, planned, mlflow, lake
+        self.journal = journal
+        self.endpoints = {name: Endpoint(name, journal) for name in pipelines}
+        self.troubles: dict[str, str] = {}
+        """Why a pipeline's champion is not what serves, by pipeline."""
+        self.looked: datetime | None = None
+        """When it was last seen who is champion (UTC)."""
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._keep_up, name="champions", daemon=True)
+
+    def start(self) -> None:
+        """Load the champions, and begin to answer."""
+        self.journal.start()
+        self.refresh()
+        for endpoint in self.endpoints.values():
+            endpoint.start()
+        self._watch.start()
+
+    def stop(self) -> None:
+        """Answer what was taken, bring all of the log into the lake, and end."""
+        self._ended.set()
+        self._watch.join()
+        for endpoint in self.endpoints.values():
+            endpoint.stop()
+        self.journal.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Whether some pipeline has a champion that answers."""
+        return any(endpoint.predictor for endpoint in self.endpoints.values())
+
+    def refresh(self) -> None:
+        """See who is champion of each pipeline, and let it serve."""
+        for name, spec in self.pipelines.items():
+            try:
+                self._refresh(spec)
+            except Exception as error:  # noqa: BLE001  # what serves goes on serving
+                told = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
+                if self.troubles.get(name) != told:
+                    logger.error("The champion of %s does not serve: %s", name, told)
+                self.troubles[name] = told
+            else:
+                self.troubles.pop(name, None)
+        self.looked = datetime.now(UTC)
+
+    def _refresh(self, spec: Pipeline) -> None:
+        endpoint = self.endpoints[spec.name]
+        champion = registry.champion(self.mlflow, spec.name)
+        serving = endpoint.predictor.version if endpoint.predictor else None
+        if champion is None or champion.version == serving:
+            return
+        model = tracking.load_model(self.mlflow, champion.model_uri)
+        predictor = Predictor(spec, champion.version, model, self.planned, self.lake)
+        predictor.warm(self.lake)
+        before, endpoint.predictor = endpoint.predictor, predictor
+        logger.info("Version %s of %s serves, after %s", champion.version, spec.name, serving or "none")
+        del before  # its connection closes once the pass that may use it has ended
+
+    def _keep_up(self) -> None:
+        while not self._ended.wait(REFRESH):
+            self.refresh()
