@@ -39,7 +39,7 @@ bench: setup       ## make bench NAME=imports; without a name, all of them
 lock:              ## Resolve pyproject.toml anew
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev \
 	  --no-emit-index-url --no-header --no-annotate pyproject.toml \
-	  | sed 's/+cpu//' | grep -vP '^(cuda-|triton|nvidia-(?!nccl-cu12))' > requirements.lock.new
+	  | sed 's/+cpu//' | grep -vP '^(cuda-|triton==|nvidia-(?!nccl-cu12))' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:             ## Forget everything: the environment and .headrace

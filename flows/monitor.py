@@ -23,6 +23,7 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
     project = Project.here()
     spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
+    steps.settle_champion(project, spec)
     findings = {}
     for window in steps.unjudged(project, spec, at):
         finding = steps.watch(project, spec, window, at)

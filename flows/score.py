@@ -21,6 +21,7 @@ def score(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
     project = Project.here()
     spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
+    steps.settle_champion(project, spec)
     champion = steps.champion(project, spec)
     scored = {}
     for window in steps.unscored(project, spec, at):

@@ -41,6 +41,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     if done := steps.claim(project, spec, "training", cause):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
         return Verdict.of(done.detail)
+    steps.settle_champion(project, spec)
     at = steps.known_to(project, spec, at)
     data = steps.training_set(project, spec, at)
     sources = steps.sources(project, data)

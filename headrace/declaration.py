@@ -40,10 +40,10 @@ def _mistyped(value: Any, within: str = "") -> Iterator[tuple[str, str]]:
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
     from headrace.lake import Window
-    from headrace.sources import Call, Files, Predictions, Query
+    from headrace.sources import Call, Feedback, Files, Predictions, Query
 
     named = {"pa": pa, "Window": Window, "Call": Call, "Files": Files, "Query": Query}
-    named["Predictions"] = Predictions
+    named |= {"Predictions": Predictions, "Feedback": Feedback}
     declared = get_type_hints(type(value), localns={**vars(abc), **named})
     for field in fields(value):
         held, place = getattr(value, field.name), within + field.name

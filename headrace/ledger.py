@@ -26,7 +26,7 @@ from headrace.outages import outages
 from headrace.settings import BadSetting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import timedelta
 
     from pydantic import SecretStr
@@ -97,9 +97,19 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({public(revealed(self.url))!r})"
 
-    def claim(self, pipeline: str, kind: str, key: str, *, holder: str, lease: timedelta) -> Record | None:
+    def claim(
+        self,
+        pipeline: str,
+        kind: str,
+        key: str,
+        *,
+        holder: str,
+        lease: timedelta,
+        detail: Mapping[str, Any] | None = None,
+    ) -> Record | None:
         """Claim a piece of work, or return the entry that says it is done already.
 
+        ``detail`` says what is to be done, for whoever has to finish it.
         Claiming again as the same ``holder`` succeeds: a retried run goes on with its own work.
         One clock tells when a lease ends: the database's, or, in a file, this machine's since it was
         started, which nobody sets; what was claimed before that is free.
@@ -122,13 +132,13 @@ class Ledger:
                 return None
             raise AlreadyClaimed(f"{kind} {key} of `{pipeline}`", held.holder, held.until)
         now, attempt = self.now(), held.attempt + 1 if held else 1
-        detail = (
-            {STARTED: started(), ENDS: _since_start() + lease.total_seconds()} if self._in_a_file() else {}
-        )
+        noted = dict(detail or {})
+        if self._in_a_file():
+            noted |= {STARTED: started(), ENDS: _since_start() + lease.total_seconds()}
         try:
-            self._write(Record(pipeline, kind, key, CLAIMED, attempt, holder, now, now + lease, detail))
+            self._write(Record(pipeline, kind, key, CLAIMED, attempt, holder, now, now + lease, noted))
         except IntegrityError:  # another run claimed it between our look and our write
-            return self.claim(pipeline, kind, key, holder=holder, lease=lease)
+            return self.claim(pipeline, kind, key, holder=holder, lease=lease, detail=detail)
         return None
 
     def finish(self, pipeline: str, kind: str, key: str, *, holder: str, **detail: Any) -> Record:

@@ -18,7 +18,7 @@ from headrace.problem import Binary, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from headrace.sources import Call, Files, Predictions, Query
+    from headrace.sources import Call, Feedback, Files, Predictions, Query
 
 
 class UnknownPipeline(HeadraceError):
@@ -78,7 +78,7 @@ class Source:
     """
 
     name: str
-    origin: Files | Query | Call | Predictions
+    origin: Files | Query | Call | Predictions | Feedback
     time: str
     suite: str
     keys: tuple[str, ...] = ()
@@ -314,12 +314,19 @@ def _collisions(pipeline: Pipeline, others: Sequence[str]) -> list[str]:
 
 
 def _fed(pipeline: Pipeline, known: Sequence[str]) -> list[str]:
-    """Say what is wrong with the sources that other pipelines predict."""
-    from headrace.sources import Predictions
+    """Say what is wrong with the sources that pipelines predict, or are told of what they predicted."""
+    from headrace.sources import Feedback, Predictions
 
     found = []
     for i, source in enumerate(pipeline.sources):
         place, origin = f"`sources[{i}].origin`", source.origin
+        if isinstance(origin, Feedback):
+            if origin.pipeline not in known:
+                found.append(
+                    f"{place} names pipeline `{origin.pipeline}`, but pipelines/ has {', '.join(known)}"
+                )
+            if source.time != "told_at":
+                found.append(f"`sources[{i}].time` must be `told_at`, but is `{source.time}`")
         if not isinstance(origin, Predictions):
             continue
         if origin.pipeline not in known:

@@ -15,7 +15,7 @@ from headrace.instants import read
 from headrace.lake import DatasetRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from mlflow.entities.model_registry import ModelVersion
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from headrace.tracking import Logged, MLflow
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+SHADOW = "shadow-"
+"""What the alias of a shadow begins with; its version follows."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Release:
     """A registered version, and where it came from; ``training`` names no pins.
 
     ``as_of`` is UTC. ``verdict`` is empty until the gate has spoken, then
-    ``promoted``, ``rejected`` or ``not enough evidence``, and ``reason`` says why.
+    ``promoted``, ``rejected`` or ``not enough evidence``, and ``reason`` says why. ``receipt`` is the
+    SHA-256 of what it was promoted by.
     """
 
     pipeline: str
@@ -43,11 +46,17 @@ class Release:
     as_of: datetime
     verdict: str = ""
     reason: str = ""
+    receipt: str = ""
 
     @property
     def model_uri(self) -> str:
-        """The version's address, for ``tracking.load_model``; it never means another model."""
-        return f"models:/{self.pipeline}/{self.version}"
+        """The version's address."""
+        return uri(self.pipeline, self.version)
+
+
+def uri(pipeline: str, version: int) -> str:
+    """Return a version's address, for ``tracking.load_model``; it never means another model."""
+    return f"models:/{pipeline}/{version}"
 
 
 def register(mlflow: MLflow, pipeline: str, logged: Logged, tags: Mapping[str, str] | None = None) -> int:
@@ -142,14 +151,31 @@ def version(mlflow: MLflow, pipeline: str, number: int) -> Release:
     return _release(mlflow.client.get_model_version(pipeline, str(number)))
 
 
+def shadows(named: Mapping[int, Sequence[str]]) -> list[int]:
+    """Return those of some versions, with their aliases, that are shadows."""
+    return sorted(number for number, names in named.items() if f"{SHADOW}{number}" in names)
+
+
+def set_shadow(mlflow: MLflow, pipeline: str, version: int, *, on: bool) -> None:
+    """Let ``version`` be a shadow, or no longer."""
+    if on:
+        set_alias(mlflow, pipeline, f"{SHADOW}{version}", version)
+    else:
+        mlflow.client.delete_registered_model_alias(pipeline, f"{SHADOW}{version}")
+
+
 def set_alias(mlflow: MLflow, pipeline: str, alias: str, version: int) -> None:
     """Let ``alias`` name ``version``, whatever it named before."""
     mlflow.client.set_registered_model_alias(pipeline, alias, str(version))
 
 
-def promote(mlflow: MLflow, pipeline: str, version: int, reason: str, at: datetime) -> None:
-    """Make ``version`` the champion and note why; it stops being the challenger."""
+def promote(
+    mlflow: MLflow, pipeline: str, version: int, reason: str, at: datetime, receipt: str = ""
+) -> None:
+    """Make ``version`` the champion and note why, and its receipt; it stops being the challenger."""
     _note(mlflow, pipeline, version, "promoted", reason, at)
+    if receipt:
+        mlflow.client.set_model_version_tag(pipeline, str(version), "headrace.receipt", receipt)
     set_alias(mlflow, pipeline, CHAMPION, version)
     _clear_challenger(mlflow, pipeline, version)
 
@@ -196,6 +222,7 @@ def _release(row: ModelVersion) -> Release:
         as_of=read(facts["as_of"]),
         verdict=facts.get("verdict", ""),
         reason=facts.get("reason", ""),
+        receipt=facts.get("receipt", ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""The servers that `headrace up` and `headrace demo` keep: Prefect, a worker, MLflow, Data Docs, Feast's UI.
+"""The servers that `headrace up` and `headrace demo` keep: Prefect, a worker, MLflow, Feast's UI, models …
 
 Each is a child process listening on loopback, with its log below
 ``<home>/logs``. All end with the caller; one that ends before is started again.
@@ -55,6 +55,7 @@ class PortInUse(HeadraceError):
 
 HOST = "127.0.0.1"
 PREFECT = [sys.executable, "-m", "prefect"]
+HEADRACE = [sys.executable, "-m", "headrace.cli"]
 STARTING, SILENT, ASKED, ENDING = 120.0, 60.0, 10.0, 15.0
 """Seconds: that a server may take to start, and may not answer later; between two askings; to end in."""
 MODELS_UI = "?workflowType=machine_learning#/"
@@ -169,6 +170,14 @@ def feast_server(settings: Settings) -> Service:
     return Service("Feast", command, "`HEADRACE_FEAST_PORT`", f"{address}/", address)
 
 
+def model_server(settings: Settings) -> Service:
+    """Return the service that answers with champions."""
+    address = settings.serve_page
+    return Service(
+        "models", [*HEADRACE, "serve"], "`HEADRACE_SERVE_PORT`", f"{address}/healthz", f"{address}/docs"
+    )
+
+
 def embedded(settings: Settings) -> list[Service]:
     """Return the servers that no setting says run elsewhere."""
     from headrace.tracking import MLflow
@@ -179,7 +188,7 @@ def embedded(settings: Settings) -> list[Service]:
             settings.mlflow, settings.home
         ).client  # makes its database: the server would not wait for our lock
         servers.append(mlflow_server(settings))
-    return [*servers, docs_server(settings), feast_server(settings)]
+    return [*servers, docs_server(settings), feast_server(settings), model_server(settings)]
 
 
 @contextmanager

@@ -105,7 +105,6 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, description="Where `headrace up` serves MLflow")
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
     feast_port: int = Field(8888, description="Where `headrace up` serves the feature catalog")
-
     serve_host: str = Field(
         "127.0.0.1", description="Where `headrace serve` listens; elsewhere it wants keys"
     )
@@ -185,6 +184,13 @@ class Settings(BaseSettings):
     def feast_page(self) -> str:
         """Where a person looks at the features: Feast's own UI, which `headrace up` serves."""
         return f"http://127.0.0.1:{self.feast_port}"
+
+    @property
+    def serve_page(self) -> str:
+        """Where the models are asked, on this machine."""
+        scheme = "https" if self.serve_certificate else "http"
+        host = "127.0.0.1" if self.serve_host in ("0.0.0.0", "::") else self.serve_host
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.serve_port}"
 
     @property
     def docs_page(self) -> str:

@@ -274,6 +274,11 @@ def log_candidate(
     return Logged(experiment, run_id, logged.model_id)
 
 
+def digest_of(mlflow: MLflow, run_id: str) -> str:
+    """Return the digest of a run's model, as it was noted when it was written; empty of older ones."""
+    return str(mlflow.client.get_run(run_id).data.tags.get(DIGEST, ""))
+
+
 def run_page(mlflow: MLflow, run_id: str) -> str:
     """Return where a run is shown, below the address of the MLflow UI."""
     return f"/#/experiments/{mlflow.client.get_run(run_id).info.experiment_id}/runs/{run_id}"

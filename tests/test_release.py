@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +19,9 @@ from headrace.lake import DamagedTable, DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Regression
+from headrace.release.errors import Unproven
 from headrace.tracking import MLflow
+from headrace.training.errors import DamagedModel
 from tests.conftest import utc
 
 AS_OF = utc(2024, 3, 4)
@@ -158,3 +162,34 @@ def test_a_model_is_not_judged_by_rows_that_are_not_what_was_written(world: Worl
     forged = replace(data, fingerprint="0" * 16)
     with pytest.raises(DamagedTable, match="training/toy"):
         world.tried(forged, GOOD, last=True)
+
+
+def test_what_a_version_was_promoted_by_is_verified_and_any_change_of_it_found(world: World) -> None:
+    data = world.write()
+    trial = world.tried(data, GOOD, last=True)
+    version = world.registered(trial)
+    verdict = release.judge(SPEC, version, trial, data, world.lake, world.mlflow, AS_OF)
+    with pytest.raises(Unproven, match="never promoted"):
+        release.verify(SPEC, version, world.mlflow, world.ledger, world.lake)
+    release.carry_out(SPEC, version, verdict, AS_OF, world.mlflow, world.ledger, "a test")
+
+    checked = release.verify(SPEC, version, world.mlflow, world.ledger, world.lake)
+    assert [what.split()[0] for what in checked] == ["receipt", "model", f"training/toy@v{data.version},"]
+
+    tag = registry.version(world.mlflow, "toy", version).receipt
+    world.mlflow.client.set_model_version_tag("toy", str(version), "headrace.receipt", "0" * 64)
+    with pytest.raises(Unproven, match="another receipt"):
+        release.verify(SPEC, version, world.mlflow, world.ledger, world.lake)
+    world.mlflow.client.set_model_version_tag("toy", str(version), "headrace.receipt", tag)
+
+    [file] = world.mlflow.home.rglob("*.skops")
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(DamagedModel):
+        release.verify(SPEC, version, world.mlflow, world.ledger, world.lake)
+    file.write_bytes(kept)
+
+    with closing(sqlite3.connect(world.mlflow.home / "ledger.db")) as con, con:
+        con.execute("UPDATE headrace_ledger SET detail = replace(detail, '\"rows\": 300', '\"rows\": 301')")
+    with pytest.raises(Unproven, match="not as it was written"):
+        release.verify(SPEC, version, world.mlflow, world.ledger, world.lake)

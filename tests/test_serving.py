@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -32,17 +33,19 @@ from headrace import release as releases
 from headrace.cluster import cluster
 from headrace.feature_store import store as features
 from headrace.feature_store.plan import Plan, online
-from headrace.lake import Lake
+from headrace.lake import Lake, Window, duckdb_connection
 from headrace.pipeline import Candidate, Columns, Pipeline, Serving, Source
 from headrace.serving import journal as journals
 from headrace.serving import run
-from headrace.serving.app import MANY, application
-from headrace.serving.endpoint import new_id, served
+from headrace.serving.app import application
+from headrace.serving.endpoint import new_id
 from headrace.serving.errors import Busy
+from headrace.serving.http import MANY
 from headrace.serving.journal import Entry, Journal, adopt, send
 from headrace.serving.keys import Keys
 from headrace.serving.service import Service
-from headrace.sources import Call
+from headrace.sources import Call, Feedback
+from headrace.sources.feedback import served_by
 from headrace.tracking import MLflow
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
@@ -83,10 +86,10 @@ class Toy:
             yield client
 
     def logged(self) -> list[dict[str, Any]]:
-        table = self.lake.table(served("toy"))
+        table = self.lake.table(served_by("toy"))
         if not table.exists():
             return []
-        return self.lake.connect({"made": served("toy")}).sql("FROM made").to_arrow_table().to_pylist()
+        return self.lake.connect({"made": served_by("toy")}).sql("FROM made").to_arrow_table().to_pylist()
 
     def batch(self, rows: list[dict[str, Any]]) -> list[float]:
         """What batch scoring predicts of such rows."""
@@ -365,6 +368,77 @@ def test_the_next_champion_takes_over_between_two_requests(toy: Toy) -> None:
     assert versions == sorted(versions)
 
 
+def test_shadows_predict_what_is_answered_and_a_broken_one_troubles_nobody(toy: Toy) -> None:
+    registry.set_shadow(toy.mlflow, "toy", 2, on=True)
+    try:
+        with toy.client() as client:
+            answered = ask(client, [{**ROW, "x": n / 5, "place": f"p{n}"} for n in range(6)]).json()
+    finally:
+        registry.set_shadow(toy.mlflow, "toy", 2, on=False)
+    table = toy.lake.connect({"made": "shadow/toy"}).sql("FROM made").to_arrow_table().to_pylist()
+    ids = [one["id"] for one in answered["predictions"]]
+    told = {row["prediction_id"]: row["probability"] for row in table if row["prediction_id"] in ids}
+    assert answered["version"] == 1
+    assert {row["model_version"] for row in table} == {2}
+    registry.set_alias(toy.mlflow, "toy", "champion", 2)
+    try:
+        rows = [{**ROW, "x": n / 5, "place": f"p{n}"} for n in range(6)]
+        assert [told[one] for one in ids] == toy.batch(rows)
+    finally:
+        registry.set_alias(toy.mlflow, "toy", "champion", 1)
+
+    service = toy.service()
+    service.refresh()
+    endpoint = service.endpoints["toy"]
+    endpoint.shadows = [replace_native(endpoint.serving())]
+    app = application(service, Keys(toy.home / "none.json"))
+    service.refresh = lambda: None  # type: ignore[method-assign]
+    with TestClient(app) as client:
+        assert [ask(client, [ROW]).status_code for _ in range(3)] == [200] * 3
+    assert endpoint.unshadowed == 3
+
+
+def replace_native(predictor: Any) -> Any:
+    """A predictor whose model fails."""
+    broken = object.__new__(type(predictor))
+    broken.__dict__ |= predictor.__dict__ | {"model": None}
+    return broken
+
+
+def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:
+    with toy.client() as client:
+        ids = [one["id"] for one in ask(client, [{**ROW, "id": n} for n in (1, 2, 3)]).json()["predictions"]]
+
+        def tell(*told: dict[str, Any]) -> httpx.Response:
+            return client.post("/v1/toy/feedback", json={"feedback": list(told)})
+
+        assert tell({"id": ids[0], "label": 1}, {"id": ids[1], "label": 0}).status_code == 202
+        assert tell({"id": ids[1], "label": 1}).status_code == 202
+        slips = [
+            tell({"id": "mine", "label": 1}),
+            tell({"id": ids[0], "label": 2}),
+            tell({"id": ids[0], "label": "1"}),
+            tell({"id": ids[0]}),
+            tell(),
+        ]
+    assert [slip.status_code for slip in slips] == [422] * 5
+    pointers = [slip.json()["errors"][0]["pointer"] for slip in slips]
+    assert pointers == [
+        "/feedback/0/id",
+        "/feedback/0/label",
+        "/feedback/0/label",
+        "/feedback/0",
+        "/feedback",
+    ]
+
+    origin, now = Feedback("toy", ("id", "event_timestamp")), datetime.now(UTC)
+    window = Window(now - timedelta(minutes=5), now + timedelta(minutes=5))
+    con = duckdb_connection()
+    [part] = origin.of(toy.lake).read(con, "truth", "told_at", window)
+    found = con.sql(f"SELECT id, label, prediction_id FROM {part.relation} ORDER BY id").fetchall()
+    assert found == [(1, 1, ids[0]), (2, 1, ids[1])]
+
+
 def test_without_a_champion_nothing_is_answered_and_the_rest_goes_on(toy: Toy) -> None:
     with toy.client(replace(SPEC, name="other")) as client:
         answers = {page: client.get(page).status_code for page in ("/healthz", "/readyz", "/v1", "/metrics")}
@@ -381,7 +455,7 @@ def test_a_registry_that_is_gone_leaves_what_serves(toy: Toy, monkeypatch: pytes
     def gone(*_: Any) -> Any:
         raise OSError("no route")
 
-    monkeypatch.setattr(registry, "champion", gone)
+    monkeypatch.setattr(registry, "aliases", gone)
     service.refresh()
     assert service.troubles == {"toy": "OSError: no route"}
     assert service.endpoints["toy"].serving().version == 1
@@ -626,38 +700,115 @@ def process(toy: Toy, port: int) -> Iterator[subprocess.Popen[bytes]]:
             serving.kill()
 
 
+@pytest.fixture(scope="module")
+def live(toy: Toy) -> Iterator[str]:
+    """A service of its own, for clients that want a real one."""
+    port = free_port()
+    with process(toy, port):
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_client_that_is_not_ours_asks_by_the_open_inference_protocol(
+    toy: Toy, live: str, binary: bool
+) -> None:
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+    client = InferenceServerClient(live)
+    assert client.is_server_live()
+    assert client.is_model_ready("toy")
+    told = client.get_model_metadata("toy")
+    assert {one["name"]: one["datatype"] for one in told["inputs"]} == {
+        "kind": "BYTES", "x": "FP64", "f": "FP64", "g": "INT64", "twice": "FP64",
+    }  # fmt: skip
+    rows = [{**ROW, "x": n / 3 - 1, "kind": f"k{n}", "place": f"p{n}"} for n in range(4)]
+    columns = {
+        "kind": np.array([f"k{n}" for n in range(4)], np.object_),
+        "x": np.array([row["x"] for row in rows], np.float64),
+        "f": np.arange(4) / 4,
+        "g": np.arange(4),
+        "twice": np.array([2 * row["x"] for row in rows]),
+    }
+    inputs = []
+    for one in told["inputs"]:
+        values = columns[one["name"]]
+        inputs.append(InferInput(one["name"], [4], one["datatype"]))
+        inputs[-1].set_data_from_numpy(values, binary_data=binary)
+    asked = [InferRequestedOutput("probability", binary_data=binary)]
+    answer = client.infer("toy", inputs, outputs=asked, request_id="mine")
+    assert answer.as_numpy("probability").tolist() == toy.batch(rows)
+    assert answer.get_response()["id"] == "mine"
+    assert len(set(answer.get_response()["parameters"]["prediction_ids"])) == 4
+    assert client.infer("toy", inputs).as_numpy("probability").tolist() == toy.batch(rows)
+    client.close()
+
+
+TENSORS: list[tuple[Any, str]] = [
+    ({"inputs": 7}, "list of inputs"),
+    ({"inputs": [{"name": "z", "shape": [1], "datatype": "FP64", "data": [1]}]}, "is no input of the model"),
+    ({"inputs": [{"name": "x", "shape": [2], "datatype": "FP64", "data": [1]}]}, "has shape"),
+    ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": ["a"]}]}, "takes FP64"),
+    (
+        {"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [1]}]},
+        "no input kind, f, g, twice",
+    ),
+    ({"inputs": [{"name": "x", "shape": [1], "parameters": {"binary_data_size": 8}}]}, "8 bytes, of 0"),
+]
+
+
+@pytest.mark.parametrize(("body", "told"), TENSORS)
+def test_a_slip_in_tensors_is_named(toy: Toy, body: Any, told: str) -> None:
+    with toy.client() as client:
+        answer = client.post("/v2/models/toy/infer", json=body)
+        unknown = client.post("/v2/models/none/infer", json=body)
+    assert (answer.status_code, unknown.status_code) == (400, 404)
+    assert told in answer.json()["error"]
+
+
+def test_whatever_its_description_allows_is_answered_and_never_with_an_error_of_ours(live: str) -> None:
+    """And what it does not allow; the same in thousands: see docs/serving.md."""
+    command = [
+        *(Path(sys.executable).with_name("schemathesis"), "run", f"http://{live}/openapi.json"),
+        *("--max-examples", "60", "--seed", "1", "--workers", "2", "--generation-database", "none"),
+        *("--checks", "not_a_server_error,content_type_conformance,status_code_conformance"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-9000:]
+    assert "passed" in done.stdout
+
+
 def test_what_is_killed_under_load_has_logged_all_that_it_answered_once(toy: Toy) -> None:
-    """Whoever starts next brings it into the lake; so does one that is told to end."""
+    """Of several that share a lake, whoever lives brings what the killed one left; so does who comes next."""
     answered: list[str] = []
-    for ending in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
-        port = free_port()
-        with process(toy, port) as serving:
-            ended = threading.Event()
+    ports = [free_port() for _ in range(3)]
+    endings = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+    with ExitStack() as stack:
+        serving = list(ThreadPoolExecutor(3).map(lambda port: stack.enter_context(process(toy, port)), ports))
 
-            def keep_asking(address: str, ended: threading.Event) -> None:
-                with httpx.Client() as client:
-                    while not ended.is_set():
-                        try:
-                            answer = client.post(address, json={"rows": [ROW, ROW]})
-                        except httpx.TransportError:
-                            return
-                        if answer.status_code == 200:
-                            answered.extend(one["id"] for one in answer.json()["predictions"])
+        def keep_asking(port: int) -> None:
+            with httpx.Client() as client:
+                while True:
+                    try:
+                        answer = client.post(
+                            f"http://127.0.0.1:{port}/v1/toy/predict", json={"rows": [ROW, ROW]}
+                        )
+                    except httpx.TransportError:
+                        return
+                    if answer.status_code == 200:
+                        answered.extend(one["id"] for one in answer.json()["predictions"])
 
-            where = f"http://127.0.0.1:{port}/v1/toy/predict"
-            asking = [threading.Thread(target=keep_asking, args=(where, ended)) for _ in range(4)]
-            for thread in asking:
-                thread.start()
+        asking = [threading.Thread(target=keep_asking, args=(port,)) for port in ports for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        for one, ending in zip(serving, endings, strict=True):
             time.sleep(1.0)
-            serving.send_signal(ending)
-            serving.wait(30)
-            ended.set()
-            for thread in asking:
-                thread.join()
+            one.send_signal(ending)
+        for one in serving:
+            one.wait(30)
+        for thread in asking:
+            thread.join()
     adopt(toy.home / "served", toy.lake)
     logged = [row["prediction_id"] for row in toy.logged()]
     assert len(answered) > 100
     assert len(logged) == len(set(logged))
-
     assert set(answered) <= set(logged)
-    assert not list((toy.home / "served").iterdir())

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import registry, tracking
+from headrace import registry, release, tracking
 from headrace.errors import ServerUnreachable
 from headrace.gate import Verdict
 from headrace.lake import DatasetRef, Lake
@@ -30,6 +30,7 @@ from headrace.ledger import AlreadyClaimed, Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Binary
 from headrace.project import Project
+from headrace.release.errors import NothingBefore
 from headrace.settings import Settings
 from headrace.tracking import MLflow
 from headrace.training.encoding import Encoder
@@ -519,6 +520,125 @@ def test_a_champion_that_was_brought_back_by_hand_is_succeeded_again(mlflow, tra
     registry.set_alias(mlflow, "late", registry.CHAMPION, first.version)
     assert third.release(against="1")
     assert registry.champion(mlflow, "late").version == third.version
+
+
+def killed_at(monkeypatch, mlflow, number):
+    """Let the process end at its nth write, to the ledger or to the registry; later ones would be made."""
+    written = iter(range(1_000_000))
+
+    def counted(write):
+        def once(*args, **kwargs):
+            if next(written) == number:
+                raise KeyboardInterrupt
+            return write(*args, **kwargs)
+
+        return once
+
+    monkeypatch.setattr(Ledger, "_write", counted(Ledger._write))
+    for name in ("set_model_version_tag", "set_registered_model_alias", "delete_registered_model_alias"):
+        monkeypatch.setattr(type(mlflow.client), name, counted(getattr(type(mlflow.client), name)))
+
+
+@pytest.mark.parametrize("change", ["the gate", "by hand", "back"])
+def test_a_change_of_champion_that_is_killed_anywhere_is_finished_or_never_begun(
+    mlflow, train, change, monkeypatch
+):
+    """By whoever comes next, at once; the ledger then has it once, and names who serves."""
+    ledger = Ledger(Settings().ledger)
+    first, second, third = train("first"), train("second"), train("third")
+    assert first.release(against=None)
+    assert second.release(against="1")
+    ends, number, finished = set(), 0, False
+    while not finished:
+        before = release.champions(SPEC, ledger)[-1]
+        to = {"the gate": train(f"run {number}").version, "by hand": 3 if before != 3 else 1, "back": 0}[
+            change
+        ]
+        count = len(release.changes(SPEC, ledger))
+        with monkeypatch.context() as patch:
+            killed_at(patch, mlflow, number)
+            try:
+                if change == "the gate":
+                    verdict = Verdict("promoted", "better", str(to), str(before))
+                    assert release.carry_out(SPEC, to, verdict, AS_OF, mlflow, ledger, f"killed {number}")
+                elif change == "by hand":
+                    release.move(SPEC, to, "I know better", mlflow, ledger, f"killed {number}")
+                else:
+                    to = release.rollback(SPEC, "it is bad", mlflow, ledger, f"killed {number}")
+                finished = True
+            except KeyboardInterrupt:
+                pass
+        done = release.reconcile(SPEC, mlflow, ledger, "whoever comes next")
+        assert release.reconcile(SPEC, mlflow, ledger, "and then") == []
+        assert release.strayed(SPEC, mlflow, ledger) is None
+        made = release.changes(SPEC, ledger)[count:]
+        assert len(made) <= 1
+        ends.add((bool(done), len(made)))
+        if change == "back" and made:  # so that there is something to go back to
+            release.move(SPEC, second.version, "again", mlflow, ledger, "a test")
+        number += 1
+    assert ends == {(False, 0), (True, 1), (False, 1)}
+    assert number >= 4
+    del third
+
+
+def test_of_changes_at_once_one_champion_comes_and_the_ledger_names_it(mlflow, train):
+    ledger = Ledger(Settings().ledger)
+    versions = [train(f"run {n}").version for n in range(6)]
+    assert train("first").release(against=None)
+
+    def change(n):
+        try:
+            if n % 2:
+                release.move(SPEC, versions[n], "by hand", mlflow, ledger, f"hand {n}")
+            else:
+                verdict = Verdict("promoted", "better", str(versions[n]), "7")
+                release.carry_out(SPEC, versions[n], verdict, AS_OF, mlflow, ledger, f"gate {n}")
+        except AlreadyClaimed:
+            pass
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(change, range(6)))
+    release.reconcile(SPEC, mlflow, ledger, "whoever comes next")
+    assert release.strayed(SPEC, mlflow, ledger) is None
+    made = [one.detail for one in release.changes(SPEC, ledger)]
+    assert [one["before"] for one in made] == ["none", *(str(one["version"]) for one in made[:-1])]
+    assert len(made) >= 2
+
+
+def test_going_back_is_recorded_and_may_be_gone_back_from(mlflow, train):
+    ledger = Ledger(Settings().ledger)
+    for cause, against in (("first", None), ("second", "1"), ("third", "2")):
+        assert train(cause).release(against=against)
+    assert [release.rollback(SPEC, "bad", mlflow, ledger, f"me {n}") for n in range(2)] == [2, 1]
+    with pytest.raises(NothingBefore):
+        release.rollback(SPEC, "bad", mlflow, ledger, "me 3")
+    assert registry.champion(mlflow, "late").version == 1
+    fourth = train("fourth")
+    assert fourth.release(against="1")
+    assert release.champions(SPEC, ledger) == [1, 4]
+    assert release.rollback(SPEC, "bad", mlflow, ledger, "me 4") == 1
+    told = [one.detail["reason"] for one in release.changes(SPEC, ledger)]
+    assert told == ["first", "second", "third", "bad", "bad", "fourth", "bad"]
+
+
+@pytest.mark.parametrize("accept", [True, False])
+def test_an_alias_that_was_moved_by_hand_is_noticed_and_settled(mlflow, train, accept):
+    ledger = Ledger(Settings().ledger)
+    for cause, against in (("first", None), ("second", "1")):
+        assert train(cause).release(against=against)
+    assert release.strayed(SPEC, mlflow, ledger) is None
+    registry.set_alias(mlflow, "late", registry.CHAMPION, 1)
+    found = release.strayed(SPEC, mlflow, ledger)
+    assert (found.named, found.expected) == (1, 2)
+    assert "headrace models settle late" in str(found)
+    assert release.reconcile(SPEC, mlflow, ledger, "me") == []  # it is nobody's unfinished work
+
+    settled = release.settle(SPEC, mlflow, ledger, "me", accept=accept, reason="a mistake")
+
+    assert settled == registry.champion(mlflow, "late").version == (1 if accept else 2)
+    assert release.strayed(SPEC, mlflow, ledger) is None
+    assert release.settle(SPEC, mlflow, ledger, "me", accept=True, reason="") is None
 
 
 def test_promoting_leaves_a_newer_challenger_alone(mlflow, log):

@@ -34,7 +34,7 @@ from flows.steps.monitoring import (
     unjudged,
     watch,
 )
-from flows.steps.scoring import champion, released, score, unscored
+from flows.steps.scoring import champion, released, score, settle_champion, unscored
 from flows.steps.training import (
     choose,
     fit,
@@ -90,6 +90,7 @@ __all__ = [
     "say_unreadable",
     "score",
     "settle",
+    "settle_champion",
     "settle_dead_parts",
     "slug",
     "sources",

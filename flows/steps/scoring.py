@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from flows.steps.common import progress, step
+from flows.steps.common import holder, logger, progress, step
 from headrace import registry, tracking
 from headrace import release as releases
 from headrace.feature_store.plan import online
@@ -14,6 +14,14 @@ from headrace.project import Project
 from headrace.registry import Release
 from headrace.release.errors import NoChampion
 from headrace.serving import log
+
+
+def settle_champion(project: Project, spec: Pipeline) -> None:
+    """Finish a change of champion that was cut short; say so if somebody has moved the alias by hand."""
+    for done in releases.reconcile(spec, project.mlflow, project.ledger, holder()):
+        logger().warning("Finished what was cut short: %s", done)
+    if stray := releases.strayed(spec, project.mlflow, project.ledger):
+        logger().warning("%s", stray)
 
 
 @step("find the champion")

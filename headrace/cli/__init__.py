@@ -21,6 +21,7 @@ from headrace.cli import (
     report,
     reproduce,
     serve,
+    trace,
     vacuum,
     verify,
 )
@@ -57,6 +58,7 @@ app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)
 app.command()(serve.serve)
+app.command()(trace.trace)
 app.command()(report.report)
 app.command()(verify.verify)
 app.command()(reproduce.reproduce)

@@ -24,7 +24,7 @@ console = Console()
 
 
 def up() -> None:
-    """Serve Prefect, MLflow, Feast's UI, Data Docs, and a worker until Ctrl-C; deploy all of prefect.yaml."""
+    """Serve Prefect, MLflow, Feast's UI, Data Docs, models and a worker until Ctrl-C; deploy prefect.yaml."""
     settings = Settings()
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
@@ -96,8 +96,23 @@ def demo(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     lived.unlink()
     _tell(summary)
+    _ask(settings)
     console.print(f"Written to {folder / 'summary.json'}. [bold]make up[/] serves:")
     console.print(_addresses(settings))
+
+
+def _ask(settings: Settings) -> None:
+    """Let the champion answer once, and show how it is asked."""
+    import httpx
+
+    with services.running([services.model_server(settings)], settings):
+        page = f"{settings.serve_page}/v1/flights/predict"
+        described = httpx.get(f"{settings.serve_page}/openapi.json", timeout=60).json()
+        body = described["paths"]["/v1/flights/predict"]["post"]["requestBody"]
+        asked = json.dumps(body["content"]["application/json"]["example"])
+        answer = httpx.post(page, content=asked, timeout=60)
+    console.print("The champion answers over HTTP:")
+    console.print(f"$ curl {page} -d '{asked}'\n{answer.text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _keep(children: list[services.Child], while_: Callable[[], bool]) -> None:
@@ -131,6 +146,7 @@ def _addresses(settings: Settings) -> Table:
         ("Prefect", settings.prefect_page, "runs, deployments, artifacts, automations"),
         ("MLflow", services.mlflow_models(settings), "models, their runs, and what the monitor saw"),
         ("Feast", settings.feast_page, "features: where from, what they mean, who uses them"),
+        ("models", f"{settings.serve_page}/docs", "ask champions over HTTP; every answer is logged"),
         ("Data Docs", settings.docs_page, "what each batch was checked for, and what was found"),
         ("state", str(settings.home), "lake, ledger, features, logs"),
     ):

@@ -14,6 +14,7 @@ from headrace.legible import legible, legible_lines
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headrace.pipeline import Pipeline
     from headrace.project import Project
     from headrace.registry import Release
     from headrace.release.models import About
@@ -138,3 +139,114 @@ def compare(model: Which, other: Annotated[str, typer.Argument(help="The one to 
         console.print(
             f"{ours.name} and {theirs.name} are of the same data, code and parameters.", markup=False
         )
+
+
+Why = Annotated[str, typer.Option("--reason", help="Why; the ledger keeps it.", prompt=True)]
+
+
+@app.command()
+def promote(model: Annotated[str, typer.Argument(help="Such as flights@3.")], reason: Why) -> None:
+    """Make a version champion by hand, past the gate; everybody who serves takes it up within seconds."""
+    from headrace import release as releases
+    from headrace.project import Project
+
+    project = Project.here()
+    version, spec = found(project, model).version, project.pipeline(model.partition("@")[0])
+    _finish(project, spec)
+    releases.move(spec, version, reason, project.mlflow, project.ledger, _who())
+    console.print(f"{spec.name}@{version} is champion.", markup=False)
+
+
+@app.command()
+def rollback(pipeline: Annotated[str, typer.Argument(help="Such as flights.")], reason: Why) -> None:
+    """Bring back the champion of before; everybody who serves takes it up within seconds."""
+    from headrace import release as releases
+    from headrace.project import Project
+
+    project = Project.here()
+    spec = project.pipeline(pipeline)
+    _finish(project, spec)
+    version = releases.rollback(spec, reason, project.mlflow, project.ledger, _who())
+    console.print(f"{spec.name}@{version} is champion again.", markup=False)
+
+
+@app.command()
+def shadow(
+    model: Annotated[str, typer.Argument(help="Such as flights@3.")],
+    off: Annotated[bool, typer.Option("--off", help="No longer.")] = False,
+) -> None:
+    """Let a version predict, beside the champion, what is asked of `headrace serve`; it answers nobody."""
+    from headrace import registry
+    from headrace.project import Project
+
+    project = Project.here()
+    release = found(project, model)
+    registry.set_shadow(project.mlflow, release.pipeline, release.version, on=not off)
+    told = "is a shadow no longer" if off else f"is a shadow; what it says goes to shadow/{release.pipeline}"
+    console.print(f"{release.pipeline}@{release.version} {told}.", markup=False)
+
+
+@app.command()
+def verify(model: Which) -> None:
+    """Check what a version was released by: its receipt, its model, and every table that it was made of."""
+    from headrace import release as releases
+    from headrace.project import Project
+
+    project = Project.here()
+    release = found(project, model)
+    spec = project.pipeline(release.pipeline)
+    for checked in releases.verify(spec, release.version, project.mlflow, project.ledger, project.lake):
+        console.print(f"  as it was written: {checked}", markup=False, highlight=False)
+    console.print(f"{spec.name}@{release.version} is what the gate promoted.", markup=False)
+
+
+@app.command()
+def settle(
+    pipeline: Annotated[str, typer.Argument(help="Such as flights.")],
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Let the version stay that the alias names.")
+    ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring back the one that it should name.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; the ledger keeps it.")] = "accepted by hand",
+) -> None:
+    """Show every change of champion, finish what was cut short, and end what was done by hand in MLflow."""
+    from headrace import release as releases
+    from headrace.project import Project
+    from headrace.release.promotion import told
+
+    if accept and restore:
+        raise typer.BadParameter("give --accept or --restore, not both")
+    project = Project.here()
+    spec = project.pipeline(pipeline)
+    _finish(project, spec)
+    for change in releases.changes(spec, project.ledger):
+        console.print(legible_lines(told(change)), markup=False, highlight=False)
+    stray = releases.strayed(spec, project.mlflow, project.ledger)
+    if stray is None:
+        console.print("The champion is the last that was made it.")
+    elif accept or restore:
+        now = releases.settle(spec, project.mlflow, project.ledger, _who(), accept=accept, reason=reason)
+        console.print(f"{spec.name}@{now} is champion.", markup=False)
+    else:
+        console.print(legible_lines(stray), style="red", markup=False)
+        console.print("Give --accept or --restore.")
+        raise typer.Exit(1)
+
+
+def _finish(project: Project, spec: Pipeline) -> None:
+    """Finish what was cut short, and say so."""
+    from headrace import release as releases
+
+    for done in releases.reconcile(spec, project.mlflow, project.ledger, _who()):
+        console.print(f"Finished what was cut short: {done}.", markup=False)
+
+
+def _who() -> str:
+    """Return who types, as far as the machine knows."""
+    import getpass
+    import socket
+    from uuid import uuid4
+
+    return f"{getpass.getuser()}@{socket.gethostname()} {uuid4().hex[:8]}"

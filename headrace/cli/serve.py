@@ -33,7 +33,7 @@ def serve(
     run.refuse_open(settings.serve_host, Keys(keys))
     specs = [project.pipeline(name) for name in pipeline] if pipeline else project.sound_pipelines()
     console.print(
-        f"{run.address(settings)} answers for {', '.join(spec.name for spec in specs)}; Ctrl-C ends it."
+        f"{settings.serve_page} answers for {', '.join(spec.name for spec in specs)}; Ctrl-C ends it."
     )
     run.run(project.settings, specs, partial(Plan, project.store), project.mlflow, project.lake, Keys(keys))
 

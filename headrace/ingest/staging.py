@@ -15,7 +15,7 @@ from headrace.ingest.errors import WindowsChanged
 from headrace.lake import AVAILABLE, Lake, Window, duckdb_connection, windows
 from headrace.ledger import EVERY
 from headrace.quarantine import Lot
-from headrace.sources import Files, Predictions, Query
+from headrace.sources import Feedback, Files, Predictions, Query
 from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sources.rows import INSTANT, carried, described, explained, family, widest
 from headrace.sql import literal, quoted
@@ -108,7 +108,9 @@ def stage(
     try:
         new, files = not raw.exists(), isinstance(source.origin, Files)
         since = EVER if new and files else look[0].start  # of files, all rows are read in any case
-        origin = source.origin.of(lake) if isinstance(source.origin, Predictions) else source.origin
+        origin = source.origin
+        if isinstance(origin, Predictions | Feedback):
+            origin = origin.of(lake)
         parts = origin.read(con, source.name, source.time, Window(since, look[-1].end))
         parts = [_carried(con, source, part) for part in parts]
         landed: dict[str, str] = {}

@@ -4,7 +4,17 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 """
 
 from headrace.release.compare import compare
-from headrace.release.promotion import carry_out, first
+from headrace.release.promotion import (
+    carry_out,
+    changes,
+    first,
+    move,
+    reconcile,
+    rollback,
+    settle,
+    strayed,
+    verify,
+)
 from headrace.release.study import Study, Tried, best, finished, plots, space_of, tune, tuned
 from headrace.release.trial import Trial, choose, settled, try_out
 from headrace.release.upstream import complete, downstream, feeds, missing, predict_history, predictor
@@ -16,6 +26,7 @@ __all__ = [
     "Tried",
     "best",
     "carry_out",
+    "changes",
     "choose",
     "compare",
     "complete",
@@ -25,12 +36,18 @@ __all__ = [
     "first",
     "judge",
     "missing",
+    "move",
     "plots",
     "predict_history",
     "predictor",
+    "reconcile",
+    "rollback",
+    "settle",
     "settled",
     "space_of",
+    "strayed",
     "try_out",
     "tune",
     "tuned",
+    "verify",
 ]

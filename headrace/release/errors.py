@@ -80,3 +80,37 @@ class NotReleased(HeadraceError):
             f"{reason} It stays registered, with its scores. Give it more to learn from (a later `--start`, "
             f"other `columns` or `candidates` in `pipelines/{pipeline}.py`), and begin again."
         )
+
+
+class NothingBefore(HeadraceError):
+    """There is no champion to go back to."""
+
+    def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
+        super().__init__(
+            f"`{pipeline}` had no champion before this one that the ledger knows of. Nothing was changed. "
+            f"`headrace models promote {pipeline}@VERSION` makes any version champion."
+        )
+
+
+class Unproven(HeadraceError):
+    """What a version was released by cannot be shown."""
+
+    def __init__(self, pipeline: str, version: int, reason: str) -> None:
+        self.pipeline, self.version, self.reason = pipeline, version, reason
+        super().__init__(
+            f"Version {version} of `{pipeline}` is not proven: {reason}. Do not rely on it before you know "
+            f"why: `headrace models settle {pipeline}` lists every change of champion, and `headrace "
+            "reproduce` makes a release again."
+        )
+
+
+class UnknownPrediction(HeadraceError):
+    """No prediction of that id was logged."""
+
+    def __init__(self, id: str, reason: str) -> None:
+        self.id, self.reason = id, reason
+        super().__init__(
+            f"No prediction `{id}` is logged: {reason}. One that another machine answered comes "
+            "into the lake within half a minute."
+        )

@@ -13,45 +13,20 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from headrace.addresses import scrubbed
-from headrace.errors import HeadraceError, ServerUnreachable
-from headrace.feature_store.errors import BadKey, NotComputed
-from headrace.serving import documented, metrics
-from headrace.serving.errors import BadRequest, Busy, FeaturesMissing, NoChampion, NotLogged
+from headrace.errors import HeadraceError
+from headrace.serving import documented, metrics, v2
+from headrace.serving.errors import BadRequest, Busy
+from headrace.serving.http import JSON, MANY, TIMEOUT, Refused, problem, raw_body, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from headrace.serving.endpoint import Answer, Endpoint
     from headrace.serving.keys import Keys
     from headrace.serving.service import Service
-
-LARGE = 4 * 2**20
-"""Bytes that a request may have."""
-MANY = 1_000
-"""Rows that a request may have."""
-TIMEOUT = 10.0
-"""Seconds after which an answer is not waited for any more."""
-JSON, PROBLEM = "application/json", "application/problem+json"
-STATUS: Mapping[type[Exception], tuple[int, str]] = {
-    FeaturesMissing: (424, "Features are missing"),
-    BadRequest: (422, "The request is not what it may be"),
-    BadKey: (422, "A key is no value of its type"),
-    NotComputed: (422, "Features cannot be computed of it"),
-    Busy: (429, "Too much is asked"),
-    NoChampion: (503, "No model serves"),
-    NotLogged: (503, "The prediction cannot be logged"),
-    ServerUnreachable: (503, "The online store is gone"),
-}
-
-
-class Refused(Exception):
-    """A request ends here with a status and why (RFC 9457)."""
-
-    def __init__(self, status: int, title: str, detail: str, **headers: str) -> None:
-        self.status, self.title, self.detail, self.headers = status, title, detail, headers
 
 
 def application(service: Service, keys: Keys) -> FastAPI:
@@ -66,7 +41,7 @@ def application(service: Service, keys: Keys) -> FastAPI:
         finally:
             await loop.run_in_executor(None, service.stop)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="headrace",
         description=documented.ABOUT,
         lifespan=lifespan,
@@ -103,7 +78,12 @@ def application(service: Service, keys: Keys) -> FastAPI:
     async def healthz() -> Response:
         return _json({"status": "alive"})
 
-    @app.get("/readyz", tags=["operations"], summary="Whether a champion answers")
+    @app.get(
+        "/readyz",
+        tags=["operations"],
+        summary="Whether a champion answers",
+        responses={503: {"description": "None does"}},
+    )
     async def readyz() -> Response:
         return _json({"status": "ready" if service.ready else "no champion"}, 200 if service.ready else 503)
 
@@ -111,6 +91,7 @@ def application(service: Service, keys: Keys) -> FastAPI:
     async def exposed() -> Response:
         return Response(measured.exposed(), media_type=metrics.TYPE)
 
+    app.include_router(v2.routes(service, keys, measured))
     app.openapi = partial(documented.openapi, app, service)  # type: ignore[method-assign]
     return app
 
@@ -138,7 +119,7 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
             status = error.status
             raise
         except HeadraceError as error:
-            status = _status(error)[0]
+            status = status_of(error)[0]
             raise
         finally:
             timer(status, time.perf_counter() - start)
@@ -154,6 +135,33 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
         return await asked(request, False)
 
     @app.post(
+        f"/v1/{name}/feedback",
+        tags=[name],
+        summary="Tell what came true",
+        operation_id=f"feedback_{name}",
+        status_code=202,
+        openapi_extra={"x-headrace": [name, "feedback"]},
+    )
+    async def feedback(request: Request) -> Response:
+        start, status = time.perf_counter(), 500
+        try:
+            keys.check(request.headers, name, "feedback")
+            told = endpoint.told(await _body(request), datetime.now(UTC), asyncio.get_running_loop(), MANY)
+            await asyncio.wait_for(told, TIMEOUT)
+            status = 202
+            return _json({"logged": True}, 202)
+        except TimeoutError:
+            raise Refused(503, "No answer in time", f"There was none within {TIMEOUT:.0f} s.") from None
+        except Refused as error:
+            status = error.status
+            raise
+        except HeadraceError as error:
+            status = status_of(error)[0]
+            raise
+        finally:
+            timer(status, time.perf_counter() - start)
+
+    @app.post(
         f"/v1/{name}/explain",
         tags=[name],
         summary="Predict, and say what each input adds",
@@ -165,18 +173,8 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
 
 
 async def _body(request: Request) -> Any:
-    """Return a request's JSON."""
-    if int(request.headers.get("content-length") or 0) > LARGE:
-        raise Refused(
-            413, "The request is too large", f"It may have {LARGE:,} bytes. Ask for fewer rows at once."
-        )
-    raw = bytearray()
-    async for part in request.stream():
-        raw += part
-        if len(raw) > LARGE:
-            raise Refused(413, "The request is too large", f"It may have {LARGE:,} bytes.")
     try:
-        return orjson.loads(raw)
+        return orjson.loads(await raw_body(request))
     except orjson.JSONDecodeError as error:
         raise Refused(400, "The request is no JSON", str(error)) from None
 
@@ -215,21 +213,9 @@ def _json(told: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(told), status, media_type=JSON)
 
 
-def _status(error: HeadraceError) -> tuple[int, str]:
-    return next((told for kind, told in STATUS.items() if isinstance(error, kind)), (500, "It failed"))
-
-
-def problem(
-    status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any
-) -> Response:
-    """Return an answer that says what is wrong, as RFC 9457 has it."""
-    told = {"type": "about:blank", "title": title, "status": status, "detail": scrubbed(detail), **more}
-    return Response(orjson.dumps(told), status, dict(headers or {}), PROBLEM)
-
-
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
-    status, title = _status(error)
+    status, title = status_of(error)
     headers, more = {}, {}
     if isinstance(error, Busy):
         headers["Retry-After"] = "1"

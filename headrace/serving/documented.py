@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from fastapi import FastAPI
 
+    from headrace.pipeline import Pipeline
     from headrace.serving.predictor import Predictor
     from headrace.serving.service import Service
 
@@ -62,11 +63,35 @@ def openapi(app: FastAPI, service: Service) -> dict[str, Any]:
         for operation in path.values():
             if "x-headrace" in operation:
                 name, what = operation.pop("x-headrace")
-                if predictor := service.endpoints[name].predictor:
+                if what == "feedback":
+                    operation.update(_told(service.pipelines[name]))
+                elif predictor := service.endpoints[name].predictor:
                     operation.update(_operation(service, predictor, what))
-                operation["responses"] = {"200": operation["responses"]["200"], **_problems()}
+                good = {status: of for status, of in operation["responses"].items() if status < "300"}
+                operation["responses"] = good | _problems()
                 operation["security"] = [{}, {"key": []}]
     return found
+
+
+def _told(spec: Pipeline) -> dict[str, Any]:
+    label = _type(spec.problem.label_type) | {"description": spec.problem.expected}
+    label["type"] = label["type"][0]
+    if spec.problem.labels:
+        label["enum"] = list(spec.problem.labels)
+    one = {
+        "type": "object",
+        "required": ["id", "label"],
+        "properties": {"id": {"type": "string", "format": "uuid"}, "label": label},
+        "additionalProperties": False,
+    }
+    every = {"type": "array", "minItems": 1, "maxItems": 1000, "items": one}
+    asked: dict[str, Any] = {"type": "object", "required": ["feedback"], "properties": {"feedback": every}}
+    asked["additionalProperties"] = False
+    return {
+        "description": "What came true, by the ids of answers; the last that is told of one counts.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
+        "responses": {"202": {"description": "On disk", "content": {"application/json": {}}}},
+    }
 
 
 def _problems() -> dict[str, Any]:

@@ -16,27 +16,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
+from headrace.lake import AVAILABLE
 from headrace.serving.errors import Busy, NoChampion
+from headrace.serving.feedback import truth_schema, truths
 from headrace.serving.journal import Entry, Journal
 from headrace.serving.predictor import AT
+from headrace.sources.feedback import feedback_of, served_by
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from headrace.pipeline import Pipeline
     from headrace.serving.predictor import Made, Predictor
 
+BEHIND = 64
+"""Passes that shadows may be behind."""
 TOGETHER = 256
 """Rows that are predicted in one pass."""
 WAITING = 0.05
 """Seconds that what is taken may have to wait before its pass begins."""
 logger = logging.getLogger(__name__)
-
-
-def served(pipeline: str) -> str:
-    """Return the name of the table that answered predictions are in."""
-    return f"served/{pipeline}"
 
 
 def new_id(at: datetime) -> str:
@@ -46,6 +47,11 @@ def new_id(at: datetime) -> str:
     number = number & ~(3 << 62) | 2 << 62
     text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def shadow_of(pipeline: str) -> str:
+    """Return the name of the table of what shadows would have answered."""
+    return f"shadow/{pipeline}"
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,22 @@ class _Request:
 class Endpoint:
     """Answers for one pipeline, with whatever predictor serves at the moment."""
 
-    def __init__(self, pipeline: str, journal: Journal) -> None:
-        self.pipeline, self.journal = pipeline, journal
+    def __init__(self, spec: Pipeline, journal: Journal) -> None:
+        self.spec, self.pipeline, self.journal = spec, spec.name, journal
         self.predictor: Predictor | None = None
         """What serves; another one may take its place between two passes."""
+        self.shadows: Sequence[Predictor] = ()
+        """What predicts the same rows beside it, and answers nobody."""
+        self.unshadowed = 0
+        """Rows that no shadow predicted, for they were too far behind, or failed."""
         self._taken = self._begun = 0  # each written by one thread alone
         self._seconds_a_row = 0.0005
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"serve-{pipeline}", daemon=True)
+        self._behind: queue.Queue[list[tuple[_Request, Answer]] | None] = queue.Queue(BEHIND)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"serve-{spec.name}", daemon=True),
+            threading.Thread(target=self._shadow, name=f"shadow-{spec.name}", daemon=True),
+        ]
 
     @property
     def waiting(self) -> int:
@@ -88,12 +102,15 @@ class Endpoint:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Answer what was taken, and end."""
         self._requests.put(None)
-        self._thread.join()
+        self._threads[0].join()
+        self._behind.put(None)
+        self._threads[1].join()
 
     def serving(self) -> Predictor:
         """Return what serves.
@@ -125,6 +142,22 @@ class Endpoint:
         self._taken += len(rows)
         future = loop.create_future()
         self._requests.put(_Request(rows, ready, explain, at, loop, future))
+        return future
+
+    def told(self, body: Any, at: datetime, loop: AbstractEventLoop, most: int) -> Future[None]:
+        """Take what came true of predictions; the future ends once it is on disk.
+
+        Raises:
+            BadRequest: Something about it is wrong.
+        """
+        problem = self.spec.problem
+        rows = truths(problem, body, at, most)
+        future: Future[None] = loop.create_future()
+
+        def done(error: HeadraceError | None) -> None:
+            loop.call_soon_threadsafe(_ended, future, error)
+
+        self.journal.put(Entry(feedback_of(self.pipeline), truth_schema(problem), rows, done))
         return future
 
     def _run(self) -> None:
@@ -170,8 +203,42 @@ class Endpoint:
 
         def done(error: HeadraceError | None) -> None:
             _settle([(request, error or answer) for request, answer in answered])
+            if self.shadows and not error:
+                try:
+                    self._behind.put_nowait(answered)
+                except queue.Full:
+                    self.unshadowed += sum(len(request.rows) for request, _ in answered)
 
-        self.journal.put(Entry(served(self.pipeline), predictor.schema, _rows(predictor, answered), done))
+        self.journal.put(Entry(served_by(self.pipeline), predictor.schema, _rows(predictor, answered), done))
+
+    def _shadow(self) -> None:
+        """Let shadows predict what was answered, of the same inputs, and log that."""
+        while (answered := self._behind.get()) is not None:
+            for shadow in self.shadows:
+                try:
+                    self._shadowed(shadow, answered)
+                except Exception as error:  # noqa: BLE001  # whatever befalls a shadow, nobody else hears of it
+                    self.unshadowed += sum(len(request.rows) for request, _ in answered)
+                    logger.error("Shadow %s of %s: %s", shadow.version, self.pipeline, error)
+
+    def _shadowed(self, shadow: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> None:
+        inputs: dict[str, list[Any]] = {name: [] for name in shadow.spec.columns.names}
+        for _, answer in answered:
+            for name, values in inputs.items():
+                values.extend(answer.made.inputs[name])
+        predictions = shadow.predicted(inputs)
+        ids = [(one, request.at) for request, answer in answered for one in answer.ids]
+        columns = zip(*predictions.values(), strict=True)
+        rows = [
+            {
+                "prediction_id": one,
+                "model_version": shadow.version,
+                **dict(zip(predictions, of, strict=True)),
+                AVAILABLE: at,
+            }
+            for (one, at), of in zip(ids, columns, strict=True)
+        ]
+        self.journal.put(Entry(shadow_of(self.pipeline), shadow.shadow_schema, rows, lambda _: None))
 
     def _answered(
         self, requests: Sequence[_Request], ready: bool, explain: bool
@@ -202,21 +269,29 @@ class Endpoint:
 
 def _rows(predictor: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> list[dict[str, Any]]:
     """Return what was answered as the log has it."""
-    names, keys = predictor.spec.columns.names, [key for key in predictor.spec.keys if key != AT]
+    names, fields = predictor.spec.columns.names, predictor.fields.types
     found = []
     for request, answer in answered:
         made = answer.made
         for place, row in enumerate(request.rows):
             logged = {"prediction_id": answer.ids[place], "requested_at": request.at}
-            logged |= {key: row.get(key) for key in keys}
+            logged |= {name: row.get(name) for name in fields}
             logged[AT] = row.get(AT, request.at)
             logged |= {name: made.inputs[name][place] for name in names}
             logged |= {name: values[place] for name, values in made.predictions.items()}
             logged["missing"] = made.missing[place]
             logged["model_version"] = answer.version
-            logged["available_at"] = request.at
+            logged[AVAILABLE] = request.at
             found.append(logged)
     return found
+
+
+def _ended(future: Future[None], error: HeadraceError | None) -> None:
+    if not future.done():
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
 
 def _settle(outcomes: Sequence[tuple[_Request, Any]]) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from headrace.serving.http import Refused
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from headrace.serving.app import Refused
 
 SCOPES = ("predict", "feedback")
 EVERY = "*"
@@ -79,11 +79,11 @@ class Keys:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = self._keys.get(_digest(given.strip())) if scheme.lower() == "bearer" else None
         if key is None or not hmac.compare_digest(key.digest, _digest(given.strip())):
-            raise _refused(
+            raise Refused(
                 401, "No key", "Send `Authorization: Bearer` and your key.", **{"WWW-Authenticate": "Bearer"}
             )
         if scope not in key.scopes or not {pipeline, EVERY} & {*key.pipelines}:
-            raise _refused(403, "Not with this key", f"Key `{key.name}` may not {scope} for `{pipeline}`.")
+            raise Refused(403, "Not with this key", f"Key `{key.name}` may not {scope} for `{pipeline}`.")
 
     def _write(self, keys: list[Key]) -> None:
         told: list[dict[str, Any]] = [
@@ -101,9 +101,3 @@ class Keys:
 def _digest(key: str) -> str:
     # Keys are 256 random bits: nobody guesses one, so a slow hash would only slow down each request.
     return hashlib.sha256(key.encode(errors="replace")).hexdigest()
-
-
-def _refused(status: int, title: str, detail: str, **headers: str) -> Refused:
-    from headrace.serving.app import Refused
-
-    return Refused(status, title, detail, **headers)

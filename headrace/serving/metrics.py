@@ -64,6 +64,11 @@ class Metrics:
             version.add_metric([name], endpoint.predictor.version if endpoint.predictor else 0)
             waiting.add_metric([name], endpoint.waiting)
             trouble.add_metric([name], float(name in service.troubles))
+        unshadowed = GaugeMetricFamily(
+            "headrace_rows_unshadowed", "Rows that no shadow predicted", labels=["pipeline"]
+        )
+        for name, endpoint in service.endpoints.items():
+            unshadowed.add_metric([name], endpoint.unshadowed)
         unsent = GaugeMetricFamily("headrace_log_rows_unsent", "Logged rows that are not in the lake yet")
         unsent.add_metric([], service.journal.unsent)
         looked = GaugeMetricFamily(
@@ -71,4 +76,4 @@ class Metrics:
         )
         if service.looked:
             looked.add_metric([], service.looked.timestamp())
-        yield from (version, waiting, trouble, unsent, looked)
+        yield from (version, waiting, trouble, unshadowed, unsent, looked)

@@ -13,7 +13,8 @@ from headrace.errors import HeadraceError, did_you_mean
 from headrace.instants import plain
 from headrace.lake import AVAILABLE
 from headrace.serving.errors import BadRequest, FeaturesMissing
-from headrace.sql import among
+from headrace.sources.predictions import log_of
+from headrace.sql import among, quoted
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Predictor:
         fields = {
             "prediction_id": pa.string(),
             "requested_at": instant,
-            **{name: self.fields.types[name] for name in self.spec.keys if name != AT},
+            **self.fields.types,
             AT: instant,
             **self.types,
             **self.spec.problem.columns,
@@ -148,6 +149,14 @@ class Predictor:
             AVAILABLE: instant,
         }
         return pa.schema(list(fields.items()))
+
+    @cached_property
+    def shadow_schema(self) -> pa.Schema:
+        """The columns of what is logged of it as a shadow."""
+        import pyarrow as pa
+
+        fields = {"prediction_id": pa.string(), "model_version": pa.int64(), **self.spec.problem.columns}
+        return pa.schema([*fields.items(), (AVAILABLE, pa.timestamp("us", "UTC"))])
 
     def warm(self, lake: Lake) -> None:
         """Predict once, so that the first request does not wait for what is made at the first use."""
@@ -203,11 +212,15 @@ class Predictor:
         return pa.table({name: pa.array(values, self.types[name]) for name, values in inputs.items()})
 
     def example(self, lake: Lake) -> dict[str, Any]:
-        """Return the last row of the spine, as a request has it."""
-        names = ", ".join(f'"{name}"' for name in [*self.fields.types, AT])
-        con = lake.connect(among(self.spec.spine, self.spec.raw))
+        """Return the last row of the spine that was predicted, as a request has it; else the last one."""
+        names = quoted(*self.fields.types, AT)
+        con, until = lake.connect(among(self.spec.spine, self.spec.raw)), "infinity"
+        if (made := lake.table(log_of(self.spec.name))).exists():
+            [(last,)] = made.relation(con).max(AT).fetchall()
+            until = last.isoformat() if last else until
         found = con.sql(
-            f"SELECT {names} FROM ({self.spec.spine}) ORDER BY {AT} DESC LIMIT 1"
+            f"SELECT {names} FROM ({self.spec.spine}) WHERE {AT} <= TIMESTAMPTZ '{until}' "
+            f"ORDER BY {AT} DESC LIMIT 1"
         ).to_arrow_table()
         return {name: _json(value) for row in found.to_pylist() for name, value in row.items()}
 

@@ -47,13 +47,6 @@ def refuse_open(host: str, keys: Keys) -> None:
         raise OpenToAll(host)
 
 
-def address(settings: Settings) -> str:
-    """Return where the service is."""
-    scheme = "https" if settings.serve_certificate else "http"
-    host = f"[{settings.serve_host}]" if ":" in settings.serve_host else settings.serve_host
-    return f"{scheme}://{host}:{settings.serve_port}"
-
-
 def run(
     settings: Settings, specs: Sequence[Pipeline], planned: Planned, mlflow: MLflow, lake: Lake, keys: Keys
 ) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from headrace.serving.predictor import Planned
     from headrace.tracking import MLflow
 
+SHADOWS = 5
+"""How many versions may predict beside the champion."""
 REFRESH = 2.0
 """Seconds between two looks at who is champion."""
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class Service:
     ) -> None:
         self.pipelines, self.planned, self.mlflow, self.lake = pipelines, planned, mlflow, lake
         self.journal = journal
-        self.endpoints = {name: Endpoint(name, journal) for name in pipelines}
+        self.endpoints = {name: Endpoint(spec, journal) for name, spec in pipelines.items()}
         self.troubles: dict[str, str] = {}
         """Why a pipeline's champion is not what serves, by pipeline."""
         self.looked: datetime | None = None
@@ -88,17 +90,24 @@ class Service:
         self.looked = datetime.now(UTC)
 
     def _refresh(self, spec: Pipeline) -> None:
-        endpoint = self.endpoints[spec.name]
-        champion = registry.champion(self.mlflow, spec.name)
+        endpoint, named = self.endpoints[spec.name], registry.aliases(self.mlflow, spec.name)
+        champion = next((number for number, names in named.items() if registry.CHAMPION in names), None)
         serving = endpoint.predictor.version if endpoint.predictor else None
-        if champion is None or champion.version == serving:
-            return
-        model = tracking.load_model(self.mlflow, champion.model_uri)
-        predictor = Predictor(spec, champion.version, model, self.planned, self.lake)
-        predictor.warm(self.lake)
-        before, endpoint.predictor = endpoint.predictor, predictor
-        logger.info("Version %s of %s serves, after %s", champion.version, spec.name, serving or "none")
-        del before  # its connection closes once the pass that may use it has ended
+        if champion and champion != serving:
+            predictor = self._loaded(spec, champion)
+            predictor.warm(self.lake)
+            # The connection of the one before closes once the pass that may use it has ended.
+            endpoint.predictor = predictor
+            logger.info("Version %s of %s serves, after %s", champion, spec.name, serving or "none")
+        wanted = registry.shadows(named)[:SHADOWS]
+        if wanted != [shadow.version for shadow in endpoint.shadows]:
+            known = {shadow.version: shadow for shadow in endpoint.shadows}
+            endpoint.shadows = [known.get(number) or self._loaded(spec, number) for number in wanted]
+            logger.info("Shadows of %s: %s", spec.name, ", ".join(map(str, wanted)) or "none")
+
+    def _loaded(self, spec: Pipeline, version: int) -> Predictor:
+        model = tracking.load_model(self.mlflow, registry.uri(spec.name, version))
+        return Predictor(spec, version, model, self.planned, self.lake)
 
     def _keep_up(self) -> None:
         while not self._ended.wait(REFRESH):

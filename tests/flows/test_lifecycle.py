@@ -10,14 +10,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from datetime import timedelta
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from headrace import gate, registry, services, spine, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
+from headrace.project import Project
+from headrace.release.trace import trace
 from headrace.settings import Settings
 from headrace.tracking import MLflow
 from tests.conftest import ROOT, utc
@@ -183,6 +188,75 @@ def test_models_are_listed_searched_and_compared_without_a_ui(river: River) -> N
     assert "`auc is good` is no bound on a score" in " ".join(wrong.stderr.split())
     wrong = river.command("headrace.cli", "models", "show", "flights@chmpion", ends=1)
     assert "has no version or alias `chmpion`: there are champion, 1, 2" in " ".join(wrong.stderr.split())
+
+
+def test_the_champion_answers_as_it_scored_and_each_answer_is_traced_to_its_raw_rows(river: River) -> None:
+    project = Project(ROOT, river.settings)
+    spec, lake = project.pipeline("flights"), project.lake
+    con = lake.connect({**spec.raw, "made": "predictions/flights"})
+    names = "carrier, flight, origin, sched_dep, tailnum, dest, distance, known_hour, event_timestamp"
+    keys = "carrier, flight, origin, sched_dep"
+    scored = con.sql(
+        f"SELECT {names}, probability FROM ({spec.spine}) JOIN (SELECT {keys}, probability FROM made "
+        f"WHERE model_version = (SELECT max(model_version) FROM made)) USING ({keys}) "
+        "ORDER BY hash(flight, sched_dep) LIMIT 50"
+    )
+    rows = scored.to_arrow_table().to_pylist()
+    told = [row.pop("probability") for row in rows]
+    asked = [
+        {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in rows
+    ]
+    with services.running([services.model_server(river.settings)], river.settings):
+        page = river.settings.serve_page
+        answer = httpx.post(f"{page}/v1/flights/predict", json={"rows": asked}, timeout=60).json()
+        example = httpx.get(f"{page}/openapi.json", timeout=60).json()["paths"]["/v1/flights/predict"]["post"]
+        body = example["requestBody"]["content"]["application/json"]["example"]
+        assert httpx.post(f"{page}/v1/flights/predict", json=body, timeout=60).json()["predictions"]
+        waits = answer["predictions"][0]["id"]
+        assert "on its way to served/flights" in river.command("headrace.cli", "trace", waits).stdout
+    predictions = answer["predictions"]
+    assert [one["probability"] for one in predictions] == told
+
+    begun = time.perf_counter()
+    found = trace(predictions[0]["id"], project.pipeline, lake, project.ledger, river.settings.home)
+    assert time.perf_counter() - begun < 10
+    model, *rest = found.of
+    assert model.what == f"model flights@{answer['version']}, champion"
+    assert model.facts["code"]
+    [training, *raw] = sorted(model.of, key=lambda one: not one.what.startswith("training/"))
+    assert training.what.startswith("training/flights@v")
+    assert {one.what.partition("@")[0] for one in raw} >= {"raw/flights", "features/planes"}
+    features = {one.what.partition("@")[0]: one for one in rest if one.what.startswith("features/")}
+    assert set(features) == {table.table for table in spec.feature_tables}
+    weather = features["features/origin_weather"]
+    assert weather.facts["row of"].startswith(f"origin {rows[0]['origin']}")
+    assert "served" not in weather.facts
+    [observed] = weather.of
+    assert "raw/weather@v" in observed.what
+    assert re.search(r"\d{4}-\d\d-\d\d.* \(\d+ rows\)", observed.facts["batches"])
+    [schedule] = [one for one in rest if one.what.startswith("raw/schedules")]
+    assert schedule.facts["checked by"] == "flights.schedules"
+    said = river.command("headrace.cli", "trace", predictions[0]["id"]).stdout
+    assert "model's digest" in said
+    assert str(told[0])[:6] in said
+
+
+def test_a_champion_is_verified_rolled_back_and_brought_again_from_the_command_line(river: River) -> None:
+    said = river.command("headrace.cli", "models", "verify", "flights@champion").stdout
+    assert "is what the gate promoted" in said
+    assert "training/flights@v" in said
+    before = registry.champion(Project(ROOT, river.settings).mlflow, "flights")
+    assert before
+    why = ("--reason", "it is Friday")
+    said = river.command("headrace.cli", "models", "rollback", "flights", *why).stdout
+    assert f"flights@{before.version - 1} is champion again" in said
+    said = river.command("headrace.cli", "models", "settle", "flights").stdout
+    assert "brought back" in said
+    assert "it is Friday" in said
+    river.command("headrace.cli", "models", "promote", f"flights@{before.version}", *why)
+    after = registry.champion(Project(ROOT, river.settings).mlflow, "flights")
+    assert after == before
 
 
 def test_no_feature_of_the_training_set_was_known_only_later(river: River) -> None:

@@ -67,14 +67,14 @@ class Project:
         self.folder, self.said = folder, folder / "said"
         aside = shutil.ignore_patterns(".*", "docs", "tests", "benchmarks", "__pycache__")
         shutil.copytree(ROOT, folder, ignore=aside)
-        prefect, mlflow, docs, feast = (f"127.0.0.1:{free_port()}" for _ in range(4))
+        prefect, mlflow, docs, feast, models = (f"127.0.0.1:{free_port()}" for _ in range(5))
         declared = (folder / "pyproject.toml").read_text()
         assert "127.0.0.1:4200/api" in declared
         (folder / "pyproject.toml").write_text(declared.replace("127.0.0.1:4200", prefect))
         self.api = f"http://{prefect}/api"
         self.pages = [f"{self.api}/health", f"http://{mlflow}/health", f"http://{docs}/"]
-        self.pages.append(f"http://{feast}/projects-list.json")
-        ports = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast}
+        self.pages += [f"http://{feast}/projects-list.json", f"http://{models}/healthz"]
+        ports = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast, "SERVE": models}
         self.env = BARE | {f"HEADRACE_{server}_PORT": at.split(":")[1] for server, at in ports.items()}
 
     def prefect(self, kind: str) -> Any:
