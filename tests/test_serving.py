@@ -41,7 +41,7 @@ from headrace.serving.app import application
 from headrace.serving.endpoint import new_id
 from headrace.serving.errors import Busy
 from headrace.serving.http import MANY
-from headrace.serving.journal import Entry, Journal, adopt, send
+from headrace.serving.journal import Journal, adopt, send
 from headrace.serving.keys import Keys
 from headrace.serving.service import Service
 from headrace.sources import Call, Feedback
@@ -322,7 +322,7 @@ def test_one_request_that_cannot_be_answered_spoils_no_other(toy: Toy) -> None:
     endpoint.stop()
     service.journal.stop()
     assert isinstance(second, Exception)
-    assert first.made.predictions == third.made.predictions
+    assert first.predictions == third.predictions
     assert len({*first.ids, *third.ids}) == 2
 
 
@@ -572,9 +572,13 @@ SCHEMA = pa.schema(
 )
 
 
-def entry(ids: list[int], done: Any = lambda _: None) -> Entry:
-    rows = [{"id": n, "at": LIVE, "x": n / 3, "s": None if n % 2 else "ü\n", "raw": b"\x00"} for n in ids]
-    return Entry("served/t", SCHEMA, rows, done)
+def columns(ids: list[int]) -> list[list[Any]]:
+    texts = [None if n % 2 else "ü\n" for n in ids]
+    return [ids, [LIVE] * len(ids), [n / 3 for n in ids], texts, [b"\x00"] * len(ids)]
+
+
+def put(journal: Journal, *ids: int) -> None:
+    journal.write("served/t", SCHEMA, columns([*ids]))
 
 
 def ids_of(lake: Lake) -> list[int]:
@@ -582,15 +586,14 @@ def ids_of(lake: Lake) -> list[int]:
 
 
 def test_what_is_logged_comes_back_as_it_was(tmp_path: Path) -> None:
-    lake, told = Lake(str(tmp_path / "lake")), []
+    lake = Lake(str(tmp_path / "lake"))
     journal = Journal(tmp_path / "served", lake)
     journal.start()
     for n in range(10):
-        journal.put(entry([n, 100 + n], told.append))
+        put(journal, n, 100 + n)
     journal.stop()
-    assert told == [None] * 10
-    found = lake.connect({"t": "served/t"}).sql("FROM t ORDER BY id").to_arrow_table().to_pylist()
-    assert found == list(entry([*range(10), *range(100, 110)]).rows)
+    found = lake.connect({"t": "served/t"}).sql("FROM t ORDER BY id").to_arrow_table()
+    assert found.to_pydict() == dict(zip(SCHEMA.names, columns([*range(10), *range(100, 110)]), strict=True))
     assert not list((tmp_path / "served").iterdir())
 
 
@@ -601,7 +604,7 @@ def test_a_file_that_was_sent_and_not_removed_is_not_sent_twice(
     journal = Journal(tmp_path / "served", lake, every=3600)
     monkeypatch.setattr(journals, "send", lambda *_: 0)
     journal.start()
-    journal.put(entry([1, 2, 3]))
+    put(journal, 1, 2, 3)
     journal.stop()
     monkeypatch.undo()
     [file] = (tmp_path / "served").glob("*/*.jsonl")
@@ -618,8 +621,8 @@ def test_a_line_that_was_cut_short_is_left_out_and_what_is_before_it_kept(tmp_pa
     lake = Lake(str(tmp_path / "lake"))
     journal = Journal(tmp_path / "served", lake)
     journal.own.mkdir(parents=True)
-    journal._write([entry([1, 2])])
-    journal._write([entry([3])])
+    put(journal, 1, 2)
+    put(journal, 3)
     [file] = journal.own.glob("*.jsonl")
     file.write_bytes(file.read_bytes()[:-cut])
     assert adopt(tmp_path / "served", lake) == 2
@@ -659,7 +662,7 @@ def test_a_lake_that_is_gone_for_a_while_loses_nothing(
     monkeypatch.setattr(journals, "send", sometimes)
     journal.start()
     for n in range(20):
-        journal.put(entry([n]))
+        put(journal, n)
         time.sleep(0.05)
     journal.stop()
     monkeypatch.undo()

@@ -10,16 +10,14 @@ import logging
 import os
 import queue
 import threading
-import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
 from headrace.lake import AVAILABLE
-from headrace.serving.errors import Busy, NoChampion
+from headrace.serving.errors import Busy, NoChampion, NotLogged
 from headrace.serving.feedback import truth_schema, truths
-from headrace.serving.journal import Entry, Journal
 from headrace.serving.predictor import AT
 from headrace.sources.feedback import feedback_of, served_by
 
@@ -29,14 +27,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from headrace.pipeline import Pipeline
+    from headrace.serving.journal import Journal
     from headrace.serving.predictor import Made, Predictor
 
 BEHIND = 64
 """Passes that shadows may be behind."""
 TOGETHER = 256
 """Rows that are predicted in one pass."""
-WAITING = 0.05
-"""Seconds that what is taken may have to wait before its pass begins."""
+PATIENCE = 0.003
+"""Seconds for which more requests are let in before a pass."""
+MOST = 2_000
+"""Rows that may wait: more would be answered too late."""
 logger = logging.getLogger(__name__)
 
 
@@ -56,12 +57,22 @@ def shadow_of(pipeline: str) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions by column, their ids, and which version made them of what."""
+    """What was made for all that were predicted together, of which some rows, from ``start``, are meant.
+
+    Those are as many as there are ``ids``; ``version`` made them, and ``explained`` why, if that was asked.
+    """
 
     ids: list[str]
     made: Made
+    start: int
     version: int
     explained: tuple[tuple[str, ...], list[Any]] | None = None
+
+    @property
+    def predictions(self) -> dict[str, list[Any]]:
+        """The predictions that are meant, a list for each column."""
+        end = self.start + len(self.ids)
+        return {name: values[self.start : end] for name, values in self.made.predictions.items()}
 
 
 @dataclass
@@ -72,7 +83,6 @@ class _Request:
     at: datetime
     loop: AbstractEventLoop
     future: Future[Answer]
-    since: float = field(default_factory=time.perf_counter)
 
 
 class Endpoint:
@@ -80,6 +90,7 @@ class Endpoint:
 
     def __init__(self, spec: Pipeline, journal: Journal) -> None:
         self.spec, self.pipeline, self.journal = spec, spec.name, journal
+        self._truth = truth_schema(spec.problem)
         self.predictor: Predictor | None = None
         """What serves; another one may take its place between two passes."""
         self.shadows: Sequence[Predictor] = ()
@@ -87,7 +98,8 @@ class Endpoint:
         self.unshadowed = 0
         """Rows that no shadow predicted, for they were too far behind, or failed."""
         self._taken = self._begun = 0  # each written by one thread alone
-        self._seconds_a_row = 0.0005
+        self._here: deque[_Request] = deque()
+        self._since = 0.0
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._behind: queue.Queue[list[tuple[_Request, Answer]] | None] = queue.Queue(BEHIND)
         self._threads = [
@@ -136,29 +148,47 @@ class Endpoint:
         Raises:
             Busy: They would have to wait for too long.
         """
-        expected = self.waiting * self._seconds_a_row
-        if expected > WAITING:
-            raise Busy(self.pipeline, expected)
+        if self.waiting + len(rows) > MOST:
+            raise Busy(self.pipeline)
         self._taken += len(rows)
         future = loop.create_future()
-        self._requests.put(_Request(rows, ready, explain, at, loop, future))
+        request = _Request(rows, ready, explain, at, loop, future)
+        if not self.serving().waits:
+            self._here.append(request)
+            if len(self._here) == 1:
+                self._since = loop.time()
+                loop.call_soon(self._pass_here, 1)
+        else:
+            self._requests.put(request)
         return future
 
-    def told(self, body: Any, at: datetime, loop: AbstractEventLoop, most: int) -> Future[None]:
-        """Take what came true of predictions; the future ends once it is on disk.
+    def _pass_here(self, known: int) -> None:
+        """Predict what waits in the event loop itself: threads would only take turns with it.
+
+        As long as more comes each time that the loop looks, it is let in first, for a moment.
+        """
+        loop = self._here[0].loop
+        if known < len(self._here) < TOGETHER and loop.time() < self._since + PATIENCE:
+            loop.call_soon(self._pass_here, len(self._here))
+            return
+        taken, count = list[_Request](), 0
+        while self._here and count < TOGETHER:
+            taken.append(self._here.popleft())
+            count += len(taken[-1].rows)
+        if self._here:
+            loop.call_soon(self._pass_here, len(self._here))
+        self._pass(taken)
+
+    def told(self, body: Any, at: datetime, most: int) -> None:
+        """Log what came true of predictions.
 
         Raises:
             BadRequest: Something about it is wrong.
+            NotLogged: It cannot be written.
         """
         problem = self.spec.problem
         rows = truths(problem, body, at, most)
-        future: Future[None] = loop.create_future()
-
-        def done(error: HeadraceError | None) -> None:
-            loop.call_soon_threadsafe(_ended, future, error)
-
-        self.journal.put(Entry(feedback_of(self.pipeline), truth_schema(problem), rows, done))
-        return future
+        self.journal.write(feedback_of(self.pipeline), self._truth, [*zip(*rows, strict=True)])
 
     def _run(self) -> None:
         ended = False
@@ -175,41 +205,33 @@ class Endpoint:
                 self._pass(taken)
 
     def _pass(self, taken: Sequence[_Request]) -> None:
-        start = time.perf_counter()
-        count = sum(len(request.rows) for request in taken)
-        self._begun += count
+        self._begun += sum(len(request.rows) for request in taken)
         kinds: dict[tuple[bool, bool], list[_Request]] = defaultdict(list)
         for request in taken:
             kinds[request.ready, request.explain].append(request)
         for (ready, explain), requests in kinds.items():
             self._together(requests, ready, explain)
-        spent = (time.perf_counter() - start) / count
-        self._seconds_a_row += 0.1 * (spent - self._seconds_a_row)
 
     def _together(self, requests: Sequence[_Request], ready: bool, explain: bool) -> None:
         """Predict requests of one kind in one go; if that fails, one by one, so that one spoils no other."""
         try:
-            answers = self._answered(requests, ready, explain)
+            predictor, answered = self._answered(requests, ready, explain)
+            self.journal.write(served_by(self.pipeline), predictor.schema, _columns(predictor, answered))
         except Exception as error:  # a thread that ends would answer nobody
-            if len(requests) > 1:
+            if len(requests) > 1 and not isinstance(error, NotLogged):
                 for request in requests:
                     self._together([request], ready, explain)
                 return
             if not isinstance(error, HeadraceError):
                 logger.exception("A request to %s failed", self.pipeline)
-            _settle([(requests[0], error)])
+            _settle([(request, error) for request in requests])
             return
-        predictor, answered = answers
-
-        def done(error: HeadraceError | None) -> None:
-            _settle([(request, error or answer) for request, answer in answered])
-            if self.shadows and not error:
-                try:
-                    self._behind.put_nowait(answered)
-                except queue.Full:
-                    self.unshadowed += sum(len(request.rows) for request, _ in answered)
-
-        self.journal.put(Entry(served_by(self.pipeline), predictor.schema, _rows(predictor, answered), done))
+        _settle(answered)
+        if self.shadows:
+            try:
+                self._behind.put_nowait(answered)
+            except queue.Full:
+                self.unshadowed += sum(len(request.rows) for request, _ in answered)
 
     def _shadow(self) -> None:
         """Let shadows predict what was answered, of the same inputs, and log that."""
@@ -222,23 +244,12 @@ class Endpoint:
                     logger.error("Shadow %s of %s: %s", shadow.version, self.pipeline, error)
 
     def _shadowed(self, shadow: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> None:
-        inputs: dict[str, list[Any]] = {name: [] for name in shadow.spec.columns.names}
-        for _, answer in answered:
-            for name, values in inputs.items():
-                values.extend(answer.made.inputs[name])
-        predictions = shadow.predicted(inputs)
-        ids = [(one, request.at) for request, answer in answered for one in answer.ids]
-        columns = zip(*predictions.values(), strict=True)
-        rows = [
-            {
-                "prediction_id": one,
-                "model_version": shadow.version,
-                **dict(zip(predictions, of, strict=True)),
-                AVAILABLE: at,
-            }
-            for (one, at), of in zip(ids, columns, strict=True)
-        ]
-        self.journal.put(Entry(shadow_of(self.pipeline), shadow.shadow_schema, rows, lambda _: None))
+        made = answered[0][1].made
+        predictions = shadow.predicted({name: made.inputs[name] for name in shadow.spec.columns.names})
+        ids = [one for _, answer in answered for one in answer.ids]
+        at = [request.at for request, answer in answered for _ in answer.ids]
+        columns: list[list[Any]] = [ids, [shadow.version] * len(ids), *predictions.values(), at]
+        self.journal.write(shadow_of(self.pipeline), shadow.shadow_schema, columns, sync=False)
 
     def _answered(
         self, requests: Sequence[_Request], ready: bool, explain: bool
@@ -256,42 +267,27 @@ class Endpoint:
         answered, end = [], 0
         for request in requests:
             start, end = end, end + len(request.rows)
-            part = Made(
-                {name: values[start:end] for name, values in made.predictions.items()},
-                {name: values[start:end] for name, values in made.inputs.items()},
-                made.missing[start:end],
-            )
             ids = [new_id(request.at) for _ in request.rows]
-            of = (reasons[0], reasons[1][start:end]) if reasons else None
-            answered.append((request, Answer(ids, part, predictor.version, of)))
+            answered.append((request, Answer(ids, made, start, predictor.version, reasons)))
         return predictor, answered
 
 
-def _rows(predictor: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> list[dict[str, Any]]:
-    """Return what was answered as the log has it."""
-    names, fields = predictor.spec.columns.names, predictor.fields.types
-    found = []
-    for request, answer in answered:
-        made = answer.made
-        for place, row in enumerate(request.rows):
-            logged = {"prediction_id": answer.ids[place], "requested_at": request.at}
-            logged |= {name: row.get(name) for name in fields}
-            logged[AT] = row.get(AT, request.at)
-            logged |= {name: made.inputs[name][place] for name in names}
-            logged |= {name: values[place] for name, values in made.predictions.items()}
-            logged["missing"] = made.missing[place]
-            logged["model_version"] = answer.version
-            logged[AVAILABLE] = request.at
-            found.append(logged)
-    return found
-
-
-def _ended(future: Future[None], error: HeadraceError | None) -> None:
-    if not future.done():
-        if error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
+def _columns(predictor: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> list[list[Any]]:
+    """Return what was answered as the log has it, in the order of ``Predictor.schema``."""
+    rows = [row for request, _ in answered for row in request.rows]
+    at = [request.at for request, answer in answered for _ in answer.ids]
+    found: dict[str, list[Any]] = {"prediction_id": [one for _, answer in answered for one in answer.ids]}
+    found["requested_at"] = at
+    for name in predictor.fields.types:
+        found[name] = [row.get(name) for row in rows]
+    found[AT] = [row.get(AT) or now for row, now in zip(rows, at, strict=True)]
+    made = answered[0][1].made
+    found |= made.inputs
+    found |= made.predictions
+    found["missing"] = made.missing
+    found["model_version"] = [predictor.version] * len(at)
+    found[AVAILABLE] = at
+    return list(found.values())
 
 
 def _settle(outcomes: Sequence[tuple[_Request, Any]]) -> None:

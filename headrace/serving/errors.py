@@ -29,8 +29,8 @@ class Busy(HeadraceError):
 
     transient = True
 
-    def __init__(self, pipeline: str, seconds: float) -> None:
-        self.pipeline, self.seconds = pipeline, seconds
+    def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
         super().__init__(
             f"`{pipeline}` is asked more than it can answer in good time. Try again a little later."
         )

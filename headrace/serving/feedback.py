@@ -33,7 +33,7 @@ def truth_schema(problem: Problem) -> pa.Schema:
     )
 
 
-def truths(problem: Problem, body: Any, at: datetime, most: int) -> list[dict[str, Any]]:
+def truths(problem: Problem, body: Any, at: datetime, most: int) -> list[tuple[Any, ...]]:
     """Return what was told as the log has it.
 
     Raises:
@@ -44,7 +44,7 @@ def truths(problem: Problem, body: Any, at: datetime, most: int) -> list[dict[st
     given = body.get("feedback") if isinstance(body, dict) and not body.keys() - {"feedback"} else None
     if not isinstance(given, list) or not 0 < len(given) <= most:
         raise BadRequest([("/feedback", f"must be a list, alone, of 1 to {most:,} objects")])
-    slips, rows = list[tuple[str, str]](), list[dict[str, Any]]()
+    slips, rows = list[tuple[str, str]](), list[tuple[Any, ...]]()
     for place, one in enumerate(given):
         if not isinstance(one, dict) or one.keys() != {"id", "label"}:
             slips.append((f"/feedback/{place}", "must be an object with `id` and `label`"))
@@ -58,7 +58,7 @@ def truths(problem: Problem, body: Any, at: datetime, most: int) -> list[dict[st
             fits = False
         if not fits:
             slips.append((f"/feedback/{place}/label", f"must be {problem.expected}"))
-        rows.append({"prediction_id": one["id"], "label": one["label"], "told_at": at, AVAILABLE: at})
+        rows.append((one["id"], one["label"], at, at))
     if slips:
         raise BadRequest(slips)
     return rows

@@ -11,10 +11,8 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import queue
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -24,12 +22,11 @@ from filelock import FileLock, Timeout
 from headrace.serving.errors import NotLogged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
-    from headrace.errors import HeadraceError
     from headrace.lake import Lake
 
 EVERY = 30.0
@@ -40,34 +37,19 @@ SCHEMA = "schema of"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Rows for one table of the lake; ``done`` hears of it once they are on disk, or why they are not."""
-
-    table: str
-    schema: pa.Schema
-    rows: Sequence[Mapping[str, Any]]
-    done: Callable[[HeadraceError | None], None]
-
-
 class Journal:
-    """The log of one process: give it entries, and it tells when each is on disk."""
+    """The log of one process."""
 
     def __init__(self, folder: Path, lake: Lake, every: float = EVERY) -> None:
         """Keep files below ``folder``, and send them to ``lake`` every so many seconds."""
         self.folder, self.lake, self.every = folder, lake, every
         self.own = folder / uuid4().hex
-        self._written = self._sent = 0  # each written by one thread alone
-        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._ended = threading.Event()
-        self._rotate = threading.Lock()
+        self._written = self._sent = 0
+        self._ended, self._turn = threading.Event(), threading.Lock()
         self._file: Any = None
         self._opened = 0.0
-        self._noted: dict[str, str] = {}
-        self._threads = [
-            threading.Thread(target=target, name=f"journal-{target.__name__}", daemon=True)
-            for target in (self._write_all, self._send_all)
-        ]
+        self._noted: dict[str, pa.Schema] = {}
+        self._sender = threading.Thread(target=self._send_all, name="journal", daemon=True)
 
     @property
     def unsent(self) -> int:
@@ -75,64 +57,45 @@ class Journal:
         return self._written - self._sent
 
     def start(self) -> None:
-        """Begin to write and to send; first of all what processes that are gone have left."""
+        """Begin to send; first of all what processes that are gone have left."""
         self.own.mkdir(parents=True)
         self._lock = FileLock(self.own / "lock")
         self._lock.acquire()
-        for thread in self._threads:
-            thread.start()
-
-    def put(self, entry: Entry) -> None:
-        """Take rows to be written; returns at once."""
-        self._entries.put(entry)
+        self._sender.start()
 
     def stop(self) -> None:
-        """Write what was taken, send all of it, and end. What cannot be sent stays on disk for the next."""
-        self._entries.put(None)
-        self._threads[0].join()
+        """Send all that was written, and end. What cannot be sent stays on disk for the next."""
         self._ended.set()
-        self._threads[1].join()
+        self._sender.join()
         self._lock.release()
         if not list(self.own.glob("*.jsonl")):
             (self.own / "lock").unlink(missing_ok=True)
             self.own.rmdir()
 
-    def _write_all(self) -> None:
-        while True:
-            first = self._entries.get()
-            taken = [] if first is None else [first]
-            while not self._entries.empty():
-                more = self._entries.get()
-                if more is None:
-                    first = None
-                else:
-                    taken.append(more)
-            if taken:
-                self._write(taken)
-            if first is None:
-                return
+    def write(
+        self, table: str, schema: pa.Schema, columns: Sequence[Sequence[Any]], *, sync: bool = True
+    ) -> None:
+        """Write rows for a table, a list for each of its columns; with ``sync`` they are on disk afterwards.
 
-    def _write(self, entries: Sequence[Entry]) -> None:
-        """Put entries on disk with one wait for it, then tell so."""
-        error: HeadraceError | None = None
-        try:
-            with self._rotate:
+        Raises:
+            NotLogged: They cannot be written.
+        """
+        with self._turn:
+            try:
                 if self._file is None:
                     self._open()
-                lines = [line for entry in entries for line in self._lines(entry)]
-                self._file.write(b"".join(lines))
+                self._file.write(self._line(table, schema, columns))
                 self._file.flush()
-                os.fdatasync(self._file.fileno())
-                self._written += sum(len(entry.rows) for entry in entries)
-                if self._file.tell() > LARGE:
-                    self._close()
-        except OSError as failed:
-            error = NotLogged(str(self.own), str(failed))
-            logger.error("%s", error)
-            with self._rotate:
+                if sync:
+                    os.fdatasync(self._file.fileno())
+            except OSError as failed:
                 self._close()  # what was written of it may be cut short: nothing may follow
-        for entry in entries:
-            entry.done(error)
+                error = NotLogged(str(self.own), str(failed))
+                logger.error("%s", error)
+                raise error from None
+            self._written += len(columns[0])
+            if self._file.tell() > LARGE:
+                self._close()
 
     def _open(self) -> None:
         self._file = (self.own / f"{uuid4().hex}.jsonl").open("xb")
@@ -147,19 +110,19 @@ class Journal:
                 logger.error("%s", error)
         self._file = None
 
-    def _lines(self, entry: Entry) -> Iterator[bytes]:
-        """Return an entry as lines: the table's columns come before the first of its rows in a file."""
-        schema = base64.b64encode(entry.schema.serialize()).decode()
-        if self._noted.get(entry.table) != schema:
-            self._noted[entry.table] = schema
-            yield orjson.dumps({SCHEMA: entry.table, "columns": schema}) + b"\n"
-        for row in entry.rows:
-            yield orjson.dumps([entry.table, list(row.values())], default=_plain) + b"\n"
+    def _line(self, table: str, schema: pa.Schema, columns: Sequence[Sequence[Any]]) -> bytes:
+        """Return rows as a line; the table's columns come before the first of them in a file."""
+        line = orjson.dumps([table, columns], default=_plain) + b"\n"
+        if self._noted.get(table) is schema:
+            return line
+        self._noted[table] = schema
+        told = base64.b64encode(schema.serialize()).decode()
+        return orjson.dumps({SCHEMA: table, "columns": told}) + b"\n" + line
 
     def _send_all(self) -> None:
         while True:
             last = self._ended.wait(min(self.every, 1.0))
-            with self._rotate:
+            with self._turn:
                 if self._file is not None and (last or time.monotonic() - self._opened > self.every):
                     self._close()
                 # Looked for before another file can be begun, which would be taken for an ended one.
@@ -207,17 +170,14 @@ def read(file: Path) -> dict[str, pa.Table]:
     import pyarrow as pa
 
     schemas: dict[str, pa.Schema] = {}
-    rows: dict[str, list[list[Any]]] = {}
+    columns: dict[str, list[list[Any]]] = {}
     parts: dict[str, list[pa.Table]] = {}
 
     def end(table: str) -> None:
-        if rows.get(table):
-            schema = schemas[table]
-            columns = [
-                pa.array(map(_value(field.type), column), field.type)
-                for field, column in zip(schema, zip(*rows.pop(table), strict=True), strict=True)
-            ]
-            parts.setdefault(table, []).append(pa.table(columns, schema=schema))
+        if given := columns.pop(table, None):
+            named = zip(schemas[table], given, strict=True)
+            arrays = [pa.array(map(_value(field.type), values), field.type) for field, values in named]
+            parts.setdefault(table, []).append(pa.table(arrays, schema=schemas[table]))
 
     for line in file.read_bytes().split(b"\n")[:-1]:
         try:
@@ -226,11 +186,13 @@ def read(file: Path) -> dict[str, pa.Table]:
             logger.warning("%s ends in a line that was cut short; it was never answered", file)
             break
         if isinstance(told, dict):
-            end(told[SCHEMA])
-            schemas[told[SCHEMA]] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told["columns"])))
+            end(table := told[SCHEMA])
+            schemas[table] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told["columns"])))
+            columns[table] = [[] for _ in schemas[table]]
         else:
-            rows.setdefault(told[0], []).append(told[1])
-    for table in list(rows):
+            for values, more in zip(columns[told[0]], told[1], strict=True):
+                values.extend(more)
+    for table in list(columns):
         end(table)
     return {table: pa.concat_tables(of, promote_options="default") for table, of in parts.items()}
 

@@ -125,6 +125,11 @@ class Predictor:
         self.fields = Fields(spec, spine, self.plan)
         self._plain = getattr(trainer(model.trainer), "PLAIN", False)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for another machine, or may: then it must not do so in an event loop."""
+        return self.plan.waits
+
     @cached_property
     def types(self) -> dict[str, pa.DataType]:
         """The model's inputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError
@@ -57,6 +58,8 @@ def run(
     from headrace.serving.journal import Journal
     from headrace.serving.service import Service
 
+    # Threads that hand each other work must not wait five milliseconds for their turn.
+    sys.setswitchinterval(0.001)
     journal = Journal(settings.home / "served", lake)
     service = Service({spec.name: spec for spec in specs}, planned, mlflow, lake, journal)
     certificate, key = settings.serve_certificate, settings.serve_certificate_key

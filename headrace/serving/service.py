@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from datetime import UTC, datetime
@@ -99,6 +100,8 @@ class Service:
             # The connection of the one before closes once the pass that may use it has ended.
             endpoint.predictor = predictor
             logger.info("Version %s of %s serves, after %s", champion, spec.name, serving or "none")
+            gc.collect()  # what is here stays: else each full collection would hold up requests
+            gc.freeze()
         wanted = registry.shadows(named)[:SHADOWS]
         if wanted != [shadow.version for shadow in endpoint.shadows]:
             known = {shadow.version: shadow for shadow in endpoint.shadows}

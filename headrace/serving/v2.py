@@ -124,7 +124,7 @@ def routes(service: Service, keys: Keys, measured: Metrics) -> APIRouter:
             status = 200
             told = {"model_name": name, "model_version": str(answer.version), "id": head.get("id", "")}
             told["parameters"] = {"prediction_ids": answer.ids}
-            return _answered(told, head, answer.made.predictions, predictor.spec.problem.columns)
+            return _answered(told, head, answer.predictions, predictor.spec.problem.columns)
         except (Unfit, HeadraceError, TimeoutError, Refused) as error:
             wrong = _wrong(error)
             status = wrong.status_code

@@ -10,7 +10,7 @@ import sqlite3
 import struct
 from datetime import UTC, date, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id
@@ -34,7 +34,9 @@ MANY = 8_192
 
 
 class Reader(Protocol):
-    """An open connection to an online store, for one thread at a time."""
+    """An open connection to an online store, for one thread at a time; ``waits`` if that is elsewhere."""
+
+    waits: ClassVar[bool]
 
     def read(self, asked: Sequence[Sequence[bytes]]) -> list[dict[bytes, Row]]:
         """Return, for the entity keys asked of each view, the rows that are there."""
@@ -63,6 +65,8 @@ def reader(
 
 class _Sqlite:
     """One statement for all views; tables that are not there yet have no rows."""
+
+    waits: ClassVar[bool] = False
 
     def __init__(self, places: Sequence[Sqlite]) -> None:
         self._path, self._tables = places[0].path, [place.table for place in places]
@@ -110,6 +114,8 @@ class _Sqlite:
 class _Postgres:
     """One statement for all views."""
 
+    waits: ClassVar[bool] = True
+
     def __init__(self, places: Sequence[Postgres]) -> None:
         self._config, self._tables = places[0].config, [place.table for place in places]
         self._con: Any = None
@@ -152,6 +158,8 @@ class _Postgres:
 
 class _Redis:
     """One round trip for all views."""
+
+    waits: ClassVar[bool] = True
 
     def __init__(self, config: RepoConfig, views: Sequence[str], features: Sequence[Sequence[str]]) -> None:
         from feast.infra.online_stores.redis import RedisOnlineStore
