@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+CONNECTIONS = 256
+
+
 @dataclass
 class Told:
     """What came of some load: seconds from when each request was due to its answer, and statuses."""
@@ -100,17 +103,19 @@ async def _closed(port: int, requests: Sequence[bytes], clients: int, seconds: f
 
 
 async def _open(port: int, requests: Sequence[bytes], rate: float, seconds: float) -> Told:
-    told, free, waiting = Told(), list[_Connection](), set[asyncio.Task[None]]()
+    told, waiting = Told(), set[asyncio.Task[None]]()
+    free: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
+    for _ in range(CONNECTIONS):
+        free.put_nowait(await _connect(port))
     start = time.perf_counter()
 
     async def one(due: float, raw: bytes) -> None:
-        connection = free.pop() if free else await _connect(port)
+        connection = await free.get()
         status, _ = await connection.ask(raw)
         told.statuses[status] += 1
         if status == 200:
             told.seconds.append(time.perf_counter() - due)
-        if status:
-            free.append(connection)
+        free.put_nowait(connection if status else await _connect(port))
 
     for number in range(int(rate * seconds)):
         due = start + number / rate
@@ -121,8 +126,8 @@ async def _open(port: int, requests: Sequence[bytes], rate: float, seconds: floa
         task.add_done_callback(waiting.discard)
     await asyncio.wait_for(asyncio.gather(*waiting), 60)
     told.took = time.perf_counter() - start
-    for connection in free:
-        connection.close()
+    while not free.empty():
+        free.get_nowait().close()
     return told
 
 

@@ -37,9 +37,9 @@ from headrace.lake import Lake, Window, duckdb_connection
 from headrace.pipeline import Candidate, Columns, Pipeline, Serving, Source
 from headrace.serving import journal as journals
 from headrace.serving import run
+from headrace.serving.admission import ALWAYS, Admission
 from headrace.serving.app import application
 from headrace.serving.endpoint import new_id
-from headrace.serving.errors import Busy
 from headrace.serving.http import MANY
 from headrace.serving.journal import Journal, adopt, send
 from headrace.serving.keys import Keys
@@ -326,21 +326,39 @@ def test_one_request_that_cannot_be_answered_spoils_no_other(toy: Toy) -> None:
     assert len({*first.ids, *third.ids}) == 2
 
 
-def test_more_than_can_be_answered_in_time_is_refused_at_once(toy: Toy) -> None:
-    service = toy.service()
-    service.refresh()
-    endpoint = service.endpoints["toy"]
-    rows = endpoint.serving().fields.read([ROW] * 100, LIVE, 100)
+def test_more_than_is_answered_in_a_tenth_of_a_second_is_not_let_in() -> None:
+    """And as soon as some are answered, others are."""
+    now, entered, answers = [0.0], [0], list[dict[str, Any]]()
 
-    async def flood() -> int:
-        loop, taken = asyncio.get_running_loop(), 0
-        with pytest.raises(Busy):
-            for _ in range(1_000):
-                endpoint.ask(rows, LIVE, loop)
-                taken += 1
-        return taken
+    async def slow(_scope: Any, _receive: Any, send: Any) -> None:
+        entered[0] += 1
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    assert 1 <= asyncio.run(flood()) < 100
+    door = Admission(slow, lambda: now[0])
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message)
+
+    async def ask(count: int, method: str = "POST") -> list[int]:
+        answers.clear()
+        scope = {"type": "http", "method": method}
+        await asyncio.gather(*(door(scope, None, send) for _ in range(count)))  # type: ignore[arg-type]
+        return sorted(answer["status"] for answer in answers)
+
+    async def all_of_it() -> None:
+        assert await ask(ALWAYS) == [200] * ALWAYS
+        assert await ask(ALWAYS + 9) == [200] * ALWAYS + [429] * 9
+        assert [dict(a["headers"]).get(b"retry-after") for a in answers if a["status"] == 429] == [b"1"] * 9
+        assert await ask(ALWAYS + 9, "GET") == [200] * (ALWAYS + 9)
+        for _ in range(100):
+            await ask(10)
+        now[0] = 1.001  # 1,128 were answered in a second
+        assert await ask(200) == [200] * 113 + [429] * 87
+
+    asyncio.run(all_of_it())
+    assert door.refused == 96
 
 
 def test_the_next_champion_takes_over_between_two_requests(toy: Toy) -> None:

@@ -18,18 +18,21 @@ from starlette.exceptions import HTTPException
 
 from headrace.errors import HeadraceError
 from headrace.serving import documented, metrics, v2
-from headrace.serving.errors import BadRequest, Busy
+from headrace.serving.admission import Admission
+from headrace.serving.errors import BadRequest
 from headrace.serving.http import JSON, MANY, TIMEOUT, Refused, problem, raw_body, status_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp
 
     from headrace.serving.endpoint import Answer, Endpoint
     from headrace.serving.keys import Keys
     from headrace.serving.service import Service
 
 
-def application(service: Service, keys: Keys) -> FastAPI:
+def application(service: Service, keys: Keys) -> ASGIApp:
     """Return the service as an ASGI application; it starts and stops ``service`` with itself."""
 
     @asynccontextmanager
@@ -93,7 +96,9 @@ def application(service: Service, keys: Keys) -> FastAPI:
 
     app.include_router(v2.routes(service, keys, measured))
     app.openapi = partial(documented.openapi, app, service)  # type: ignore[method-assign]
-    return app
+    door = Admission(app)
+    measured.refused = lambda: door.refused
+    return door
 
 
 def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metrics.Metrics) -> None:
@@ -213,12 +218,10 @@ def _json(told: Any, status: int = 200) -> Response:
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
     status, title = status_of(error)
-    headers, more = {}, {}
-    if isinstance(error, Busy):
-        headers["Retry-After"] = "1"
+    more: dict[str, Any] = {}
     if isinstance(error, BadRequest):
         more["errors"] = [{"pointer": pointer, "detail": slip} for pointer, slip in error.slips[:100]]
-    return problem(status, title, str(error), headers, **more)
+    return problem(status, title, str(error), **more)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

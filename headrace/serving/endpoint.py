@@ -10,13 +10,14 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
 from headrace.lake import AVAILABLE
-from headrace.serving.errors import Busy, NoChampion, NotLogged
+from headrace.serving.errors import NoChampion, NotLogged
 from headrace.serving.feedback import truth_schema, truths
 from headrace.serving.predictor import AT
 from headrace.sources.feedback import feedback_of, served_by
@@ -32,12 +33,10 @@ if TYPE_CHECKING:
 
 BEHIND = 64
 """Passes that shadows may be behind."""
-TOGETHER = 256
-"""Rows that are predicted in one pass."""
+TOGETHER = 64
+"""Rows that are predicted in one pass; a request that has more is not parted."""
 PATIENCE = 0.003
 """Seconds for which more requests are let in before a pass."""
-MOST = 2_000
-"""Rows that may wait: more would be answered too late."""
 logger = logging.getLogger(__name__)
 
 
@@ -83,6 +82,7 @@ class _Request:
     at: datetime
     loop: AbstractEventLoop
     future: Future[Answer]
+    since: float = field(default_factory=time.perf_counter)
 
 
 class Endpoint:
@@ -97,10 +97,8 @@ class Endpoint:
         """What predicts the same rows beside it, and answers nobody."""
         self.unshadowed = 0
         """Rows that no shadow predicted, for they were too far behind, or failed."""
-        self._taken = self._begun = 0  # each written by one thread alone
-        self._here: deque[_Request] = deque()
-        self._since = 0.0
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._waiting: deque[_Request] = deque()
+        self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._behind: queue.Queue[list[tuple[_Request, Answer]] | None] = queue.Queue(BEHIND)
         self._threads = [
             threading.Thread(target=self._run, name=f"serve-{spec.name}", daemon=True),
@@ -109,8 +107,8 @@ class Endpoint:
 
     @property
     def waiting(self) -> int:
-        """How many rows are taken, and not begun yet."""
-        return self._taken - self._begun
+        """How many requests are taken, and not begun yet."""
+        return len(self._waiting)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -119,7 +117,7 @@ class Endpoint:
 
     def stop(self) -> None:
         """Answer what was taken, and end."""
-        self._requests.put(None)
+        self._wake.put(False)
         self._threads[0].join()
         self._behind.put(None)
         self._threads[1].join()
@@ -146,38 +144,38 @@ class Endpoint:
         """Take rows to predict, as ``Fields`` read them, or, if ``ready``, as the model takes them.
 
         Raises:
-            Busy: They would have to wait for too long.
+            NoChampion: Nothing serves.
         """
-        if self.waiting + len(rows) > MOST:
-            raise Busy(self.pipeline)
-        self._taken += len(rows)
-        future = loop.create_future()
-        request = _Request(rows, ready, explain, at, loop, future)
-        if not self.serving().waits:
-            self._here.append(request)
-            if len(self._here) == 1:
-                self._since = loop.time()
-                loop.call_soon(self._pass_here, 1)
-        else:
-            self._requests.put(request)
-        return future
+        waits = self.serving().waits
+        request = _Request(rows, ready, explain, at, loop, loop.create_future())
+        self._waiting.append(request)
+        if waits:
+            self._wake.put(True)
+        elif len(self._waiting) == 1:
+            loop.call_soon(self._pass_here, 1)
+        return request.future
 
     def _pass_here(self, known: int) -> None:
         """Predict what waits in the event loop itself: threads would only take turns with it.
 
         As long as more comes each time that the loop looks, it is let in first, for a moment.
         """
-        loop = self._here[0].loop
-        if known < len(self._here) < TOGETHER and loop.time() < self._since + PATIENCE:
-            loop.call_soon(self._pass_here, len(self._here))
+        first = self._waiting[0]
+        lately = time.perf_counter() - first.since < PATIENCE
+        if known < len(self._waiting) < TOGETHER and lately:
+            first.loop.call_soon(self._pass_here, len(self._waiting))
             return
+        self._pass(self._next())
+        if self._waiting:
+            first.loop.call_soon(self._pass_here, len(self._waiting))
+
+    def _next(self) -> list[_Request]:
+        """Take what waits, up to so many rows."""
         taken, count = list[_Request](), 0
-        while self._here and count < TOGETHER:
-            taken.append(self._here.popleft())
+        while self._waiting and count < TOGETHER:
+            taken.append(self._waiting.popleft())
             count += len(taken[-1].rows)
-        if self._here:
-            loop.call_soon(self._pass_here, len(self._here))
-        self._pass(taken)
+        return taken
 
     def told(self, body: Any, at: datetime, most: int) -> None:
         """Log what came true of predictions.
@@ -191,21 +189,10 @@ class Endpoint:
         self.journal.write(feedback_of(self.pipeline), self._truth, [*zip(*rows, strict=True)])
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            first = self._requests.get()
-            taken: list[_Request] = []
-            while first is not None:
-                taken.append(first)
-                if sum(len(one.rows) for one in taken) >= TOGETHER or self._requests.empty():
-                    break
-                first = self._requests.get()
-            ended = first is None
-            if taken:
-                self._pass(taken)
+        while self._wake.get():
+            self._pass(self._next())
 
     def _pass(self, taken: Sequence[_Request]) -> None:
-        self._begun += sum(len(request.rows) for request in taken)
         kinds: dict[tuple[bool, bool], list[_Request]] = defaultdict(list)
         for request in taken:
             kinds[request.ready, request.explain].append(request)

@@ -24,18 +24,6 @@ class FeaturesMissing(BadRequest):
     """Features are missing of a pipeline that refuses to predict without them."""
 
 
-class Busy(HeadraceError):
-    """More is asked than can be answered in good time."""
-
-    transient = True
-
-    def __init__(self, pipeline: str) -> None:
-        self.pipeline = pipeline
-        super().__init__(
-            f"`{pipeline}` is asked more than it can answer in good time. Try again a little later."
-        )
-
-
 class NoChampion(HeadraceError):
     """No model of a pipeline serves yet."""
 

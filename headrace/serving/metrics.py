@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +21,8 @@ class Metrics:
 
     def __init__(self, service: Service) -> None:
         self._service, self._registry = service, CollectorRegistry()
+        self.refused: Callable[[], int] = lambda: 0
+        """How many requests were not let in."""
         self._requests = Counter(
             "headrace_requests",
             "Requests, by what they were answered",
@@ -52,11 +54,13 @@ class Metrics:
         """Return all of it in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """Be a collector of Prometheus' client: states."""
         service = self._service
         version = GaugeMetricFamily("headrace_model_version", "The version that serves", labels=["pipeline"])
-        waiting = GaugeMetricFamily("headrace_rows_waiting", "Rows taken and not begun", labels=["pipeline"])
+        waiting = GaugeMetricFamily(
+            "headrace_requests_waiting", "Requests taken and not begun", labels=["pipeline"]
+        )
         trouble = GaugeMetricFamily(
             "headrace_champion_not_serving", "1 if the champion is not what serves", labels=["pipeline"]
         )
@@ -69,6 +73,8 @@ class Metrics:
         )
         for name, endpoint in service.endpoints.items():
             unshadowed.add_metric([name], endpoint.unshadowed)
+        refused = CounterMetricFamily("headrace_requests_refused", "Requests that were not let in (429)")
+        refused.add_metric([], self.refused())
         unsent = GaugeMetricFamily("headrace_log_rows_unsent", "Logged rows that are not in the lake yet")
         unsent.add_metric([], service.journal.unsent)
         looked = GaugeMetricFamily(
@@ -76,4 +82,4 @@ class Metrics:
         )
         if service.looked:
             looked.add_metric([], service.looked.timestamp())
-        yield from (version, waiting, trouble, unshadowed, unsent, looked)
+        yield from (version, waiting, trouble, unshadowed, refused, unsent, looked)

@@ -146,8 +146,7 @@ def _wrong(error: Exception) -> Response:
         status, told = status_of(error)[0], str(error)
     else:
         status, told = 503, f"There was no answer within {TIMEOUT:.0f} s"
-    headers = {"Retry-After": "1"} if status == 429 else {}
-    return Response(orjson.dumps({"error": scrubbed(told)}), status, headers, JSON)
+    return Response(orjson.dumps({"error": scrubbed(told)}), status, media_type=JSON)
 
 
 def _tensor(name: str, kind: pa.DataType) -> dict[str, Any]:
