@@ -47,6 +47,7 @@ class _Connection(asyncio.Protocol):
         self._raw = b""
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._transport: Any = None
+        self.closed = False
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -70,6 +71,7 @@ class _Connection(asyncio.Protocol):
             self._answer.set_result((int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
         if self._answer and not self._answer.done():
             self._answer.set_result((0, b""))
 
@@ -111,6 +113,8 @@ async def _open(port: int, requests: Sequence[bytes], rate: float, seconds: floa
 
     async def one(due: float, raw: bytes) -> None:
         connection = await free.get()
+        if connection.closed:  # nothing was asked over it for a while
+            connection = await _connect(port)
         status, _ = await connection.ask(raw)
         told.statuses[status] += 1
         if status == 200:

@@ -35,6 +35,8 @@ from headrace.feature_store import store as features
 from headrace.feature_store.plan import Plan, online
 from headrace.lake import Lake, Window, duckdb_connection
 from headrace.pipeline import Candidate, Columns, Pipeline, Serving, Source
+from headrace.release.errors import NothingServed
+from headrace.release.replay import replay
 from headrace.serving import journal as journals
 from headrace.serving import run
 from headrace.serving.admission import ALWAYS, Admission
@@ -46,7 +48,7 @@ from headrace.serving.keys import Keys
 from headrace.serving.service import Service
 from headrace.sources import Call, Feedback
 from headrace.sources.feedback import served_by
-from headrace.tracking import MLflow
+from headrace.tracking import MLflow, load_model
 from headrace.training import dataset
 from headrace.training.encoding import Encoder
 from headrace.training.rows import InMemory
@@ -91,17 +93,17 @@ class Toy:
             return []
         return self.lake.connect({"made": served_by("toy")}).sql("FROM made").to_arrow_table().to_pylist()
 
+    def rows(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """Such rows with their features, as batch scoring has them."""
+        instants = [datetime.fromisoformat(row["event_timestamp"]) for row in rows]
+        timed = [{**row, "event_timestamp": at} for row, at in zip(rows, instants, strict=True)]
+        return online(self.feast, "toys", pa.Table.from_pylist(timed))
+
     def batch(self, rows: list[dict[str, Any]]) -> list[float]:
         """What batch scoring predicts of such rows."""
-        instants = [datetime.fromisoformat(row["event_timestamp"]) for row in rows]
-        asked = pa.Table.from_pylist(
-            [{**row, "event_timestamp": at} for row, at in zip(rows, instants, strict=True)]
-        )
         release = registry.champion(self.mlflow, "toy")
         assert release
-        from headrace.tracking import load_model
-
-        return load_model(self.mlflow, release.model_uri).predict(online(self.feast, "toys", asked)).tolist()
+        return load_model(self.mlflow, release.model_uri).predict(self.rows(rows)).tolist()
 
 
 def open_feast(home: Path) -> Any:
@@ -421,6 +423,26 @@ def replace_native(predictor: Any) -> Any:
     broken = object.__new__(type(predictor))
     broken.__dict__ |= predictor.__dict__ | {"model": None}
     return broken
+
+
+def test_what_was_asked_is_put_to_another_version(toy: Toy) -> None:
+    asked = [{**ROW, "id": n, "x": n / 100 - 1, "place": f"p{n % 5}"} for n in range(200)]
+    began = datetime.now(UTC)
+    with toy.client() as client:
+        answered = ask(client, asked).json()["predictions"]
+    window = Window(began, datetime.now(UTC) + timedelta(seconds=1))
+    same, other = (replay(SPEC, n, window, toy.lake, toy.mlflow, LIVE) for n in (1, 2))
+    assert (same.rows, same.versions, same.apart) == (200, [1], {"probability": (0.0, 0.0)})
+    assert same.gain
+    assert (same.gain.mean, same.gain.rows) == (0, 200)  # their keys landed, with labels
+    model = load_model(toy.mlflow, registry.uri("toy", 2))
+    online_rows = toy.rows(asked)
+    apart = np.abs(model.predict(online_rows) - [one["probability"] for one in answered])
+    assert other.apart == {"probability": (float(np.median(apart)), float(apart.max()))}
+    assert other.gain
+    assert other.gain.mean != 0
+    with pytest.raises(NothingServed):
+        replay(SPEC, 1, Window(LIVE, LIVE + timedelta(days=1)), toy.lake, toy.mlflow, LIVE)
 
 
 def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:

@@ -18,6 +18,7 @@ from headrace.cli import (
     live,
     models,
     quarantine,
+    replay,
     report,
     reproduce,
     serve,
@@ -59,6 +60,7 @@ app.command()(live.deploy)
 app.command()(live.demo)
 app.command()(serve.serve)
 app.command()(trace.trace)
+app.command()(replay.replay)
 app.command()(report.report)
 app.command()(verify.verify)
 app.command()(reproduce.reproduce)

@@ -114,3 +114,14 @@ class UnknownPrediction(HeadraceError):
             f"No prediction `{id}` is logged: {reason}. One that another machine answered comes "
             "into the lake within half a minute."
         )
+
+
+class NothingServed(HeadraceError):
+    """Nothing was asked of a pipeline's champion."""
+
+    def __init__(self, pipeline: str, window: str) -> None:
+        self.pipeline, self.window = pipeline, window
+        super().__init__(
+            f"The lake has nothing that was asked of `{pipeline}` within {window}. What `headrace serve` "
+            "answers comes there within half a minute; name another span with `--since` and `--until`."
+        )
