@@ -55,7 +55,7 @@ def run() -> Result:
     with TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         env = os.environ | {"HEADRACE_HOME": str(home), "HEADRACE_SERVE_PORT": str(PORTS["ours"])}
-        _child("prepare", folder, env)
+        child("prepare", folder, env)
         rows = json.loads((Path(folder) / "rows.json").read_text())
         single = [json.dumps({"rows": [row]}).encode() for row in rows]
         hundred = [json.dumps({"rows": rows[n : n + 100]}).encode() for n in range(0, 1_000, 100)]
@@ -72,8 +72,8 @@ def run() -> Result:
             again = _load("closed", "ours", _requests("ours", "/v1/flights/predict", single), CLIENTS)
         with _server([sys.executable, "-c", EMPTY, str(PORTS["empty"])], "empty", "", env):
             empty = _measured("empty", "/empty", single)
-        peer = json.loads(_child("peer", folder, env))
-        feast = json.loads(_child("feast", folder, env))
+        peer = json.loads(child("peer", folder, env))
+        feast = json.loads(child("feast", folder, env))
     refused = over.statuses[429] / sum(over.statuses.values())
     columns = ("what", "requests/s", "p50, 1 client", "p99 at half load")
 
@@ -165,11 +165,11 @@ def _memory(pid: int) -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def _child(side: str, folder: str, env: dict[str, str]) -> str:
+def child(side: str, folder: str, env: dict[str, str], module: str = "serving") -> str:
     """Run a side in a process of its own; return what it prints last."""
-    code = f"from benchmarks.serving import {side}; {side}({folder!r})"
+    code = f"from benchmarks.{module} import {side}; {side}({folder!r})"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=900
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=1800
     )
     return done.stdout.strip().rpartition("\n")[2]
 

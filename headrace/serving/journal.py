@@ -58,9 +58,13 @@ class Journal:
 
     def start(self) -> None:
         """Begin to send; first of all what processes that are gone have left."""
-        self.own.mkdir(parents=True)
-        self._lock = FileLock(self.own / "lock")
+        hidden = (
+            self.folder / f".{self.own.name}"
+        )  # nobody takes it for one that was left, before it is locked
+        hidden.mkdir(parents=True)
+        self._lock = FileLock(hidden / "lock")
         self._lock.acquire()
+        hidden.rename(self.own)
         self._sender.start()
 
     def stop(self) -> None:
@@ -142,7 +146,7 @@ class Journal:
 def adopt(folder: Path, lake: Lake) -> int:
     """Send what processes that are gone have left below ``folder``; return how many rows that were."""
     sent = 0
-    for own in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for own in sorted(folder.glob("[!.]*")):
         lock = FileLock(own / "lock")
         try:
             with lock.acquire(blocking=False):

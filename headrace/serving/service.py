@@ -100,6 +100,7 @@ class Service:
             # The connection of the one before closes once the pass that may use it has ended.
             endpoint.predictor = predictor
             logger.info("Version %s of %s serves, after %s", champion, spec.name, serving or "none")
+            gc.unfreeze()
             gc.collect()  # what is here stays: else each full collection would hold up requests
             gc.freeze()
         wanted = registry.shadows(named)[:SHADOWS]

@@ -16,6 +16,7 @@ from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id
 from feast.value_type import ValueType
 
+from headrace.errors import ServerUnreachable
 from headrace.feature_store.errors import BadKey
 from headrace.feature_store.feast.writers import Postgres, Redis, Sqlite, writer
 
@@ -89,6 +90,8 @@ class _Sqlite:
                 self._con = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, check_same_thread=False)
             rows = self._con.execute(statement, [key for _, _, keys in wanted for key in keys]).fetchall()
         except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise ServerUnreachable("Feast's online store", self._path, str(error)) from None
             if "no such table" not in str(error) and "unable to open" not in str(error):
                 raise
             if len(wanted) == 1:
