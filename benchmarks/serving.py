@@ -55,6 +55,8 @@ def run() -> Result:
     with TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         env = os.environ | {"HEADRACE_HOME": str(home), "HEADRACE_SERVE_PORT": str(PORTS["ours"])}
+        # MLflow starts uvicorn by its name.
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
         child("prepare", folder, env)
         rows = json.loads((Path(folder) / "rows.json").read_text())
         single = [json.dumps({"rows": [row]}).encode() for row in rows]

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from headrace.addresses import public, revealed
+from headrace.addresses import database, public, revealed
 from headrace.errors import DamagedDatabase, ServerUnreachable
 from headrace.lake import DatasetRef
 from headrace.recipe import FILE as RECIPE
@@ -51,6 +51,8 @@ DIGEST = "headrace.digest"
 AT_ONCE = 1000
 """How many metrics MLflow takes at once."""
 
+TICK = 1_000_000_000
+"""Nanoseconds that a file's time may be behind."""
 INSIDE = "data/model"
 """Where, inside an MLflow model, the directory lies that ``Model.save`` wrote."""
 
@@ -132,6 +134,23 @@ class MLflow:
     def served(self) -> bool:
         """Whether a server keeps it."""
         return revealed(self.address).startswith("http")
+
+    def stamp(self) -> tuple[int, ...] | None:
+        """Return what stays the same for as long as nobody writes, if that can be told by looking at a file.
+
+        A file's time has ticks: what was written just now may be followed, within one, by something else.
+        """
+        try:
+            url = database(revealed(self.address))
+            if url.get_backend_name() != "sqlite" or not url.database:
+                return None
+            files = [Path(url.database), Path(f"{url.database}-wal")]
+            stats = [file.stat() for file in files if file.exists()]
+        except (ValueError, OSError):
+            return None
+        if not stats or time.time_ns() - max(stat.st_mtime_ns for stat in stats) < TICK:
+            return None
+        return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size, stat.st_ino))
 
     def source(self, logged: Logged) -> str:
         """Return the address that a version of a logged model is made from.

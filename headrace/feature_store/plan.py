@@ -6,7 +6,7 @@ up, all views at once, and to read their bytes. Batches and single requests are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from headrace.feature_store.errors import BadFeature, MissingKeys, NotComputed
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from feast.feature_view_projection import FeatureViewProjection
 
     from headrace.feature_store.feast.readers import Reader, Row
+
+
+REMEMBERED = 20_000
+"""Results that are remembered of an on-demand view."""
 
 
 def online(store: FeatureStore, service: str, spine: pa.Table) -> pa.Table:
@@ -100,6 +104,8 @@ class _Computed:
     given: tuple[str, ...]
     taken: tuple[tuple[str, pa.DataType], ...]
     features: tuple[str, ...]
+    remembers: bool
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = field(default_factory=dict)
 
 
 class Plan:
@@ -123,13 +129,17 @@ class Plan:
         for view in views:
             if found := on_demand(store, view):
                 sources = list(found.source_feature_view_projections.values())
+                given = tuple(given_by(store, view).values())
+                kinds = [types[name] for name in given]
+                kinds += [arrow(field.dtype) for source in sources for field in source.features]
                 kept += [(source, f"{source.name}__") for source in sources]
                 self._computed.append(
                     _Computed(
                         found,
-                        tuple(given_by(store, view).values()),
+                        given,
                         tuple((f"{s.name}__{f.name}", arrow(f.dtype)) for s in sources for f in s.features),
                         tuple(field.name for field in view.features),
+                        all(map(_is_plain, kinds)),
                     )
                 )
         self._views = [_stored(store, view, prefix) for view, prefix in kept]
@@ -179,16 +189,47 @@ class Plan:
     def _compute(
         self, computed: _Computed, rows: Sequence[Mapping[str, Any]], served: Mapping[str, list[Any]]
     ) -> dict[str, list[Any]]:
+        """Compute features; what was computed of the same instants, texts and integers is remembered.
+
+        A view that computes another thing each time could not be served as it was trained on.
+        """
+        asked = [tuple(row[name] for name in computed.given) for row in rows]
+        if computed.taken:
+            taken = zip(*(served[name] for name, _ in computed.taken), strict=True)
+            asked = [given + more for given, more in zip(asked, taken, strict=True)]
+        if not computed.remembers:
+            return self._computed_of(computed, asked)
+        known = computed.known
+        if len(known) > REMEMBERED:
+            known.clear()
+        new = [one for one in dict.fromkeys(asked) if one not in known]
+        if new:
+            made = self._computed_of(computed, new)
+            known.update(zip(new, zip(*made.values(), strict=True), strict=True))
+        found = [known[one] for one in asked]
+        return {name: [values[n] for values in found] for n, name in enumerate(computed.features)}
+
+    def _computed_of(self, computed: _Computed, asked: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
         import pyarrow as pa
 
-        given = {name: pa.array([row[name] for row in rows], self._types[name]) for name in computed.given}
-        taken = {name: pa.array(served[name], kind) for name, kind in computed.taken}
+        kinds = {name: self._types[name] for name in computed.given} | dict(computed.taken)
+        columns = zip(*asked, strict=True) if asked else [[] for _ in kinds]
+        given = {
+            name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns, strict=True)
+        }
         try:
-            made = _transformed(computed.view, pa.table(given | taken))
-            columns = {name: pa.array(made[name], from_pandas=True) for name in computed.features}
-            return {name: column.cast(self.outputs[name]).to_pylist() for name, column in columns.items()}
+            made = _transformed(computed.view, pa.table(given))
+            found = {name: pa.array(made[name], from_pandas=True) for name in computed.features}
+            return {name: column.cast(self.outputs[name]).to_pylist() for name, column in found.items()}
         except Exception as error:  # it is somebody's own code
             raise NotComputed(computed.view.name, f"{type(error).__name__}: {error}") from error
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Say whether values of a type are equal only if they are the same: unlike 0.0 and -0.0."""
+    from pyarrow import types
+
+    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_timestamp(kind))
 
 
 def _transformed(view: OnDemandFeatureView, rows: pa.Table) -> Any:

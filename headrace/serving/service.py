@@ -52,6 +52,7 @@ class Service:
         """Why a pipeline's champion is not what serves, by pipeline."""
         self.looked: datetime | None = None
         """When it was last seen who is champion (UTC)."""
+        self._stamp: tuple[int, ...] | None = None
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._keep_up, name="champions", daemon=True)
 
@@ -78,6 +79,10 @@ class Service:
 
     def refresh(self) -> None:
         """See who is champion of each pipeline, and let it serve."""
+        stamp = self.mlflow.stamp()
+        if stamp and stamp == self._stamp and not self.troubles:
+            self.looked = datetime.now(UTC)
+            return
         for name, spec in self.pipelines.items():
             try:
                 self._refresh(spec)
@@ -88,7 +93,7 @@ class Service:
                 self.troubles[name] = told
             else:
                 self.troubles.pop(name, None)
-        self.looked = datetime.now(UTC)
+        self._stamp, self.looked = stamp, datetime.now(UTC)
 
     def _refresh(self, spec: Pipeline) -> None:
         endpoint, named = self.endpoints[spec.name], registry.aliases(self.mlflow, spec.name)
