@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-CONNECTIONS = 256
+CONNECTIONS = 1024
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Who is let in: as many requests at once as are answered in a tenth of a second; others may come again.
+"""Who is let in: as many requests at once as are answered in 30 milliseconds; others may come again.
 
 What waits in an event loop waits unseen, so it is counted at the door, before a request is even read.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-SECONDS = 0.1
+SECONDS = 0.03
 """How long answers may take: what is let in at once is what is answered meanwhile."""
 ALWAYS = 64
 """Requests that are let in at once however slow answers are."""
