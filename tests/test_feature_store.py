@@ -627,14 +627,14 @@ def test_the_online_store_gives_what_the_point_in_time_join_gives(store, lake):
 def test_a_real_servers_online_store_gives_it_too(kind, request, lake, tmp_path):
     """Pointed at Redis or PostgreSQL in ``feature_store.yaml``, as the README says."""
     if kind == "redis":
-        online = {"type": "redis", "connection_string": request.getfixturevalue("redis")}
+        kept = {"type": "redis", "connection_string": request.getfixturevalue("redis")}
     else:
         url = make_url(request.getfixturevalue("postgres"))
-        online = {"type": "postgres", "host": url.host, "port": url.port, "user": url.username}
-        online |= {"database": url.database, "password": "", "db_schema": "feast", "sslmode": "disable"}
+        kept = {"type": "postgres", "host": url.host, "port": url.port, "user": url.username}
+        kept |= {"database": url.database, "password": "", "db_schema": "feast", "sslmode": "disable"}
     repo = tmp_path / "features"
     shutil.copytree(ROOT / "features", repo, ignore=shutil.ignore_patterns("__pycache__"))
-    config = yaml.safe_load((repo / "feature_store.yaml").read_text()) | {"online_store": online}
+    config = yaml.safe_load((repo / "feature_store.yaml").read_text()) | {"online_store": kept}
     (repo / "feature_store.yaml").write_text(yaml.safe_dump(config))
     store = features.open_store(repo, Settings(home=tmp_path / "home", lake=lake.root))
     features.apply(store, "features.flights")

@@ -6,6 +6,7 @@ training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 from headrace.release.compare import compare
 from headrace.release.promotion import (
     carry_out,
+    champions,
     changes,
     first,
     move,
@@ -26,6 +27,7 @@ __all__ = [
     "Tried",
     "best",
     "carry_out",
+    "champions",
     "changes",
     "choose",
     "compare",

@@ -90,7 +90,7 @@ def carry_out(
         return True
     if ledger.claim(spec.name, PROMOTION, str(version), holder=holder, lease=LEASE):
         return True
-    before, serving = verdict.champion or "none", _serving(mlflow, spec)
+    before = verdict.champion or "none"
     intent = {
         "kind": PROMOTION,
         "key": str(version),
@@ -100,13 +100,15 @@ def carry_out(
         "reason": verdict.reason,
         "receipt": receipt(spec, version, verdict, mlflow),
     }
-    succession = _succession(spec, ledger, before)
-    if serving != str(version) and (
-        serving != before
-        or ledger.claim(spec.name, SUCCESSION, succession, holder=holder, lease=LEASE, detail=intent)
-    ):
+    last = _last(spec, ledger)
+    if _serving(mlflow, spec) not in (before, str(version)):
         return False
-    _carry_out(spec, succession, intent, mlflow, ledger, holder)
+    if ledger.claim(spec.name, SUCCESSION, f"after {last}", holder=holder, lease=LEASE, detail=intent):
+        return False
+    if _last(spec, ledger) != last or _serving(mlflow, spec) not in (before, str(version)):
+        _let_go(spec, ledger, last, holder)
+        return False
+    _carry_out(spec, last, intent, mlflow, ledger, holder)
     return True
 
 
@@ -126,21 +128,23 @@ def move(
         AlreadyClaimed: Somebody else changes the champion at this moment.
         mlflow.MlflowException: There is no such version.
     """
-    release, before = registry.version(mlflow, spec.name, version), _serving(mlflow, spec)
-    succession = _succession(spec, ledger, before)
+    release, last = registry.version(mlflow, spec.name, version), _last(spec, ledger)
+    before = _serving(mlflow, spec)
     intent = {
         "kind": MOVE,
-        "key": f"{before} to {version} after {_last(spec, ledger)}",
+        "key": f"{before} to {version} after {last}",
         "version": version,
         "before": before,
         "as_of": release.as_of.isoformat(),
         "reason": reason,
         "undoes": undoes,
     }
-    done = ledger.claim(spec.name, SUCCESSION, succession, holder=holder, lease=LEASE, detail=intent)
-    if done:  # between our look and our claim
-        raise AlreadyClaimed(f"The champion of `{spec.name}`", done.holder, done.at)
-    _carry_out(spec, succession, intent, mlflow, ledger, holder)
+    done = ledger.claim(spec.name, SUCCESSION, f"after {last}", holder=holder, lease=LEASE, detail=intent)
+    if done or _last(spec, ledger) != last or _serving(mlflow, spec) != before:
+        _let_go(spec, ledger, last, holder)
+        other = changes(spec, ledger)[-1:] or ledger.entries(spec.name)[-1:]
+        raise AlreadyClaimed(f"The champion of `{spec.name}`", other[0].holder, other[0].at)
+    _carry_out(spec, last, intent, mlflow, ledger, holder)
 
 
 def rollback(spec: Pipeline, reason: str, mlflow: MLflow, ledger: Ledger, holder: str) -> int:
@@ -163,20 +167,20 @@ def reconcile(spec: Pipeline, mlflow: MLflow, ledger: Ledger, holder: str) -> li
     What is begun by somebody who is at work after all is finished once, whoever is quicker.
     """
     last, serving = _last(spec, ledger), _serving(mlflow, spec)
-    begun = [one for one in ledger.entries(spec.name, SUCCESSION) if one.key.endswith(f" after {last}")]
-    done = {one.key for one in begun if one.state == DONE}
-    intents = {one.key: one for one in begun if one.state == CLAIMED and "version" in one.detail}
-    for key, one in intents.items():  # of several attempts the last
-        names = ("kind", "key", "version", "before", "as_of", "reason", "undoes", "receipt")
-        intent = {name: one.detail[name] for name in names if name in one.detail}
-        if key in done or serving not in (intent["before"], str(intent["version"])):
-            continue
-        with suppress(AlreadyClaimed):  # by who began it, and is gone, or is about to do the very same
-            if ledger.claim(spec.name, SUCCESSION, key, holder=holder, lease=LEASE, detail=intent):
-                continue
-        _carry_out(spec, key, intent, mlflow, ledger, holder)
-        return [f"version {intent['version']} is champion of {spec.name}, which {one.holder} began"]
-    return []
+    begun = ledger.entries(spec.name, SUCCESSION, f"after {last}")
+    intents = [one for one in begun if one.state == CLAIMED and "version" in one.detail]
+    if not intents or any(one.state == DONE for one in begun):
+        return []
+    one = intents[-1]  # of several attempts the last
+    names = ("kind", "key", "version", "before", "as_of", "reason", "undoes", "receipt")
+    intent = {name: one.detail[name] for name in names if name in one.detail}
+    if serving not in (intent["before"], str(intent["version"])):
+        return []
+    with suppress(AlreadyClaimed):  # by who began it, and is gone, or is about to do the very same
+        if ledger.claim(spec.name, SUCCESSION, one.key, holder=holder, lease=LEASE, detail=intent):
+            return []
+    _carry_out(spec, last, intent, mlflow, ledger, holder)
+    return [f"version {intent['version']} is champion of {spec.name}, which {one.holder} began"]
 
 
 def strayed(spec: Pipeline, mlflow: MLflow, ledger: Ledger) -> Strayed | None:
@@ -267,7 +271,7 @@ def told(record: Record) -> str:
 
 
 def _carry_out(
-    spec: Pipeline, succession: str, intent: Mapping[str, Any], mlflow: MLflow, ledger: Ledger, holder: str
+    spec: Pipeline, last: str, intent: Mapping[str, Any], mlflow: MLflow, ledger: Ledger, holder: str
 ) -> None:
     """Move the alias, then say that it is done: each step once, or once more to the same end."""
     version, as_of = intent["version"], read(intent["as_of"])
@@ -278,12 +282,14 @@ def _carry_out(
     detail = {name: value for name, value in intent.items() if name not in ("kind", "key")}
     # First: killed between the two, the next succession is called after this change.
     ledger.finish(spec.name, intent["kind"], intent["key"], holder=holder, **detail)
-    ledger.finish(spec.name, SUCCESSION, succession, holder=holder, version=version)
+    ledger.finish(spec.name, SUCCESSION, f"after {last}", holder=holder, version=version)
 
 
-def _succession(spec: Pipeline, ledger: Ledger, before: str) -> str:
-    # With the last change: a champion that was brought back is succeeded once more.
-    return f"{before} after {_last(spec, ledger)}"
+def _let_go(spec: Pipeline, ledger: Ledger, last: str, holder: str) -> None:
+    """Give up a claim on what somebody else has succeeded meanwhile."""
+    for one in ledger.entries(spec.name, SUCCESSION, f"after {last}"):
+        if one.state == CLAIMED and one.holder == holder:
+            ledger.free(one)
 
 
 def _last(spec: Pipeline, ledger: Ledger) -> str:
