@@ -114,9 +114,8 @@ def _features(spec: Pipeline, given: Mapping[str, Any], lake: Lake) -> Iterator[
     """Yield the row of each feature table that was, or would be, joined to what was asked."""
     for table in spec.feature_tables:
         columns = [column.name for column in lake.table(table.table).open().schema().fields]
-        keys = [
-            name for name in columns if name in given and name not in _values(spec, columns) and name != AT
-        ]
+        ours = {*_values(spec, columns), AT, AVAILABLE}
+        keys = [name for name in columns if name in given and name not in ours]
         features = [name for name in columns if name in spec.columns.names and name not in keys]
         at, asked = given[AT], given["requested_at"]
         wanted = [f"{quoted(key)} IS NOT DISTINCT FROM {_literal(given[key])}" for key in keys]
