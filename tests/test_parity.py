@@ -27,7 +27,7 @@ from headrace.feature_store.errors import (
     UnknownService,
 )
 from headrace.feature_store.parity import Cause, compare, refuse_changing
-from headrace.feature_store.plan import online
+from headrace.feature_store.plan import Plan, online
 from headrace.lake import Lake, Window
 from headrace.pipeline import load
 from tests.conftest import utc
@@ -255,6 +255,11 @@ def test_what_is_computed_on_demand_is_never_of_inputs_older_than_their_ttl(toy:
             assert served["more"].to_pylist() == ([22, 63, 124, -5, -6] if alive else [-2, -3, -4, -5, -6])
             assert served.column_names == features.historical(toy.feast, name, asked).column_names
             assert compare(toy.feast, name, asked).mismatches == ()
+            plan = Plan(toy.feast, name, {field.name: field.type for field in asked.schema})
+            rows = asked.select(plan.inputs).to_pylist()
+            missing = plan.read(rows, [int(at.timestamp()) * 1_000_000] * len(rows)).missing
+            names = ("more",) if name == "computed" else ("f", "g", "more")
+            assert missing == [() if alive and key in ("a", "b", "c") else names for key in "abcd-"]
     toy.put("g", 11, int64_val=12)
     found = compare(toy.feast, "computed", toy.asked().append_column("times", [[2, 3, 4, 5, 6]]))
     assert [(m.feature, m.cause, m.rows) for m in found.mismatches] == [("more", Cause.VALUE, 1)]

@@ -442,7 +442,7 @@ def test_what_was_asked_is_put_to_another_version(toy: Toy) -> None:
     assert other.gain
     assert other.gain.mean != 0
     with pytest.raises(NothingServed):
-        replay(SPEC, 1, Window(LIVE, LIVE + timedelta(days=1)), toy.lake, toy.mlflow, LIVE)
+        replay(SPEC, 1, Window(START, AS_OF), toy.lake, toy.mlflow, LIVE)
 
 
 def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:
@@ -542,6 +542,8 @@ def test_a_key_may_do_what_it_is_for_and_no_more(toy: Toy, tmp_path: Path) -> No
 
         assert asked() == asked(Authorization="Bearer wrong") == asked(Authorization=f"Basic {good}") == 401
         assert [asked(Authorization=f"Bearer {key}") for key in (good, *others)] == [200, 403, 403]
+        described = client.get("/openapi.json").json()["paths"]["/v1/toy/predict"]["post"]
+        assert "example" not in described["requestBody"]["content"]["application/json"]
         assert keys.remove("shop")
         assert asked(Authorization=f"Bearer {good}") == 401
         assert client.get("/healthz").status_code == 200
@@ -655,6 +657,18 @@ def test_a_file_that_was_sent_and_not_removed_is_not_sent_twice(
     assert adopt(tmp_path / "served", lake) == 3
     assert ids_of(lake) == [1, 2, 3]
     assert not list((tmp_path / "served").iterdir())
+
+
+def test_files_of_half_a_minute_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "MANY", 4)
+    lake = Lake(str(tmp_path / "lake"))
+    for n in range(7):
+        journal = Journal(tmp_path / "served", lake)
+        journal.own.mkdir(parents=True)
+        put(journal, n)
+        adopt(tmp_path / "served", lake)
+    assert ids_of(lake) == list(range(7))
+    assert len(lake.table("served/t").open().file_uris()) < 5
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])

@@ -87,13 +87,14 @@ class Served:
 @dataclass(frozen=True)
 class _Stored:
     """A view that keeps rows: which columns its keys are in, and, of each feature, its name as it is served,
-    as it is stored, and what reads it.
+    as it is stored, and what reads it. ``needed`` are the features that are missing without a row of it.
     """
 
     keys: tuple[str, ...]
     key: Callable[[Sequence[Any]], bytes]
     features: tuple[tuple[str, str, Callable[[bytes], Any]], ...]
     ttl: int
+    needed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Plan:
             raise MissingKeys(service, missing, list(types))
         self.outputs = {field.name: arrow(field.dtype) for view in views for field in view.features}
         self._types, self._address = types, address(store)
-        kept = [(view, "") for view in views if not on_demand(store, view)]
+        kept = [(view, "", _names(view)) for view in views if not on_demand(store, view)]
         self._computed = []
         for view in views:
             if found := on_demand(store, view):
@@ -132,18 +133,18 @@ class Plan:
                 given = tuple(given_by(store, view).values())
                 kinds = [types[name] for name in given]
                 kinds += [arrow(field.dtype) for source in sources for field in source.features]
-                kept += [(source, f"{source.name}__") for source in sources]
+                kept += [(source, f"{source.name}__", _names(view)) for source in sources]
                 self._computed.append(
                     _Computed(
                         found,
                         given,
                         tuple((f"{s.name}__{f.name}", arrow(f.dtype)) for s in sources for f in s.features),
-                        tuple(field.name for field in view.features),
+                        _names(view),
                         all(map(_is_plain, kinds)),
                     )
                 )
-        self._views = [_stored(store, view, prefix) for view, prefix in kept]
-        self._reader = _reader(store, [view for view, _ in kept])
+        self._views = [_stored(store, view, prefix, needed) for view, prefix, needed in kept]
+        self._reader = _reader(store, [view for view, _, _ in kept])
         self.waits = self._reader.waits
         """Whether the online store is somewhere else, so that reading it takes a while, or for ever."""
 
@@ -167,7 +168,7 @@ class Plan:
             for place, key in enumerate(keys):
                 row, now = there.get(key) if key else None, at[place]
                 if row is None or (view.ttl and now is not None and now > row[0] + view.ttl):
-                    missing[place] += tuple(name for name, _, _ in view.features)
+                    missing[place] += view.needed
                     for of in lists:
                         of.append(None)
                     continue
@@ -276,7 +277,13 @@ def _keys(view: _Stored, rows: Sequence[Mapping[str, Any]]) -> list[bytes | None
     return made
 
 
-def _stored(store: FeatureStore, view: FeatureViewProjection, prefix: str) -> _Stored:
+def _names(view: FeatureViewProjection) -> tuple[str, ...]:
+    return tuple(field.name for field in view.features)
+
+
+def _stored(
+    store: FeatureStore, view: FeatureViewProjection, prefix: str, needed: tuple[str, ...]
+) -> _Stored:
     from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
     from feast.value_type import ValueType
 
@@ -290,7 +297,7 @@ def _stored(store: FeatureStore, view: FeatureViewProjection, prefix: str) -> _S
         alone = entity_key((DUMMY_ENTITY_ID,), {DUMMY_ENTITY_ID: ValueType.STRING})((DUMMY_ENTITY_VAL,))
         make = lambda _: alone  # noqa: E731
     features = ((f"{prefix}{field.name}", field.name, _read(field.dtype)) for field in view.features)
-    return _Stored(tuple(given.values()), make, tuple(features), ttl(store, view))
+    return _Stored(tuple(given.values()), make, tuple(features), ttl(store, view), needed)
 
 
 def _read(dtype: Any) -> Callable[[bytes], Any]:

@@ -95,7 +95,7 @@ def application(service: Service, keys: Keys) -> ASGIApp:
         return Response(measured.exposed(), media_type=metrics.TYPE)
 
     app.include_router(v2.routes(service, keys, measured))
-    app.openapi = partial(documented.openapi, app, service)  # type: ignore[method-assign]
+    app.openapi = partial(documented.openapi, app, service, keys)  # type: ignore[method-assign]
     door = Admission(app)
     measured.refused = lambda: door.refused
     return door

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from headrace.pipeline import Pipeline
+    from headrace.serving.keys import Keys
     from headrace.serving.predictor import Predictor
     from headrace.serving.service import Service
 
@@ -54,8 +55,8 @@ PROBLEMS = {
 logger = logging.getLogger(__name__)
 
 
-def openapi(app: FastAPI, service: Service) -> dict[str, Any]:
-    """Return the description as it is now: of the versions that serve."""
+def openapi(app: FastAPI, service: Service, keys: Keys) -> dict[str, Any]:
+    """Return the description as it is now, of the versions that serve; where it takes keys, without data."""
     found = get_openapi(title=app.title, version="1", description=app.description, routes=app.routes)
     found.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
     found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -66,7 +67,7 @@ def openapi(app: FastAPI, service: Service) -> dict[str, Any]:
                 if what == "feedback":
                     operation.update(_told(service.pipelines[name]))
                 elif predictor := service.endpoints[name].predictor:
-                    operation.update(_operation(service, predictor, what))
+                    operation.update(_operation(service, predictor, what, shown=not keys.all()))
                 good = {status: of for status, of in operation["responses"].items() if status < "300"}
                 operation["responses"] = good | _problems()
                 operation["security"] = [{}, {"key": []}]
@@ -99,7 +100,7 @@ def _problems() -> dict[str, Any]:
     return {status: {"description": about, "content": content} for status, about in PROBLEMS.items()}
 
 
-def _operation(service: Service, predictor: Predictor, what: str) -> dict[str, Any]:
+def _operation(service: Service, predictor: Predictor, what: str, *, shown: bool) -> dict[str, Any]:
     fields = {
         name: _type(kind) | {"description": told(kind)} for name, kind in predictor.fields.types.items()
     }
@@ -116,7 +117,8 @@ def _operation(service: Service, predictor: Predictor, what: str) -> dict[str, A
         }
     }
     try:
-        asked["example"] = {"rows": [predictor.example(service.lake)]}
+        if shown:
+            asked["example"] = {"rows": [predictor.example(service.lake)]}
     except Exception as error:  # noqa: BLE001  # a page without an example is better than none
         logger.warning("There is no example for %s: %s", predictor.spec.name, error)
     columns = {name: _type(kind) for name, kind in predictor.spec.problem.columns.items()}

@@ -1,7 +1,6 @@
 """One pipeline's place in the service: requests that wait are predicted together, logged, and answered.
 
-The more is asked, the more rows each pass takes, and the less each of them costs. What would wait
-too long is refused at once, rather than let everybody wait.
+The more is asked, the more rows each pass takes, and the less each of them costs.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ EVERY = 30.0
 """Seconds after which what is on disk goes to the lake."""
 LARGE = 32 * 2**20
 """Bytes after which a file is full."""
+MANY = 200
+"""Files that a table may have before they are merged: each half minute adds one."""
 SCHEMA = "schema of"
 logger = logging.getLogger(__name__)
 
@@ -164,6 +166,7 @@ def send(file: Path, lake: Lake) -> int:
     count = 0
     for table, rows in read(file).items():
         lake.table(table).append(rows, f"journal/{file.stem}")
+        lake.table(table).compact(MANY)
         count += rows.num_rows
     file.unlink()
     return count
