@@ -19,6 +19,8 @@ from headrace.lake import DamagedTable, DatasetRef, Lake
 from headrace.ledger import Ledger
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Regression
+from headrace.release import models
+from headrace.release.card import card
 from headrace.release.errors import Unproven
 from headrace.tracking import MLflow
 from headrace.training.errors import DamagedModel
@@ -193,3 +195,23 @@ def test_what_a_version_was_promoted_by_is_verified_and_any_change_of_it_found(w
         con.execute("UPDATE headrace_ledger SET detail = replace(detail, '\"rows\": 300', '\"rows\": 301')")
     with pytest.raises(Unproven, match="not as it was written"):
         release.verify(SPEC, version, world.mlflow, world.ledger, world.lake)
+
+
+def test_a_card_says_what_the_records_do_and_no_more(world: World) -> None:
+    data = world.write()
+    trial = world.tried(data, GOOD, last=True)
+    version = world.registered(trial)
+    verdict = release.judge(SPEC, version, trial, data, world.lake, world.mlflow, AS_OF)
+    release.carry_out(SPEC, version, verdict, AS_OF, world.mlflow, world.ledger, "a test")
+    one = models.about(world.mlflow, registry.version(world.mlflow, "toy", version))
+
+    told = card(SPEC, one, world.mlflow, world.ledger)
+
+    assert told.startswith(f"# toy@{version}, champion\n")
+    assert "judged by its loss in litres²" in told
+    assert f"promoted. {verdict.reason}" in told
+    assert "promoted by the gate (a test)" in told
+    assert f"| training/toy | {data.version} | 2,000 | {data.fingerprint} |" in told
+    assert f"Receipt {registry.version(world.mlflow, 'toy', version).receipt}" in told
+    assert "on the 300 rows held out" in told
+    assert "Inputs: x." in told

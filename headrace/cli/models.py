@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003  # typer reads it
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -119,6 +120,26 @@ def show(model: Which) -> None:
     say("MLflow", page + tracking.run_page(project.mlflow, release.run_id))
     say("Prefect", one.tags.get("headrace.flow_run", ""))
     console.print(table)
+
+
+@app.command()
+def card(
+    model: Which,
+    out: Annotated[Path | None, typer.Option(help="Write it to this file, rather than here.")] = None,
+) -> None:
+    """Write a version's model card, in Markdown: what it is for and of, how good for whom, why it serves."""
+    from headrace.project import Project
+    from headrace.release.card import card as carded
+    from headrace.release.models import about
+
+    project = Project.here()
+    one = about(project.mlflow, found(project, model))
+    told = carded(project.pipeline(one.release.pipeline), one, project.mlflow, project.ledger)
+    if out:
+        out.write_text(told)
+        console.print(f"The card of {one.name} is in {out}.", markup=False)
+    else:
+        typer.echo(told, nl=False)
 
 
 @app.command()
