@@ -505,6 +505,22 @@ def test_a_registry_that_is_gone_leaves_what_serves(toy: Toy, monkeypatch: pytes
     assert service.troubles == {}
 
 
+def test_what_people_should_know_of_a_champion_is_said_once_and_shown(
+    toy: Toy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MLflow, "stamp", lambda _: None)
+    service = toy.service()
+    service._notice = lambda _: "Somebody has moved it."
+    with TestClient(application(service, Keys(toy.home / "none.json"))) as client:
+        service.refresh()
+        assert client.get("/v1").json()["toy"]["trouble"] == "Somebody has moved it."
+        assert ask(client, [ROW]).status_code == 200
+        service._notice = lambda _: ""
+        service.refresh()
+        assert client.get("/v1").json()["toy"]["trouble"] is None
+    assert [record.message for record in caplog.records].count("Somebody has moved it.") == 1
+
+
 def test_metrics_count_what_was_answered(toy: Toy) -> None:
     with toy.client() as client:
         ask(client, [ROW])

@@ -11,6 +11,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from headrace.pipeline import Pipeline
     from headrace.settings import Settings
 
 console = Console()
@@ -22,6 +23,7 @@ def serve(
     ] = None,
 ) -> None:
     """Answer requests with each pipeline's champion until Ctrl-C, and log every answer; see /docs there."""
+    from headrace import release as releases
     from headrace.feature_store.plan import Plan
     from headrace.project import Project
     from headrace.serving import run
@@ -35,7 +37,12 @@ def serve(
     console.print(
         f"{settings.serve_page} answers for {', '.join(spec.name for spec in specs)}; Ctrl-C ends it."
     )
-    run.run(project.settings, specs, partial(Plan, project.store), project.mlflow, project.lake, Keys(keys))
+
+    def notice(spec: Pipeline) -> str:
+        return str(releases.strayed(spec, project.mlflow, project.ledger) or "")
+
+    planned = partial(Plan, project.store)
+    run.run(settings, specs, planned, project.mlflow, project.lake, Keys(keys), notice)
 
 
 def keys_of(settings: Settings) -> Path:

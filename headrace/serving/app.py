@@ -71,7 +71,7 @@ def application(service: Service, keys: Keys) -> ASGIApp:
             name: {
                 "about": service.pipelines[name].about,
                 "version": endpoint.predictor and endpoint.predictor.version,
-                "trouble": service.troubles.get(name),
+                "trouble": service.troubles.get(name) or service.notices.get(name) or None,
             }
             for name, endpoint in service.endpoints.items()
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from headrace.lake import Lake
     from headrace.pipeline import Pipeline
@@ -49,9 +49,18 @@ def refuse_open(host: str, keys: Keys) -> None:
 
 
 def run(
-    settings: Settings, specs: Sequence[Pipeline], planned: Planned, mlflow: MLflow, lake: Lake, keys: Keys
+    settings: Settings,
+    specs: Sequence[Pipeline],
+    planned: Planned,
+    mlflow: MLflow,
+    lake: Lake,
+    keys: Keys,
+    notice: Callable[[Pipeline], str] = lambda _: "",
 ) -> None:
-    """Serve until told to end; what was taken is answered first, and the log brought into the lake."""
+    """Serve until told to end; what was taken is answered first, and the log brought into the lake.
+
+    ``notice`` is that of ``Service``.
+    """
     import uvicorn
 
     from headrace.serving.app import application
@@ -61,7 +70,7 @@ def run(
     # Threads that hand each other work must not wait five milliseconds for their turn.
     sys.setswitchinterval(0.001)
     journal = Journal(settings.home / "served", lake)
-    service = Service({spec.name: spec for spec in specs}, planned, mlflow, lake, journal)
+    service = Service({spec.name: spec for spec in specs}, planned, mlflow, lake, journal, notice)
     certificate, key = settings.serve_certificate, settings.serve_certificate_key
     uvicorn.run(
         application(service, keys),

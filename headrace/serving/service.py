@@ -14,7 +14,7 @@ from headrace.serving.endpoint import Endpoint
 from headrace.serving.predictor import Predictor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from headrace.lake import Lake
     from headrace.pipeline import Pipeline
@@ -44,12 +44,16 @@ class Service:
         mlflow: MLflow,
         lake: Lake,
         journal: Journal,
+        notice: Callable[[Pipeline], str] = lambda _: "",
     ) -> None:
+        """Serve ``pipelines``; ``notice`` says what people should know of who is champion, if anything."""
         self.pipelines, self.planned, self.mlflow, self.lake = pipelines, planned, mlflow, lake
-        self.journal = journal
+        self.journal, self._notice = journal, notice
         self.endpoints = {name: Endpoint(spec, journal) for name, spec in pipelines.items()}
         self.troubles: dict[str, str] = {}
         """Why a pipeline's champion is not what serves, by pipeline."""
+        self.notices: dict[str, str] = {}
+        """What people should know of who is champion, by pipeline."""
         self.looked: datetime | None = None
         """When it was last seen who is champion (UTC)."""
         self._stamp: tuple[int, ...] | None = None
@@ -86,6 +90,7 @@ class Service:
         for name, spec in self.pipelines.items():
             try:
                 self._refresh(spec)
+                self._tell(name, self._notice(spec))
             except Exception as error:  # noqa: BLE001  # what serves goes on serving
                 told = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
                 if self.troubles.get(name) != told:
@@ -94,6 +99,11 @@ class Service:
             else:
                 self.troubles.pop(name, None)
         self._stamp, self.looked = stamp, datetime.now(UTC)
+
+    def _tell(self, name: str, notice: str) -> None:
+        if notice and notice != self.notices.get(name):
+            logger.warning("%s", notice)
+        self.notices[name] = notice
 
     def _refresh(self, spec: Pipeline) -> None:
         endpoint, named = self.endpoints[spec.name], registry.aliases(self.mlflow, spec.name)
