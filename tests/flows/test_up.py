@@ -112,7 +112,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
+def test_up_serves_prefect_mlflow_feast_docs_models_and_a_worker_and_ends_them_all(
     ending: signal.Signals, project: Project
 ) -> None:
     with project.up(ending) as up:
@@ -124,6 +124,7 @@ def test_up_serves_prefect_mlflow_feast_docs_and_a_worker_and_ends_them_all(
             "mlflow",
             "headrace.validation.serve",
             "feast.cli.cli",
+            "headrace.cli",
             "headrace.forkserver",
             "prefect worker",
         }
@@ -172,5 +173,5 @@ def test_what_is_killed_is_started_again_and_a_run_goes_on_in_its_place(project:
         start("last")
         eventually(lambda: len(taken_up()) == 2)
     assert gone(*taken_up())
-    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "fork server", "worker"):
+    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "models", "fork server", "worker"):
         assert f"{name} was ended by SIGKILL; it starts again in 1 s. Its log: /" in project.said.read_text()
