@@ -1076,11 +1076,11 @@ def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, l
         def predict(self, rows):
             return np.full(rows.num_rows, 0.5)
 
-    def online(asked):
+    def served(asked):
         return online(store, "flight_delay", asked)
 
     with pytest.raises(BatchRejected, match="probability") as rejected:
-        log.score(FLIGHTS, lake, SECOND, online, Stuck(), 1, FLIGHTS.start)
+        log.score(FLIGHTS, lake, SECOND, served, Stuck(), 1, FLIGHTS.start)
     (entry,) = rejected.value.rejected
     assert (entry.id, entry.whole, entry.held.rows) == ("predictions/flights/2013-01-07/1", True, entry.of)
     assert not lake.table("predictions/flights").exists()

@@ -214,7 +214,8 @@ def test_the_champion_answers_as_it_scored_and_each_answer_is_traced_to_its_raw_
         body = example["requestBody"]["content"]["application/json"]["example"]
         assert httpx.post(f"{page}/v1/flights/predict", json=body, timeout=60).json()["predictions"]
         waits = answer["predictions"][0]["id"]
-        assert "on its way to served/flights" in river.command("headrace.cli", "trace", waits).stdout
+        # Still on disk, or in the lake already.
+        assert "served/flights" in river.command("headrace.cli", "trace", waits).stdout
     predictions = answer["predictions"]
     assert [one["probability"] for one in predictions] == told
 
