@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +15,6 @@ from headrace.legible import legible_lines
 if TYPE_CHECKING:
     from headrace.release.trace import Step
 
-console = Console()
-
 
 def trace(id: Annotated[str, typer.Argument(help="The prediction's id, as its answer gave it.")]) -> None:
     """Show what an answered prediction came from: model, verdict, data, features, raw rows, batches."""
@@ -24,7 +23,8 @@ def trace(id: Annotated[str, typer.Argument(help="The prediction's id, as its an
 
     project = Project.here()
     found = traced(id, project.pipeline, project.lake, project.ledger, project.settings.home)
-    console.print(_drawn(found, Tree("")), soft_wrap=True)
+    wide = None if sys.stdout.isatty() else 10_000  # what a program reads is not cut
+    Console(width=wide).print(_drawn(found, Tree("")))
 
 
 def _drawn(step: Step, tree: Tree) -> Tree:

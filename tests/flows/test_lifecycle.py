@@ -224,7 +224,7 @@ def test_the_champion_answers_as_it_scored_and_each_answer_is_traced_to_its_raw_
     assert time.perf_counter() - begun < 10
     model, *rest = found.of
     assert model.what == f"model flights@{answer['version']}, champion"
-    assert model.facts["code"]
+    assert "code" in model.facts
     [training, *raw] = sorted(model.of, key=lambda one: not one.what.startswith("training/"))
     assert training.what.startswith("training/flights@v")
     assert {one.what.partition("@")[0] for one in raw} >= {"raw/flights", "features/planes"}
