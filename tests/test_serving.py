@@ -42,6 +42,7 @@ from headrace.serving import run
 from headrace.serving.admission import ALWAYS, Admission
 from headrace.serving.app import application
 from headrace.serving.endpoint import new_id
+from headrace.serving.errors import BadKeys
 from headrace.serving.http import MANY
 from headrace.serving.journal import Journal, adopt, send
 from headrace.serving.keys import Keys
@@ -563,6 +564,18 @@ def test_a_key_may_do_what_it_is_for_and_no_more(toy: Toy, tmp_path: Path) -> No
         assert keys.remove("shop")
         assert asked(Authorization=f"Bearer {good}") == 401
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("held", ["{", "[7]", '[{"name": "a"}]', "7"])
+def test_a_file_that_holds_no_keys_lets_nobody_in_and_says_so(toy: Toy, tmp_path: Path, held: str) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(held)
+    with toy.client(keys=Keys(file)) as client:
+        answer = ask(client, [ROW])
+    assert answer.status_code == 503
+    assert "headrace keys add" in answer.json()["detail"]
+    with pytest.raises(BadKeys):
+        run.refuse_open("0.0.0.0", Keys(file))
 
 
 def test_beyond_this_machine_nothing_is_open_without_keys(tmp_path: Path) -> None:

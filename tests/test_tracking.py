@@ -582,6 +582,23 @@ def test_a_change_of_champion_that_is_killed_anywhere_is_finished_or_never_begun
     del third
 
 
+def test_what_its_author_let_go_of_is_not_finished_by_others(mlflow, train):
+    ledger = Ledger(Settings().ledger)
+    assert train("first").release(against=None)
+    second = train("second").version
+    detail = {"kind": "move", "key": "x", "version": second, "before": "1", "as_of": AS_OF.isoformat()}
+    detail |= {"reason": "I know better", "undoes": False}
+    lease = timedelta(hours=1)
+    assert ledger.claim("late", "succession", "after 1", holder="me", lease=lease, detail=detail) is None
+    ledger.give_up("late", "me")
+
+    assert release.reconcile(SPEC, mlflow, ledger, "whoever comes next") == []
+    assert registry.champion(mlflow, "late").version == 1
+    registry.set_alias(mlflow, "late", registry.CHAMPION, second)  # unless it was half-way
+    assert release.reconcile(SPEC, mlflow, ledger, "whoever comes next")
+    assert release.strayed(SPEC, mlflow, ledger) is None
+
+
 def test_of_changes_at_once_one_champion_comes_and_the_ledger_names_it(mlflow, train):
     ledger = Ledger(Settings().ledger)
     versions = [train(f"run {n}").version for n in range(6)]

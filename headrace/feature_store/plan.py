@@ -253,7 +253,7 @@ def _transformed(view: OnDemandFeatureView, rows: pa.Table) -> Any:
 
 
 def frame(rows: pa.Table) -> Any:
-    """Return what ``to_pandas`` does: of a few rows of plain columns in a third of the time."""
+    """Return what ``to_pandas`` does, but sooner for a few rows of plain columns."""
     import pandas as pd
     from pyarrow import types
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import registry, tracking
 from headrace.instants import read, shown
-from headrace.ledger import CLAIMED, DONE, AlreadyClaimed
+from headrace.ledger import CLAIMED, DONE, GIVEN_UP, AlreadyClaimed
 from headrace.release.errors import NothingBefore, Unproven
 
 if TYPE_CHECKING:
@@ -174,7 +174,9 @@ def reconcile(spec: Pipeline, mlflow: MLflow, ledger: Ledger, holder: str) -> li
     one = intents[-1]  # of several attempts the last
     names = ("kind", "key", "version", "before", "as_of", "reason", "undoes", "receipt")
     intent = {name: one.detail[name] for name in names if name in one.detail}
-    if serving not in (intent["before"], str(intent["version"])):
+    # What its author let go of is to be finished only if the alias was moved already.
+    given_up = any(other.state == GIVEN_UP and other.attempt == one.attempt for other in begun)
+    if serving != str(intent["version"]) and (given_up or serving != intent["before"]):
         return []
     with suppress(AlreadyClaimed):  # by who began it, and is gone, or is about to do the very same
         if ledger.claim(spec.name, SUCCESSION, one.key, holder=holder, lease=LEASE, detail=intent):

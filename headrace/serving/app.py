@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from headrace.serving.errors import BadRequest
 from headrace.serving.http import JSON, MANY, TIMEOUT, Refused, problem, raw_body, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from starlette.types import ASGIApp
 
@@ -105,21 +105,13 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
     """Add a pipeline's pages."""
     timer = measured.of(name)
 
-    async def asked(request: Request, explain: bool) -> Response:
-        start = time.perf_counter()
-        status = 500
+    @contextmanager
+    def timed(good: int) -> Iterator[None]:
+        """Count what the block does by how it ends: with a good answer, or with what is wrong."""
+        start, status = time.perf_counter(), 500
         try:
-            keys.check(request.headers, name, "predict")
-            body = await _body(request)
-            now = datetime.now(UTC)
-            rows = endpoint.serving().fields.read(_rows_of(body), now, MANY)
-            loop = asyncio.get_running_loop()
-            answer = await asyncio.wait_for(endpoint.ask(rows, now, loop, explain=explain), TIMEOUT)
-            status = 200
-            return Response(_told(name, answer), media_type=JSON)
-        except TimeoutError:
-            status = 503
-            raise Refused(503, "No answer in time", f"There was none within {TIMEOUT:.0f} s.") from None
+            yield
+            status = good
         except Refused as error:
             status = error.status
             raise
@@ -128,6 +120,20 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
             raise
         finally:
             timer(status, time.perf_counter() - start)
+
+    async def asked(request: Request, explain: bool) -> Response:
+        with timed(200):
+            keys.check(request.headers, name, "predict")
+            body = await _body(request)
+            now = datetime.now(UTC)
+            rows = endpoint.serving().fields.read(_rows_of(body), now, MANY)
+            loop = asyncio.get_running_loop()
+            try:
+                answer = await asyncio.wait_for(endpoint.ask(rows, now, loop, explain=explain), TIMEOUT)
+            except TimeoutError:
+                told = f"There was none within {TIMEOUT:.0f} s."
+                raise Refused(503, "No answer in time", told) from None
+            return Response(_told(name, answer), media_type=JSON)
 
     @app.post(
         f"/v1/{name}/predict",
@@ -148,20 +154,10 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
         openapi_extra={"x-headrace": [name, "feedback"]},
     )
     async def feedback(request: Request) -> Response:
-        start, status = time.perf_counter(), 500
-        try:
+        with timed(202):
             keys.check(request.headers, name, "feedback")
             endpoint.told(await _body(request), datetime.now(UTC), MANY)
-            status = 202
             return _json({"logged": True}, 202)
-        except Refused as error:
-            status = error.status
-            raise
-        except HeadraceError as error:
-            status = status_of(error)[0]
-            raise
-        finally:
-            timer(status, time.perf_counter() - start)
 
     @app.post(
         f"/v1/{name}/explain",

@@ -48,3 +48,14 @@ class NotLogged(HeadraceError):
             f"The prediction log in `{place}` cannot be written: {reason}. What is not logged is not "
             "answered. Make room there, or mend the disk; the service goes on by itself."
         )
+
+
+class BadKeys(HeadraceError):
+    """The file of API keys is none."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        self.file, self.reason = file, reason
+        super().__init__(
+            f"`{file}` does not hold API keys: {reason}. Nobody is let in. Mend it, or remove it and make "
+            "the keys anew with `headrace keys add NAME`."
+        )

@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from headrace.addresses import scrubbed
 from headrace.errors import HeadraceError, ServerUnreachable
 from headrace.feature_store.errors import BadKey, NotComputed
-from headrace.serving.errors import BadRequest, FeaturesMissing, NoChampion, NotLogged
+from headrace.serving.errors import BadKeys, BadRequest, FeaturesMissing, NoChampion, NotLogged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     BadRequest: (422, "The request is not what it may be"),
     BadKey: (422, "A key is no value of its type"),
     NotComputed: (422, "Features cannot be computed of it"),
+    BadKeys: (503, "The keys cannot be read"),
     NoChampion: (503, "No model serves"),
     NotLogged: (503, "The prediction cannot be logged"),
     ServerUnreachable: (503, "The online store is gone"),

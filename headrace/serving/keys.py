@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from headrace.serving.errors import BadKeys
 from headrace.serving.http import Refused
 
 if TYPE_CHECKING:
@@ -40,17 +41,25 @@ class Keys:
         self._keys: dict[str, Key] = {}
 
     def all(self) -> list[Key]:
-        """Return the keys there are."""
+        """Return the keys there are.
+
+        Raises:
+            BadKeys: The file does not hold keys.
+        """
         try:
             stat = self.file.stat()
         except FileNotFoundError:
             self._stamp, self._keys = None, {}
             return []
         if (stamp := (stat.st_mtime_ns, stat.st_ino)) != self._stamp:
-            told = json.loads(self.file.read_text())
-            keys = [
-                Key(one["name"], one["sha256"], tuple(one["pipelines"]), tuple(one["scopes"])) for one in told
-            ]
+            try:
+                told = json.loads(self.file.read_text())
+                keys = [
+                    Key(one["name"], one["sha256"], tuple(one["pipelines"]), tuple(one["scopes"]))
+                    for one in told
+                ]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadKeys(str(self.file), f"{type(error).__name__}: {error}") from None
             self._keys, self._stamp = {key.digest: key for key in keys}, stamp
         return list(self._keys.values())
 

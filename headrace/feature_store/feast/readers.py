@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 from datetime import UTC, date, datetime
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
@@ -210,7 +210,7 @@ def _gathered(
     return found
 
 
-@cache
+@lru_cache(maxsize=100_000)
 def _of_local_clock(seconds: int) -> int:
     """Return what Feast's SQLite means by a time: it takes the machine's clock at it for UTC's."""
     naive = datetime.fromtimestamp(seconds)
