@@ -480,19 +480,15 @@ class Table:
         Raises:
             ColumnsRetyped: A column has another type than in the table: Delta would cast it without a word.
         """
-        import pyarrow as pa
-        from deltalake import CommitProperties, Schema, Transaction, write_deltalake
+        from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError
 
         held = [Transaction(key, carried) for key, carried in (keys or {str(window): 1}).items()]
         marked = CommitProperties(app_transactions=held, max_commit_retries=15)
-        given = {f.name: f.type for f in pa.schema(Schema.from_arrow(rows.schema).to_arrow())}
         for left in reversed(range(15)):
             table = self._made(rows.schema)
-            there = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
-            if retyped := {n: (there[n], t) for n, t in given.items() if there.get(n, t) != t}:
-                raise ColumnsRetyped(self.name, retyped)
-            mode: Literal["merge"] | None = "merge" if there.keys() != given.keys() else None
+            there = self._refuse_retyped(table, rows.schema)
+            mode: Literal["merge"] | None = "merge" if there != {*rows.schema.names} else None
             where = window.predicate(time)
             try:
                 write_deltalake(
@@ -502,6 +498,26 @@ class Table:
             except CommitFailedError:  # of writers that meet in a window or in the schema, one wins
                 if not left:
                     raise
+
+    def refuse_retyped(self, schema: pa.Schema) -> None:
+        """Refuse columns of other types than a table that is there has them in.
+
+        Raises:
+            ColumnsRetyped: There are some: Delta would cast them without a word.
+        """
+        if table := self._opened():
+            self._refuse_retyped(table, schema)
+
+    def _refuse_retyped(self, table: DeltaTable, schema: pa.Schema) -> set[str]:
+        """Return which columns there are."""
+        import pyarrow as pa
+        from deltalake import Schema
+
+        given = {f.name: f.type for f in pa.schema(Schema.from_arrow(schema).to_arrow())}
+        there = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
+        if retyped := {n: (there[n], t) for n, t in given.items() if there.get(n, t) != t}:
+            raise ColumnsRetyped(self.name, retyped)
+        return {*there}
 
     def replace(self, rows: pa.Table | Callable[[], pa.RecordBatchReader]) -> int:
         """Make ``rows`` the whole table; earlier versions stay readable.

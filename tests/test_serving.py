@@ -688,6 +688,22 @@ def test_a_file_that_was_sent_and_not_removed_is_not_sent_twice(
     assert not list((tmp_path / "served").iterdir())
 
 
+def test_what_cannot_be_sent_stays_and_keeps_no_other_from_being_sent(tmp_path: Path) -> None:
+    """A column that has another type in the lake by now, say: it waits until somebody mends that."""
+    lake = Lake(str(tmp_path / "lake"))
+    lake.table("served/odd").append(pa.table({"id": ["text"]}), "before")
+    for n in range(3):
+        journal = Journal(tmp_path / "served", lake)
+        journal.own.mkdir(parents=True)
+        put(journal, n)
+        journal.write("served/odd", pa.schema([("id", pa.list_(pa.int64()))]), [[[n]]])
+        journal._close()
+        put(journal, 10 + n)
+    assert adopt(tmp_path / "served", lake) == 3
+    assert ids_of(lake) == [0, 1, 2, 10, 11, 12]
+    assert len([*(tmp_path / "served").glob("*/*.jsonl")]) == 3
+
+
 def test_files_of_half_a_minute_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "MANY", 4)
     lake = Lake(str(tmp_path / "lake"))

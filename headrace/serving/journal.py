@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -60,9 +61,8 @@ class Journal:
 
     def start(self) -> None:
         """Begin to send; first of all what processes that are gone have left."""
-        hidden = (
-            self.folder / f".{self.own.name}"
-        )  # nobody takes it for one that was left, before it is locked
+        # Before it is locked, nobody may take it for one that was left.
+        hidden = self.folder / f".{self.own.name}"
         hidden.mkdir(parents=True)
         self._lock = FileLock(hidden / "lock")
         self._lock.acquire()
@@ -134,37 +134,56 @@ class Journal:
                 # Looked for before another file can be begun, which would be taken for an ended one.
                 current = self._file and self._file.name
                 ended = [file for file in sorted(self.own.glob("*.jsonl")) if str(file) != current]
-            try:
-                for file in ended:
-                    self._sent += send(file, self.lake)
-                adopt(self.folder, self.lake)
-            except Exception as error:  # noqa: BLE001  # it stays on disk, and is sent later
-                logger.error("Predictions stay in %s for now: %s", self.own, error)
-                self._ended.wait(min(self.every, 10.0))
+            kept = 0
+            for file in ended:
+                sent = _sent(file, self.lake)
+                self._sent, kept = self._sent + (sent or 0), kept + (sent is None)
+            adopt(self.folder, self.lake)
             if last:
                 return
+            if kept:
+                self._ended.wait(min(self.every, 10.0))
 
 
 def adopt(folder: Path, lake: Lake) -> int:
     """Send what processes that are gone have left below ``folder``; return how many rows that were."""
-    sent = 0
+    total = 0
     for own in sorted(folder.glob("[!.]*")):
         lock = FileLock(own / "lock")
         try:
-            with lock.acquire(blocking=False):
-                for file in sorted(own.glob("*.jsonl")):
-                    sent += send(file, lake)
-                (own / "lock").unlink(missing_ok=True)
-                own.rmdir()
-        except (Timeout, FileNotFoundError, OSError):  # it lives; or another one has just done so
+            lock.acquire(blocking=False)
+        except (Timeout, OSError):  # it lives; or another one has just done so
             continue
-    return sent
+        try:
+            sent = [_sent(file, lake) for file in sorted(own.glob("*.jsonl"))]
+            total += sum(count or 0 for count in sent)
+            if None not in sent:
+                with suppress(FileNotFoundError):
+                    (own / "lock").unlink()
+                    own.rmdir()
+        finally:
+            lock.release()
+    return total
+
+
+def _sent(file: Path, lake: Lake) -> int | None:
+    """Send a file; one that cannot be sent stays, is told of, and keeps no other from being sent."""
+    try:
+        return send(file, lake)
+    except Exception as error:  # noqa: BLE001  # whatever Delta, Arrow or a store say of it
+        logger.error("What was answered stays in %s for now: %s", file, error)
+        return None
 
 
 def send(file: Path, lake: Lake) -> int:
-    """Bring a file's rows into the lake, and remove it; return how many it had."""
+    """Bring a file's rows into the lake, and remove it; return how many it had.
+
+    Raises:
+        ColumnsRetyped: A column has another type than the lake keeps it in: the file stays.
+    """
     count = 0
     for table, rows in read(file).items():
+        lake.table(table).refuse_retyped(rows.schema)
         lake.table(table).append(rows, f"journal/{file.stem}")
         lake.table(table).compact(MANY)
         count += rows.num_rows
