@@ -872,7 +872,7 @@ def test_whatever_its_description_allows_is_answered_and_never_with_an_error_of_
     """And what it does not allow; the same in thousands: see docs/serving.md."""
     command = [
         *(Path(sys.executable).with_name("schemathesis"), "run", f"http://{live}/openapi.json"),
-        *("--max-examples", "60", "--seed", "1", "--workers", "2", "--generation-database", "none"),
+        *("--max-examples", "60", "--seed", "1", "--generation-database", "none"),
         *("--checks", "not_a_server_error,content_type_conformance,status_code_conformance"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
