@@ -1,6 +1,6 @@
 """Train candidates; release the best if it proves better than the champion.
 
-training set ─▶ fit all ─▶ choose ─▶ fit again ─▶ register ─▶ gate ─▶ promote
+training set ─▶ fit all ─▶ choose ─▶ fit again ─▶ register ─▶ gate ─▶ (approval) ─▶ promote
 """
 
 from dataclasses import asdict
@@ -31,7 +31,8 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     fitted again on all that comes before the holdout, by which the gate judges. One that fails is
     told and left out; when none is left, the first one's error is raised. One ``cause`` trains once,
     however often its event arrives; left empty, it is this run's instant. What was
-    known ends with the last window that had landed, and whose features were built.
+    known ends with the last window that had landed, and whose features were built. Where the gate asks for
+    approval, a run that would promote pauses until a person has said yes or no.
     """
     project = Project.here()
     spec = project.pipeline(pipeline)
@@ -54,7 +55,9 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
         trial = steps.fit_again(project, spec, trial, data, sources, at, cause)
     version = steps.register(project, spec, trial)
     verdict = steps.judge(project, spec, version, trial, data, at)
+    verdict = steps.approved(project, spec, version, verdict, at)
     while not steps.release(project, spec, version, verdict, at):  # another training was quicker
         verdict = steps.judge(project, spec, version, trial, data, at)
+        verdict = steps.approved(project, spec, version, verdict, at)
     steps.finish(project, spec, "training", cause, as_of=at, **asdict(verdict))
     return verdict

@@ -139,6 +139,19 @@ def _gate(spec: Pipeline) -> Iterator[str]:
         yield "`gate.risk` must be between 0 and 1"
     if spec.gate.least_groups < 2:
         yield "`gate.least_groups` must be 2 or more: of a single group, nobody knows how far others stray"
+    if spec.gate.approval is not None and spec.gate.approval <= timedelta(0):
+        yield "`gate.approval` must be longer than 0, or None if nobody is to be asked"
+    if guards := spec.gate.guards:
+        yield from _doubled("`gate.guards.segments`", guards.segments)
+        for name in ("slices", "margin", "calibration", "latency_ms", "size_mb"):
+            if getattr(guards, name) < 0:
+                yield f"`gate.guards.{name}` must not be below 0"
+        known = () if any(spec.problem.slips()) else spec.problem.shown
+        for name, margin in guards.scores.items():
+            if known and name not in known:
+                yield f"`gate.guards.scores` names `{name}`, but the problem has {_listed(list(known))}"
+            if margin < 0:
+                yield f"`gate.guards.scores` must not be below 0, but has {margin} for `{name}`"
 
 
 def _suites(spec: Pipeline) -> Iterator[str]:
@@ -182,7 +195,7 @@ CHECKS = (
     (("columns", "problem"), _columns),
     (("candidates",), _trainers),
     (("sources", "feature_tables", "window", "holdout"), _spans),
-    (("gate",), _gate),
+    (("gate", "problem"), _gate),
     (("sources", "feature_tables", "suite"), _suites),
     (("sources", "feature_tables", "spine", "label"), _queries),
 )

@@ -7,19 +7,40 @@ question is, and what a prediction looks like, it need not know.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
     from numpy.typing import ArrayLike, NDArray
 
 DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What a challenger must not be worse in, however much it gains over all rows.
+
+    ``segments`` name columns, of the spine or features: for the rows of no value of these may it be
+    significantly worse, nor for those of any of the ``slices``, of one or two inputs, in which it differs
+    most from the champion. Worse is what costs more than ``margin``, a share of the champion's mean loss.
+    ``scores`` are more of the problem's scores that must not be worse, each by how much. ``calibration`` is
+    the calibration error that a challenger may have, or else no more than the champion's;
+    ``latency_ms`` how long the prediction of one row may take it, ``size_mb`` how large its files may be.
+    """
+
+    segments: tuple[str, ...] = ()
+    slices: int = 30
+    margin: float = 0.05
+    scores: Mapping[str, float] = field(default_factory=dict)
+    calibration: float = 0.1
+    latency_ms: float = 100.0
+    size_mb: float = 1024.0
 
 
 @dataclass(frozen=True)
@@ -30,13 +51,16 @@ class Gate:
     challengers no better than that which may be promoted all the same. Rows of one ``group`` are
     taken to stand and fall together: of the same span of ``event_timestamp`` (a day of UTC), or
     with the same value of the column named. Of fewer than ``least_groups``, counted as if all were
-    of one size, there is not enough evidence.
+    of one size, there is not enough evidence. ``guards`` are what must not become worse; None guards nothing.
+    With ``approval``, a person is asked before anything is promoted, and has so long to say yes.
     """
 
     min_gain: float = 0.0
     risk: float = 0.05
     group: timedelta | str = DAY
     least_groups: int = 5
+    guards: Guards | None = field(default_factory=Guards)
+    approval: timedelta | None = None
 
 
 @dataclass(frozen=True)
@@ -54,18 +78,65 @@ class Gain:
     df: float
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """How much better a challenger is in one thing that it must not be worse in by more than ``margin``.
+
+    ``kind`` is ``segment``, ``slice`` or ``score``. ``gain`` and ``margin`` are loss per row, or a score.
+    ``p`` is the chance that, of all that was looked at, anything would seem that bad if nothing were worse.
+    """
+
+    kind: str
+    name: str
+    gain: float
+    stderr: float
+    rows: int
+    groups: int
+    margin: float
+    p: float
+    held: bool
+
+    def told(self, unit: str) -> str:
+        """Say how much worse it is."""
+        if self.kind == "score":
+            return f"{self.name} by {-self.gain:.4f} ± {self.stderr:.4f} (p {self.p:.3f})"
+        return f"where {self.name} by {-self.gain:.4f} ± {self.stderr:.4f} {unit} per row (p {self.p:.3f})"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a challenger has, and what it may have, of something that is not compared row by row."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def held(self) -> bool:
+        """Whether it stays within."""
+        return self.value <= self.limit
+
+
 Decision = Literal["promoted", "rejected", "not enough evidence"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, and why."""
+    """What the gate decided, and why.
+
+    ``guards`` are the segments and scores that were looked at and the worst slices, ``looked_at`` of all of
+    these how many. ``approved_by`` is who said yes, if a person was asked.
+    """
 
     decision: Decision
     reason: str
     challenger: str
     champion: str | None = None
     gain: Gain | None = None
+    guards: tuple[Guarded, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    looked_at: int = 0
+    approved_by: str = ""
 
     @property
     def promoted(self) -> bool:
@@ -82,7 +153,14 @@ class Verdict:
             decision: Decision = "promoted" if detail["promoted"] else "rejected"
             return cls(decision, detail["reason"], detail["challenger"], detail["champion"])
         known = {name: detail[name] for name in ("decision", "reason", "challenger", "champion")}
-        return cls(**known, gain=Gain(**detail["gain"]) if detail["gain"] else None)
+        return cls(
+            **known,
+            gain=Gain(**detail["gain"]) if detail["gain"] else None,
+            guards=tuple(Guarded(**one) for one in detail.get("guards", ())),
+            bounds=tuple(Bound(**one) for one in detail.get("bounds", ())),
+            looked_at=detail.get("looked_at", 0),
+            approved_by=detail.get("approved_by", ""),
+        )
 
 
 def groups(gate: Gate, rows: pa.Table) -> NDArray[Any]:
@@ -152,13 +230,23 @@ def _degrees_of_freedom(share: NDArray[np.float64]) -> float:
     return trace**2 / square
 
 
-def judge(gate: Gate, challenger: str, champion: str | None, gain: Gain, unit: str = "of loss") -> Verdict:
+def judge(
+    gate: Gate,
+    challenger: str,
+    champion: str | None,
+    gain: Gain,
+    unit: str = "of loss",
+    guards: Sequence[Guarded] = (),
+    bounds: Sequence[Bound] = (),
+) -> Verdict:
     """Decide whether ``challenger`` replaces ``champion``, given the measured ``gain``.
 
-    It does if the gain's one-sided lower bound, by Student's t, lies above the gate's least gain.
-    Without a champion the gain is over a guess from the past alone: the first release must
-    beat that. ``unit`` is the losses'.
+    It does if the gain's one-sided lower bound, by Student's t, lies above the gate's least gain, and no
+    guard or bound is broken. Without a champion the gain is over a guess from the past alone: the first
+    release must beat that. ``unit`` is the losses'.
     """
+    shown = (*_shown(guards), *[one for one in guards if one.kind != "slice"])
+    more: Any = {"guards": shown, "bounds": tuple(bounds), "looked_at": len(guards)}
     of = f"{gain.rows:,} held-out rows in {gain.groups:,} groups"
     if (count := round(gain.df + 1, 3)) < gate.least_groups:
         equal = "" if count == gain.groups else f", which are worth {count:.1f} of equal size"
@@ -167,15 +255,29 @@ def judge(gate: Gate, challenger: str, champion: str | None, gain: Gain, unit: s
             "Hold out a longer span (`holdout`), or name smaller groups of rows that belong together "
             "(`Gate(group=…)`)."
         )
-        return Verdict("not enough evidence", reason, challenger, champion, _told(gain))
+        return Verdict("not enough evidence", reason, challenger, champion, _told(gain), **more)
     floor = lower_bound(gain, gate.risk)
-    promoted = floor > gate.min_gain
+    better = floor > gate.min_gain
     over = " over a guess from the past alone" if champion is None else ""
     reason = (
         f"The challenger saves {gain.mean:+.4f} ± {gain.stderr:.4f} {unit} per row{over} on {of}; its lower "
-        f"bound {floor:+.4f} is {'above' if promoted else 'not above'} {gate.min_gain:+.4f}."
+        f"bound {floor:+.4f} is {'above' if better else 'not above'} {gate.min_gain:+.4f}."
     )
-    return Verdict("promoted" if promoted else "rejected", reason, challenger, champion, gain)
+    broken = [one for one in guards if not one.held]
+    if broken:
+        worst = "; ".join(one.told(unit) for one in broken[:3])
+        of = f"{len(broken)} of {len(guards)} things that it must not be worse in"
+        reason += f" {'But it' if better else 'It'} is worse in {of}: {worst}."
+    for bound in bounds:
+        if not bound.held:
+            reason += f" Its {bound.name} {bound.value:.4g} is above {bound.limit:.4g}."
+    promoted = better and not broken and all(bound.held for bound in bounds)
+    return Verdict("promoted" if promoted else "rejected", reason, challenger, champion, gain, **more)
+
+
+def _shown(guards: Sequence[Guarded], most: int = 10) -> list[Guarded]:
+    """Return the slices that are kept with a verdict: the worst."""
+    return sorted((one for one in guards if one.kind == "slice"), key=lambda one: one.p)[:most]
 
 
 def lower_bound(gain: Gain, risk: float) -> float:

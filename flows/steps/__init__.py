@@ -36,6 +36,7 @@ from flows.steps.monitoring import (
 )
 from flows.steps.scoring import champion, released, score, settle_champion, unscored
 from flows.steps.training import (
+    approved,
     choose,
     fit,
     fit_again,
@@ -55,6 +56,7 @@ __all__ = [
     "announce_drift",
     "announce_overdue",
     "apply_features",
+    "approved",
     "ask",
     "await_retraining",
     "batches",

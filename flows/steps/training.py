@@ -14,7 +14,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
 from prefect.futures import PrefectFuture
+from prefect.input import RunInput
 from prefect.runtime import flow_run as this_run
 
 from flows.steps.common import holder, logger, progress, slug, step
@@ -27,8 +30,10 @@ from headrace.lake import DatasetRef
 from headrace.legible import markdown
 from headrace.pipeline import Candidate, Pipeline
 from headrace.project import Project
-from headrace.release import Trial
+from headrace.release import Trial, models
+from headrace.release.card import card
 from headrace.release.errors import NothingToTune
+from headrace.release.page import page as verdict_page
 from headrace.training import dataset
 
 MUCH = 0.5
@@ -285,22 +290,54 @@ def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at
     done = releases.carry_out(spec, version, verdict, at, project.mlflow, project.ledger, holder())
     if not done:
         return False
+    _show(project, spec, version, verdict, at)
+    if verdict.promoted:
+        about = models.about(project.mlflow, registry.version(project.mlflow, spec.name, version))
+        told = card(spec, about, project.mlflow, project.ledger)
+        tracking.keep(project.mlflow, about.release.run_id, "card.md", told.encode())
+        create_markdown_artifact(key=slug("card", spec.name), markdown=told)
+        _tell_downstream(project, spec, version, at)
+    return True
+
+
+class Approval(RunInput):
+    """What a person is asked for before a model serves."""
+
+    approve: bool = False
+    name: str = ""
+    reason: str = ""
+
+
+def approved(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> Verdict:
+    """Return a promotion as a person wants it, where the gate asks for one; until then the run is paused."""
+    asked = spec.gate.approval
+    if asked is None or not verdict.promoted:
+        return verdict
+    _show(project, spec, version, verdict, at)
+    what = f"Version {version} of {spec.name} may serve, says the gate. Shall it?"
+    wanted = Approval.with_initial_data(description=f"**{what}**\n\n{markdown(verdict.reason)}")
+    logger().info("%s Resume this run in the UI to say so, within %s", what, asked)
+    try:
+        said = pause_flow_run(wait_for_input=wanted, timeout=int(asked.total_seconds()), poll_interval=2)
+    except FlowPauseTimeout:
+        return releases.answered(verdict, asked, None)
+    return releases.answered(verdict, asked, said.approve, said.name, said.reason)
+
+
+def _show(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> None:
     page = project.settings.mlflow_page
     challenger = registry.version(project.mlflow, spec.name, version)
     run = page + tracking.run_page(project.mlflow, challenger.run_id)
     create_markdown_artifact(
         key=slug("verdict", spec.name),
-        markdown=f"## Version {version}: {verdict.decision}\n\n"
-        f"{verdict.reason}\n\n"
+        markdown=f"## Version {version} of {spec.name}\n\n"
+        f"{verdict_page(verdict, spec.gate, spec.problem.loss_unit)}\n"
         f"- Challenger: [version {verdict.challenger}]({page}/#/models/{spec.name}/versions/{version}), "
         f"[drawn on the holdout]({run}/artifacts/holdout.png), "
         f"[by segment]({run}/artifacts/segments.json), [what it goes by]({run}/artifacts/inputs.png)\n"
         f"- Champion before: {f'version {verdict.champion}' if verdict.champion else 'none'}\n"
         f"- As of: {shown(at)} UTC\n",
     )
-    if verdict.promoted:
-        _tell_downstream(project, spec, version, at)
-    return True
 
 
 def _tell_downstream(project: Project, spec: Pipeline, version: int, at: datetime) -> None:

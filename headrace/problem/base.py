@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EDGE = 1e-6
 """How far probabilities stay from 0 and 1, and rates from 0, so that every loss is finite."""
+RISING = frozenset({"auc", "accuracy", "skill"})
+"""The scores of which more is better; of the others less is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,10 @@ class Problem(ABC):
         """Return the prediction, shape ``(width,)``, that costs least if made for all of ``targets``."""
 
     @abstractmethod
+    def miscalibration(self, targets: Floats, predictions: Floats) -> float:
+        """Return how far what is predicted lies from what comes true, over many rows; 0 is not at all."""
+
+    @abstractmethod
     def _scores(self, targets: Floats, predictions: Floats) -> Iterator[tuple[str, float]]: ...
 
     @abstractmethod
@@ -161,6 +167,7 @@ class Problem(ABC):
         naive = self.shaped(np.tile(self.constant(y), (y.size, 1)))
         of_constant = float(self.losses(y, naive).mean())
         found = dict(self._scores(y, p)) | {"rows": float(y.size)}
+        found["calibration_error"] = self.miscalibration(y, p)
         if y.min() < y.max():  # of one class, or of equal values, the constant knows all
             found["skill"] = 1 - float(losses.mean()) / of_constant
         return {name: float(value) for name, value in found.items() if np.isfinite(value)}

@@ -127,6 +127,10 @@ class Binary(Problem):
         yield "brier", float(((predictions - targets) ** 2).mean())
         yield "positives", float(targets.sum())
 
+    def miscalibration(self, targets: Floats, predictions: Floats) -> float:
+        """Return the expected calibration error."""
+        return figures.calibration_error(targets == 1, predictions)
+
     def draw(self, left: Axes, right: Axes, targets: Floats, predictions: Floats) -> None:
         """Draw ROC and calibration."""
         figures.roc(left, {str(self.positive): (targets == 1, predictions)})
@@ -250,6 +254,11 @@ class MultiClass(Problem):
         yield "accuracy", float((predictions.argmax(axis=1) == targets).mean())
         hits = np.arange(self.width) == targets[:, None]
         yield "brier", float(((predictions - hits) ** 2).sum(axis=1).mean())
+
+    def miscalibration(self, targets: Floats, predictions: Floats) -> float:
+        """Return the mean of the classes' expected calibration errors."""
+        each = enumerate(predictions.T)
+        return float(np.mean([figures.calibration_error(targets == place, one) for place, one in each]))
 
     def draw(self, left: Axes, right: Axes, targets: Floats, predictions: Floats) -> None:
         """Draw confusion, and a ROC for each class against the others."""

@@ -66,6 +66,18 @@ def roc(axes: Axes, curves: dict[str, tuple[NDArray[np.bool_], Floats]]) -> None
         axes.legend(loc="lower right")
 
 
+def calibration_error(positive: NDArray[np.bool_], score: Floats) -> float:
+    """Return how far, on average, a probability lies from how often it happened, by tenths.
+
+    Source:
+        Naeini et al. (2015), "Obtaining well calibrated probabilities using Bayesian binning", AAAI: the
+        expected calibration error, in bins of equal size.
+    """
+    parts = np.array_split(np.argsort(score, kind="stable"), BINS)
+    off = (abs(float(score[part].mean() - positive[part].mean())) * part.size for part in parts if part.size)
+    return sum(off) / score.size
+
+
 def calibration(axes: Axes, positive: NDArray[np.bool_], score: Floats) -> None:
     """Draw how often it happened, of rows with about the same probability."""
     parts = np.array_split(np.argsort(score, kind="stable"), BINS)

@@ -177,6 +177,17 @@ class Regression(Problem):
         yield "rmse", float(np.sqrt((off**2).mean()))
         yield "bias", float(off.mean())
 
+    def miscalibration(self, targets: Floats, predictions: Floats) -> float:
+        """Return the bias as a share of the truth's spread; of quantiles, how far they are off their level.
+
+        That is by how much the share of truths below them is, however those that equal them are counted.
+        """
+        if self.loss in ("squared", "poisson"):
+            return abs(float((predictions - targets).mean())) / max(float(targets.std()), EDGE)
+        levels, several = self.levels or (0.5,), predictions.reshape(targets.size, -1)
+        below = (several > targets[:, None]).mean(axis=0), (several >= targets[:, None]).mean(axis=0)
+        return float(np.maximum(np.maximum(below[0] - levels, levels - below[1]), 0).max())
+
     def _middle(self, predictions: Floats) -> Floats:
         return predictions[:, predictions.shape[1] // 2] if predictions.ndim > 1 else predictions
 

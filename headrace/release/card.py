@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from headrace import tracking
 from headrace.instants import shown
 from headrace.legible import legible, markdown
+from headrace.release.page import table
 from headrace.release.promotion import changes, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from headrace.ledger import Ledger, Record
     from headrace.pipeline import Pipeline
     from headrace.release.models import About
@@ -40,7 +39,7 @@ def card(spec: Pipeline, about: About, mlflow: MLflow, ledger: Ledger) -> str:
         "",
         "## Why it serves, or does not",
         "",
-        f"{release.verdict or 'No verdict yet'}. {legible(release.reason, LONG)}".rstrip(),
+        *_why(about, mlflow),
         "",
         *(
             f"- {legible(told(one), LONG)}"
@@ -51,17 +50,17 @@ def card(spec: Pipeline, about: About, mlflow: MLflow, ledger: Ledger) -> str:
         "",
         f"## How good it is, on the {about.scores.get('rows', 0):,.0f} rows held out",
         "",
-        *_table(("score", "value"), ((name, f"{value:.4g}") for name, value in sorted(about.scores.items()))),
+        *table(("score", "value"), ((name, f"{value:.4g}") for name, value in sorted(about.scores.items()))),
     ]
     if kept := tracking.kept(mlflow, release.run_id, "segments.json"):
         segments = json.loads(kept)
         if segments:
-            lines += ["", "## For whom", "", *_table(segments["columns"], segments["data"])]
+            lines += ["", "## For whom", "", *table(segments["columns"], segments["data"])]
     lines += [
         "",
         "## What it was made of",
         "",
-        *_table(
+        *table(
             ("table", "version", "rows", "fingerprint"),
             ((ref.table, ref.version, f"{ref.rows:,}", ref.fingerprint) for ref in about.data),
         ),
@@ -87,6 +86,14 @@ def card(spec: Pipeline, about: About, mlflow: MLflow, ledger: Ledger) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _why(about: About, mlflow: MLflow) -> list[str]:
+    """Return the lines of the verdict's page; of releases of before there were any, the reason."""
+    if page := tracking.kept(mlflow, about.release.run_id, "verdict.md"):
+        return page.decode().rstrip("\n").split("\n")
+    release = about.release
+    return [f"{release.verdict or 'No verdict yet'}. {legible(release.reason, LONG)}".rstrip()]
+
+
 def _concerns(change: Record, version: int) -> bool:
     return str(change.detail.get("version", change.key)) == str(version)
 
@@ -96,14 +103,3 @@ def _missing(spec: Pipeline) -> str:
         return "nothing, a request is refused"
     taken = ", ".join(f"{name} {value}" for name, value in spec.serving.defaults.items())
     return "from nulls, as it has learnt to" + (f", but for {taken}" if taken else "")
-
-
-def _cell(value: object) -> str:
-    return legible(value).replace("|", "\\|")
-
-
-def _table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return a table in Markdown."""
-    head = [f"| {' | '.join(map(str, columns))} |", f"|{'---|' * len(columns)}"]
-    body = (" | ".join("" if value is None else _cell(value) for value in row) for row in rows)
-    return [*head, *(f"| {line} |" for line in body)]

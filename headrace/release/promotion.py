@@ -17,6 +17,7 @@ from headrace import registry, tracking
 from headrace.instants import read, shown
 from headrace.ledger import CLAIMED, DONE, GIVEN_UP, AlreadyClaimed
 from headrace.release.errors import NothingBefore, Unproven
+from headrace.release.page import page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +86,9 @@ def carry_out(
 
     Of those that judged against one champion, one takes its place; False tells the others to judge again.
     """
+    release = registry.version(mlflow, spec.name, version)
+    told = page(verdict, spec.gate, spec.problem.loss_unit)
+    tracking.keep(mlflow, release.run_id, "verdict.md", told.encode())
     if not verdict.promoted:
         registry.reject(mlflow, spec.name, version, verdict.reason, as_of, verdict.decision)
         return True

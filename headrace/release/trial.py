@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from headrace import cluster, gate, spine, tracking, training
@@ -14,16 +17,20 @@ from headrace.training import dataset
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
-    from pathlib import Path
     from typing import Any
 
     import numpy as np
+    import pyarrow as pa
     from dask.distributed import Client
     from numpy.typing import NDArray
 
     from headrace.lake import DatasetRef, Lake
     from headrace.pipeline import Candidate, Pipeline
     from headrace.tracking import Logged, MLflow
+    from headrace.training import Model
+
+ONES = 21
+"""Rows that are predicted one by one to see how long that takes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Trial:
     """A fitted candidate as MLflow keeps it, its scores, and what each row that it was scored on costs it.
 
     ``final`` ones were scored on the holdout, others on the selection. ``losses`` and ``groups`` have
-    the shape ``(n,)``, in the order of ``dataset.read``. ``settled`` are parameters that the selection
+    the shape ``(n,)``, ``predictions`` that of the problem's, in the order of ``dataset.read``. ``costs`` are
+    the ``latency_ms`` of one row and the model's ``size_mb``. ``settled`` are parameters that the selection
     settled, such as the number of rounds; ``without_gpu`` says why it did without, if one was there
     or asked for.
     """
@@ -40,9 +48,11 @@ class Trial:
     final: bool
     logged: Logged
     scores: Mapping[str, float]
+    predictions: NDArray[np.float64] = field(repr=False)
     losses: NDArray[np.float64] = field(repr=False)
     groups: NDArray[Any] = field(repr=False)
     seconds: float
+    costs: Mapping[str, float] = field(default_factory=dict)
     settled: Mapping[str, Any] = field(default_factory=dict)
     without_gpu: str = ""
 
@@ -86,13 +96,15 @@ def try_out(
     fitted = time.perf_counter()
     truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
     scores = spec.problem.scores(truth, predicted)
+    costs = _costs(model, others) if final else {}
     spent = {"seconds/fit": fitted - start, "seconds/score": time.perf_counter() - fitted}
     logged = tracking.log_candidate(
         mlflow,
         spec,
         candidate,
         model,
-        {**scores, **spent, "memory/peak_mb": peak_mb(client)},
+        {**scores, **spent, "memory/peak_mb": peak_mb(client)}
+        | {f"cost/{name}": cost for name, cost in costs.items()},
         training=data,
         sources=sources,
         lake=lake,
@@ -113,7 +125,23 @@ def try_out(
             tracking.keep(mlflow, logged.run_id, name, data_of)
     losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
     took, found = time.perf_counter() - start, getattr(model.native, "settled", {})
-    return Trial(candidate.name, final, logged, scores, losses, groups, took, found, without_gpu)
+    return Trial(
+        candidate.name, final, logged, scores, predicted, losses, groups, took, costs, found, without_gpu
+    )
+
+
+def _costs(model: Model, rows: pa.Table) -> dict[str, float]:
+    """Return what it takes to serve a model: the median time of a row, and the size of its files."""
+    took = []
+    for place in range(min(ONES, rows.num_rows)):
+        one = rows.slice(place, 1)
+        began = time.perf_counter()
+        model.predict(one)
+        took.append(time.perf_counter() - began)
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save(Path(scratch))
+        size = sum(file.stat().st_size for file in Path(scratch).rglob("*") if file.is_file())
+    return {"latency_ms": 1_000 * median(took), "size_mb": size / 1e6}
 
 
 def settled(spec: Pipeline, chosen: Trial) -> Candidate:

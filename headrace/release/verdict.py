@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace import gate, registry, spine, tracking
 from headrace.instants import shown
 from headrace.problem import guess
+from headrace.release import guards
 from headrace.training import dataset
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from headrace.gate import Verdict
     from headrace.lake import DatasetRef, Lake
@@ -30,7 +32,8 @@ def judge(
 ) -> Verdict:
     """Compare ``version``, by its ``trial`` on the holdout of ``data``, with the champion, row by row.
 
-    The first is compared with what one would say who knows the past alone (``problem.guess``).
+    The first is compared with what one would say who knows the past alone (``problem.guess``), and guarded
+    by nothing but its bounds: nobody relies on a guess.
     """
     name, problem = str(version), spec.problem
     champion = registry.champion(mlflow, spec.name)
@@ -44,6 +47,23 @@ def judge(
         predicted = tracking.load_model(mlflow, champion.model_uri).predict(held_out)
     else:
         predicted = guess(problem, dataset.read(spec, data, lake, spine.LEARNT), held_out)
-    losses = problem.losses(problem.encode(held_out["label"]), predicted)
-    gain = gate.paired_gain(losses, trial.losses, trial.groups)
-    return gate.judge(spec.gate, name, str(champion.version) if champion else None, gain, problem.loss_unit)
+    truth = problem.encode(held_out["label"])
+    gain = gate.paired_gain(problem.losses(truth, predicted), trial.losses, trial.groups)
+    rule, ours, before = spec.gate, trial.predictions, str(champion.version) if champion else None
+    bounds = guards.bounds(rule, problem, truth, predicted if champion else None, ours, trial.costs)
+    found = []
+    if champion:
+        found = guards.look(rule, problem, spec.columns, held_out, truth, predicted, ours, trial.groups)
+    return gate.judge(rule, name, before, gain, problem.loss_unit, found, bounds)
+
+
+def answered(
+    verdict: Verdict, asked: timedelta, approve: bool | None, by: str = "", why: str = ""
+) -> Verdict:
+    """Return a promotion as it is after a person was asked: yes, no, or None if nobody said anything."""
+    who, because = by.strip() or "somebody who gave no name", f": {why.strip()}" if why.strip() else ""
+    if approve:
+        return replace(verdict, approved_by=who, reason=f"{verdict.reason} Approved by {who}{because}.")
+    within = str(asked).removesuffix(", 0:00:00")
+    told = f"Nobody approved it within {within}" if approve is None else f"Not approved by {who}{because}"
+    return replace(verdict, decision="rejected", reason=f"{verdict.reason} {told}.")

@@ -317,4 +317,5 @@ def _others(spec: Pipeline) -> dict[str, str]:
     """Return the columns that a training set needs beside a model's inputs, and which field names each."""
     named = {spec.weights.column: "weights.column"} if spec.weights and spec.weights.column else {}
     named |= {spec.gate.group: "gate.group"} if isinstance(spec.gate.group, str) else {}
+    named |= dict.fromkeys(spec.gate.guards.segments if spec.gate.guards else (), "gate.guards.segments")
     return named | dict.fromkeys(spec.problem.naive.by if spec.problem.naive else (), "problem.naive.by")
