@@ -4,7 +4,7 @@ training set ─▶ fit all ─▶ choose ─▶ fit again ─▶ register ─�
 """
 
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from prefect import flow
 
@@ -39,7 +39,7 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
     at = steps.instant(as_of, spec)
     spec = releases.tuned(spec, project.ledger, at)
     cause = cause or f"manual/{stamp(at)}"
-    if done := steps.claim(project, spec, "training", cause):
+    if done := steps.claim(project, spec, "training", cause, spec.gate.approval or timedelta(0)):
         steps.logger().info("Trained already because of %s: %s", cause, done.detail["reason"])
         return Verdict.of(done.detail)
     steps.settle_champion(project, spec)

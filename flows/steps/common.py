@@ -118,9 +118,14 @@ def progress(project: Project, spec: Pipeline, at: datetime) -> dict[str, dateti
     return ingest.complete(spec, at, project.lake, project.ledger)
 
 
-def claim(project: Project, spec: Pipeline, kind: str, key: str) -> Record | None:
-    """Claim a piece of work for this flow run, or return the entry that says it is done."""
-    return project.ledger.claim(spec.name, kind, key, holder=holder(), lease=LEASE)
+def claim(
+    project: Project, spec: Pipeline, kind: str, key: str, waits: timedelta = timedelta(0)
+) -> Record | None:
+    """Claim a piece of work for this flow run, or return the entry that says it is done.
+
+    ``waits`` is how long it may have to wait for a person.
+    """
+    return project.ledger.claim(spec.name, kind, key, holder=holder(), lease=LEASE + waits)
 
 
 def finish(project: Project, spec: Pipeline, kind: str, key: str, **detail: Any) -> Record:

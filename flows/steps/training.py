@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from threading import Event, Timer
 from typing import cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -15,7 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.events import emit_event
 from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
+from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.futures import PrefectFuture
 from prefect.input import RunInput
 from prefect.runtime import flow_run as this_run
@@ -36,6 +37,8 @@ from headrace.release.errors import NothingToTune
 from headrace.release.page import page as verdict_page
 from headrace.training import dataset
 
+POLL, SLACK = 2, 600
+"""Seconds between two looks whether a person has answered; and after which a pause ends by itself."""
 MUCH = 0.5
 """The share of nulls in a column from which a person is warned."""
 
@@ -317,11 +320,29 @@ def approved(project: Project, spec: Pipeline, version: int, verdict: Verdict, a
     what = f"Version {version} of {spec.name} may serve, says the gate. Shall it?"
     wanted = Approval.with_initial_data(description=f"**{what}**\n\n{markdown(verdict.reason)}")
     logger().info("%s Resume this run in the UI to say so, within %s", what, asked)
+    silent, run = Event(), UUID(this_run.id)
+
+    def give_up_waiting() -> None:
+        # Resumed, and not left to Prefect's own timeout, with which the run would fail.
+        silent.set()
+        try:
+            resume_flow_run(run, run_input={})
+        except Exception:  # noqa: BLE001  # somebody was quicker; or the server is gone, and the pause ends so
+            silent.clear()
+
+    seconds = asked.total_seconds()
+    timer = Timer(seconds, give_up_waiting)
+    timer.daemon = True
+    timer.start()
     try:
-        said = pause_flow_run(wait_for_input=wanted, timeout=int(asked.total_seconds()), poll_interval=2)
+        said = pause_flow_run(wait_for_input=wanted, timeout=int(seconds) + SLACK, poll_interval=POLL)
     except FlowPauseTimeout:
         return releases.answered(verdict, asked, None)
-    return releases.answered(verdict, asked, said.approve, said.name, said.reason)
+    finally:
+        timer.cancel()
+    return releases.answered(
+        verdict, asked, None if silent.is_set() else said.approve, said.name, said.reason
+    )
 
 
 def _show(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> None:

@@ -37,8 +37,11 @@ LARGEST = 20
 """Values of a column that are looked at one by one."""
 SEARCHED, WIDE = 50_000, 40
 """Rows that slices are looked for in, and inputs of which pairs are looked at."""
-LEAST = 0.01
-"""The least share of the rows that is a slice."""
+LEAST, MANY = 0.01, 5
+"""The least share of the rows that is a slice; and how many are found for each that is looked at.
+
+The others are there in too few groups to be told from chance.
+"""
 OTHERS = "any other"
 
 
@@ -72,7 +75,9 @@ def look(
     saved, blocks = old - new, _blocks(groups)
     count, differs = int(blocks.max()) + 1, np.abs(saved + margin)
     parts = [("segment", name, of) for name, of in segments(rows, guards.segments)]
-    parts += [("slice", name, of) for name, of in slices(rows, columns.names, differs, guards.slices)]
+    found = slices(rows, columns.names, differs, MANY * guards.slices)
+    told = [one for one in found if np.unique(blocks[one[1]]).size >= -np.log2(rule.risk)]
+    parts += [("slice", name, of) for name, of in told[: guards.slices]]
     sums = [np.bincount(blocks[of], saved[of] + margin, count).astype(np.float64) for _, _, of in parts]
     scored = dict(_scored(problem, guards.scores, targets, champion, challenger, blocks))
     sums += [each + guards.scores[name] for name, each in scored.items()]
