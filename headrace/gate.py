@@ -52,7 +52,8 @@ class Gate:
     taken to stand and fall together: of the same span of ``event_timestamp`` (a day of UTC), or
     with the same value of the column named. Of fewer than ``least_groups``, counted as if all were
     of one size, there is not enough evidence. ``guards`` are what must not become worse; None guards nothing.
-    With ``approval``, a person is asked before anything is promoted, and has so long to say yes.
+    With ``approval``, a person is asked before anything is promoted, and has so long to say yes. With
+    ``live``, shadows are promoted, or let go, by what live traffic proves of them.
     """
 
     min_gain: float = 0.0
@@ -61,6 +62,7 @@ class Gate:
     least_groups: int = 5
     guards: Guards | None = field(default_factory=Guards)
     approval: timedelta | None = None
+    live: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from headrace.lake import Window
 from headrace.pipeline import Pipeline
 from headrace.project import Project
 from headrace.registry import Release
-from headrace.release.errors import NoChampion
+from headrace.release import live
+from headrace.release.errors import NoChampion, NothingShadowed
 from headrace.serving import log
 
 
@@ -22,6 +23,32 @@ def settle_champion(project: Project, spec: Pipeline) -> None:
         logger().warning("Finished what was cut short: %s", done)
     if stray := releases.strayed(spec, project.mlflow, project.ledger):
         logger().warning("%s", stray)
+
+
+@step("judge the shadows")
+def judge_shadows(project: Project, spec: Pipeline, at: datetime) -> dict[int, str]:
+    """Return what live traffic has proven of each shadow, and carry it out: promoted, let go, or not yet.
+
+    One whose champion another run replaced meanwhile is judged again the next time.
+    """
+    found: dict[int, str] = {}
+    rooms = (project.lake, project.mlflow)
+    for version in registry.shadows(registry.aliases(project.mlflow, spec.name)):
+        try:
+            verdict = live.judge(spec, live.evidence(spec, version, *rooms, at))
+        except NothingShadowed as error:
+            found[version] = str(error)
+            continue
+        found[version] = str(verdict)
+        logger().info("Shadow %s", verdict)
+        if verdict.decision == "not enough evidence":
+            continue
+        release = registry.version(project.mlflow, spec.name, version)
+        if releases.carry_out(
+            spec, version, verdict, release.as_of, project.mlflow, project.ledger, holder()
+        ):
+            registry.set_shadow(project.mlflow, spec.name, version, on=False)
+    return found
 
 
 @step("find the champion")

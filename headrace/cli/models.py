@@ -208,6 +208,27 @@ def shadow(
 
 
 @app.command()
+def evidence(model: Annotated[str, typer.Argument(help="A shadow, such as flights@3.")]) -> None:
+    """Show what live traffic has proven of a shadow so far; looking often costs nothing."""
+    from datetime import UTC, datetime
+
+    from headrace.project import Project
+    from headrace.release import live
+
+    project = Project.here()
+    release = found(project, model)
+    spec = project.pipeline(release.pipeline)
+    one = live.evidence(spec, release.version, project.lake, project.mlflow, datetime.now(UTC))
+    verdict, unit = live.judge(spec, one), spec.problem.loss_unit
+    table = Table("", f"{spec.name}@{one.version} beside the champion, {spec.name}@{one.champion}")
+    table.add_row("requests", f"{one.rows:,} whose truth is known, in {one.groups:,} groups")
+    table.add_row("saved", f"{one.mean:+.4f} {unit} per row")
+    table.add_row("in truth", f"between {one.lower:+.4f} and {one.upper:+.4f}")
+    table.add_row("verdict", verdict.decision)
+    console.print(table)
+
+
+@app.command()
 def verify(model: Which) -> None:
     """Check what a version was released by: its receipt, its model, and every table that it was made of."""
     from headrace import release as releases

@@ -125,3 +125,15 @@ class NothingServed(HeadraceError):
             f"The lake has nothing that was asked of `{pipeline}` within {window}. What `headrace serve` "
             "answers comes there within half a minute; name another span with `--since` and `--until`."
         )
+
+
+class NothingShadowed(HeadraceError):
+    """There is no request, of known truth, that both a shadow and the champion predicted."""
+
+    def __init__(self, pipeline: str, version: int, champion: int) -> None:
+        self.pipeline, self.version, self.champion = pipeline, version, champion
+        super().__init__(
+            f"Nothing is known of version {version} of `{pipeline}` beside the champion, version {champion}: "
+            "no request that both predicted has a truth yet, of a day that ended a window ago. "
+            f"`headrace models shadow {pipeline}@{version}` lets it predict what `headrace serve` is asked."
+        )

@@ -242,6 +242,8 @@ def test_the_champion_answers_as_it_scored_and_each_answer_is_traced_to_its_raw_
     assert re.search(r"\d{4}-\d\d-\d\d.* \(\d+ rows\)", observed.facts["batches"])
     [schedule] = [one for one in rest if one.what.startswith("raw/schedules")]
     assert schedule.facts["checked by"] == "flights.schedules"
+    wrong = river.command("headrace.cli", "models", "evidence", "flights@2", ends=1)
+    assert "Nothing is known of version 2 of `flights` beside the champion" in " ".join(wrong.stderr.split())
     said = river.command("headrace.cli", "trace", predictions[0]["id"]).stdout
     assert "model's digest" in said
     assert str(told[0])[:6] in said
