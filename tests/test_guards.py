@@ -169,7 +169,7 @@ def test_a_verdicts_page_says_what_was_looked_at_and_what_would_have_been_needed
     told = page(verdict, gate, "nats")
     assert "**Rejected.**" in told
     assert "| interval of 90% | \\+0.0100 to" not in told
-    assert "| size | 1 | 2 | held |" in told
+    assert "| held | size | 1 | 2 |" in told
     assert "carrier = AA" in told
     assert "**broken**" in told
     assert needed(gain, gate).startswith(

@@ -251,7 +251,7 @@ def _coded(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
                 return _named(values, gone, [f"= {value:g}" for value in np.unique(values[~gone])])
             cuts = np.unique(np.quantile(values[~gone], (0.25, 0.5, 0.75)))
             codes = np.where(gone, cuts.size + 1, np.searchsorted(cuts, values, side="right"))
-            ends = ["", *(f"{cut:g}" for cut in cuts), ""]
+            ends = ["", *(f"{cut:.4g}" for cut in cuts), ""]
             names = [
                 f"from {a} to {b}" if a and b else f"from {a}" if a else f"below {b}"
                 for a, b in pairwise(ends)

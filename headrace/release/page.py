@@ -23,8 +23,8 @@ def page(verdict: Verdict, gate: Gate, unit: str) -> str:
     if verdict.gain:
         lines += ["", "### Gain", "", *_gain(verdict.gain, gate, unit)]
     if verdict.bounds:
-        rows = ((b.name, f"{b.value:.4g}", f"{b.limit:.4g}", _held(b.held)) for b in verdict.bounds)
-        lines += ["", "### Bounds", "", *table(("", "is", "may be", ""), rows)]
+        rows = ((_held(b.held), b.name, f"{b.value:.4g}", f"{b.limit:.4g}") for b in verdict.bounds)
+        lines += ["", "### Bounds", "", *table(("", "", "is", "may be"), rows)]
     if verdict.guards:
         lines += ["", "### Guards", "", *_guards(verdict, unit)]
     return "\n".join(lines) + "\n"
@@ -33,7 +33,7 @@ def page(verdict: Verdict, gate: Gate, unit: str) -> str:
 def _guards(verdict: Verdict, unit: str) -> list[str]:
     margin = next((one.margin for one in verdict.guards if one.kind != "score"), None)
     than = "" if margin is None else f" by more than {margin:.4f} {unit} per row"
-    head = ("", f"gain ({unit} per row)", "rows", "groups", "p", "")
+    head = ("", "", "p", f"gain ({unit} per row)", "rows", "groups")
     ordered = sorted(verdict.guards, key=lambda one: (one.p, one.gain))
     return [
         f"The challenger must not be worse{than} in any of {verdict.looked_at} segments, slices and scores; "
@@ -88,7 +88,7 @@ def _groups(gain: Gain, gate: Gate) -> int | None:
 
 def _row(one: Guarded) -> tuple[object, ...]:
     gain = f"{one.gain:+.4f} ± {one.stderr:.4f}"
-    return f"{one.kind}: {one.name}", gain, f"{one.rows:,}", one.groups, f"{one.p:.3f}", _held(one.held)
+    return _held(one.held), f"{one.kind}: {one.name}", f"{one.p:.3f}", gain, f"{one.rows:,}", one.groups
 
 
 def _held(held: bool) -> str:
