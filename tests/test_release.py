@@ -209,7 +209,8 @@ def test_a_card_says_what_the_records_do_and_no_more(world: World) -> None:
 
     assert told.startswith(f"# toy@{version}, champion\n")
     assert "judged by its loss in litres²" in told
-    assert f"promoted. {verdict.reason}" in told
+    assert f"**Promoted.** {verdict.reason}" in told
+    assert "| held | size in MB |" in told
     assert "promoted by the gate (a test)" in told
     assert f"| training/toy | {data.version} | 2,000 | {data.fingerprint} |" in told
     assert f"Receipt {registry.version(world.mlflow, 'toy', version).receipt}" in told
