@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from datetime import datetime
 from threading import Event, Timer
 from typing import cast
@@ -331,7 +332,7 @@ def approved(project: Project, spec: Pipeline, version: int, verdict: Verdict, a
             silent.clear()
 
     seconds = asked.total_seconds()
-    timer = Timer(seconds, give_up_waiting)
+    timer = Timer(seconds, copy_context().run, [give_up_waiting])  # which server it is goes with it
     timer.daemon = True
     timer.start()
     try:
