@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from headrace.problem.base import FALLING, RISING
 from headrace.training.trainers import missing
 
 if TYPE_CHECKING:
@@ -141,15 +142,21 @@ def _gate(spec: Pipeline) -> Iterator[str]:
         yield "`gate.least_groups` must be 2 or more: of a single group, nobody knows how far others stray"
     if spec.gate.approval is not None and spec.gate.approval <= timedelta(0):
         yield "`gate.approval` must be longer than 0, or None if nobody is to be asked"
+    if spec.gate.live and spec.gate.approval is not None:
+        yield (
+            "`gate.live` promotes while nobody looks, but `gate.approval` wants a person asked: give one of "
+            "them; `headrace models evidence` shows what a shadow has proven"
+        )
     if guards := spec.gate.guards:
         yield from _doubled("`gate.guards.segments`", guards.segments)
         for name in ("slices", "margin", "calibration", "latency_ms", "size_mb"):
             if getattr(guards, name) < 0:
                 yield f"`gate.guards.{name}` must not be below 0"
-        known = () if any(spec.problem.slips()) else spec.problem.shown
+        shown = {} if any(spec.problem.slips()) else spec.problem.shown
+        known = [name for name in shown if name in RISING | FALLING]
         for name, margin in guards.scores.items():
             if known and name not in known:
-                yield f"`gate.guards.scores` names `{name}`, but the problem has {_listed(list(known))}"
+                yield f"`gate.guards.scores` names `{name}`, but what can become worse is {_listed(known)}"
             if margin < 0:
                 yield f"`gate.guards.scores` must not be below 0, but has {margin} for `{name}`"
 

@@ -13,8 +13,9 @@ import pytest
 
 from headrace.errors import BrokenDeclaration
 from headrace.feature_store import store as feature_store
-from headrace.gate import Gate
+from headrace.gate import Gate, Guards
 from headrace.pipeline import Candidate, Columns, Pipeline, declared, load
+from headrace.problem import Regression
 from headrace.settings import Settings
 from headrace.sources import Call, Files
 from pipelines.flights import PIPELINE
@@ -73,6 +74,22 @@ def test_the_declarations_there_are_have_none(name: str) -> None:
         ({"gate": Gate(group=timedelta(0))}, "`gate.group` must be longer than 0, or name a column"),
         ({"gate": Gate(risk=5)}, "`gate.risk` must be between 0 and 1"),
         ({"gate": Gate(least_groups=1)}, "`gate.least_groups` must be 2 or more"),
+        ({"gate": Gate(approval=timedelta(0))}, "`gate.approval` must be longer than 0"),
+        ({"gate": Gate(live=True, approval=timedelta(1))}, "`gate.live` promotes while nobody looks"),
+        ({"gate": Gate(guards=Guards(("a", "a")))}, "`gate.guards.segments` names `a` twice"),
+        ({"gate": Gate(guards=Guards(margin=-1.0))}, "`gate.guards.margin` must not be below 0"),
+        (
+            {"gate": Gate(guards=Guards(scores={"accuracy": 0.1}))},
+            "`gate.guards.scores` names `accuracy`, but what can become worse is `auc`, `log_loss`, `brier`",
+        ),
+        (
+            {"gate": Gate(guards=Guards(scores={"auc": -0.1}))},
+            "`gate.guards.scores` must not be below 0, but has -0.1 for `auc`",
+        ),
+        (
+            {"problem": Regression(), "gate": Gate(guards=Guards(scores={"bias": 0.1}))},
+            "`gate.guards.scores` names `bias`, but what can become worse is `rmse`, `mae`",
+        ),
         ({"name": "fligths"}, "`name` must be `flights`, as its file, but is `fligths`"),
         ({"keys": ()}, "`keys` names none"),
         (

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flows.steps import scoring
 from headrace import registry
 from headrace.gate import Gate
 from headrace.ledger import Ledger
@@ -57,23 +56,12 @@ def test_who_bets_on_a_mean_that_is_too_high_loses() -> None:
     assert growth(sums, counts, 0.6)[-1] <= 1
 
 
-class Here:
-    """What ``judge_shadows`` needs of a project."""
-
-    def __init__(self, toy: Toy) -> None:  # noqa: F811
-        self.lake, self.mlflow = toy.lake, toy.mlflow
-        self.ledger = Ledger(f"sqlite:///{toy.home}/ledger.db")
-
-
 def test_a_shadow_takes_the_champions_place_once_live_traffic_has_proven_it(
     toy: Toy,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Version 1 has four times as many trees as version 2, which serves."""
-    spec, here = replace(SPEC, gate=Gate(live=True)), Here(toy)
-    monkeypatch.setattr(scoring, "holder", lambda: "a test")
-    monkeypatch.setattr(scoring, "logger", lambda: __import__("logging").getLogger("test"))
-    judge_shadows = scoring.judge_shadows.fn
+    spec, ledger = replace(SPEC, gate=Gate(live=True)), Ledger(f"sqlite:///{toy.home}/ledger.db")
+    rooms = (toy.lake, toy.mlflow, ledger, "a test")
     told = (
         toy.lake.connect({"things": "raw/things"}).sql("FROM things ORDER BY id").to_arrow_table().to_pylist()
     )
@@ -94,19 +82,34 @@ def test_a_shadow_takes_the_champions_place_once_live_traffic_has_proven_it(
         found = live.evidence(spec, 1, toy.lake, toy.mlflow, now)
         assert (found.version, found.champion, found.rows, found.groups) == (1, 2, len(asked), 42)
         assert found.lower <= found.mean <= found.upper
+        assert "not known yet" not in found.within
+        assert "above what is not known yet" in replace(found, lower=-np.inf).within
         assert live.judge(spec, found).decision == "promoted"
         short = live.judge(replace(spec, gate=Gate(min_gain=found.mean)), replace(found, chance=1.0))
         assert short.decision == "not enough evidence"
         assert live.judge(spec, replace(found, chance=1.0, upper=-0.1)).decision == "rejected"
 
-        assert "released" in judge_shadows(here, spec, now)[1]
+        settled = live.settle(spec, 1, *rooms, now)
+        assert settled
+        assert settled.promoted
         champion = registry.champion(toy.mlflow, "toy")
         assert champion
         assert (champion.version, champion.verdict) == (1, "promoted")
         assert "live requests" in champion.reason
         assert registry.shadows(registry.aliases(toy.mlflow, "toy")) == []
-        assert promotion.champions(spec, here.ledger) == [2, 1]
-        assert "receipt" in promotion.changes(spec, here.ledger)[-1].detail
-        assert judge_shadows(here, spec, now) == {}
+        assert promotion.champions(spec, ledger) == [2, 1]
+        assert "receipt" in promotion.changes(spec, ledger)[-1].detail
+
+        # Killed before it let go of the shadow; and one that was promoted before, and replaced since.
+        registry.set_shadow(toy.mlflow, "toy", 1, on=True)
+        assert live.settle(spec, 1, *rooms, now) is None
+        assert registry.shadows(registry.aliases(toy.mlflow, "toy")) == []
+        promotion.move(spec, 2, "for a while", toy.mlflow, ledger, "a test")
+        registry.set_shadow(toy.mlflow, "toy", 1, on=True)
+        again = live.settle(spec, 1, *rooms, now)
+        assert again
+        assert again.promoted
+        assert promotion.champions(spec, ledger) == [2, 1, 2, 1]
+        assert registry.shadows(registry.aliases(toy.mlflow, "toy")) == []
     finally:
         registry.set_alias(toy.mlflow, "toy", "champion", 1)

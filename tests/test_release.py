@@ -212,6 +212,13 @@ def test_a_card_says_what_the_records_do_and_no_more(world: World) -> None:
     assert f"**Promoted.** {verdict.reason}" in told
     assert "| held | size in MB |" in told
     assert "promoted by the gate (a test)" in told
+    # A run that was killed then finds it champion: nobody is asked about it, and its page stays.
+    asking = replace(SPEC, gate=replace(SPEC.gate, approval=timedelta(hours=1)))
+    late = release.judge(asking, version, trial, data, world.lake, world.mlflow, AS_OF)
+    assert (late.promoted, late.gain, release.asks(asking, late, world.mlflow)) == (True, None, None)
+    assert release.asks(asking, replace(late, challenger="99"), world.mlflow) == timedelta(hours=1)
+    release.carry_out(asking, version, late, AS_OF, world.mlflow, world.ledger, "a test")
+    assert card(SPEC, one, world.mlflow, world.ledger) == told
     assert f"| training/toy | {data.version} | 2,000 | {data.fingerprint} |" in told
     assert f"Receipt {registry.version(world.mlflow, 'toy', version).receipt}" in told
     assert "on the 300 rows held out" in told

@@ -26,29 +26,16 @@ def settle_champion(project: Project, spec: Pipeline) -> None:
 
 
 @step("judge the shadows")
-def judge_shadows(project: Project, spec: Pipeline, at: datetime) -> dict[int, str]:
-    """Return what live traffic has proven of each shadow, and carry it out: promoted, let go, or not yet.
-
-    One whose champion another run replaced meanwhile is judged again the next time.
-    """
-    found: dict[int, str] = {}
-    rooms = (project.lake, project.mlflow)
+def judge_shadows(project: Project, spec: Pipeline, at: datetime) -> None:
+    """Promote, or let go, each shadow of which live traffic has proven enough."""
+    rooms = (project.lake, project.mlflow, project.ledger, holder())
     for version in registry.shadows(registry.aliases(project.mlflow, spec.name)):
         try:
-            verdict = live.judge(spec, live.evidence(spec, version, *rooms, at))
+            verdict = live.settle(spec, version, *rooms, at)
         except NothingShadowed as error:
-            found[version] = str(error)
-            continue
-        found[version] = str(verdict)
-        logger().info("Shadow %s", verdict)
-        if verdict.decision == "not enough evidence":
-            continue
-        release = registry.version(project.mlflow, spec.name, version)
-        if releases.carry_out(
-            spec, version, verdict, release.as_of, project.mlflow, project.ledger, holder()
-        ):
-            registry.set_shadow(project.mlflow, spec.name, version, on=False)
-    return found
+            logger().info("%s", error)
+        else:
+            logger().info("Shadow %s", verdict or f"version {version} serves already")
 
 
 @step("find the champion")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime
-from threading import Event, Timer
+from threading import Timer
 from typing import cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from httpx import HTTPError
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -16,7 +18,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.events import emit_event
-from prefect.exceptions import FlowPauseTimeout
+from prefect.exceptions import FlowPauseTimeout, NotPausedError
 from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.futures import PrefectFuture
 from prefect.input import RunInput
@@ -40,6 +42,8 @@ from headrace.training import dataset
 
 POLL, SLACK = 2, 600
 """Seconds between two looks whether a person has answered; and after which a pause ends by itself."""
+SILENCE = "nobody said anything"
+"""What a run is told in place of a person."""
 MUCH = 0.5
 """The share of nulls in a column from which a person is warned."""
 
@@ -314,24 +318,21 @@ class Approval(RunInput):
 
 def approved(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> Verdict:
     """Return a promotion as a person wants it, where the gate asks for one; until then the run is paused."""
-    asked = spec.gate.approval
-    if asked is None or not verdict.promoted:
+    asked = releases.asks(spec, verdict, project.mlflow)
+    if asked is None:
         return verdict
     _show(project, spec, version, verdict, at)
     what = f"Version {version} of {spec.name} may serve, says the gate. Shall it?"
     wanted = Approval.with_initial_data(description=f"**{what}**\n\n{markdown(verdict.reason)}")
     logger().info("%s Resume this run in the UI to say so, within %s", what, asked)
-    silent, run = Event(), UUID(this_run.id)
+    run, seconds = UUID(this_run.id), asked.total_seconds()
 
     def give_up_waiting() -> None:
-        # Resumed, and not left to Prefect's own timeout, with which the run would fail.
-        silent.set()
-        try:
-            resume_flow_run(run, run_input={})
-        except Exception:  # noqa: BLE001  # somebody was quicker; or the server is gone, and the pause ends so
-            silent.clear()
+        # Resumed, and not left to Prefect's own timeout, with which the run would fail. If somebody was
+        # quicker, or the server is gone, the pause ends by itself.
+        with suppress(NotPausedError, FlowPauseTimeout, RuntimeError, HTTPError):
+            resume_flow_run(run, run_input={"reason": SILENCE})
 
-    seconds = asked.total_seconds()
     timer = Timer(seconds, copy_context().run, [give_up_waiting])  # which server it is goes with it
     timer.daemon = True
     timer.start()
@@ -341,9 +342,8 @@ def approved(project: Project, spec: Pipeline, version: int, verdict: Verdict, a
         return releases.answered(verdict, asked, None)
     finally:
         timer.cancel()
-    return releases.answered(
-        verdict, asked, None if silent.is_set() else said.approve, said.name, said.reason
-    )
+    approve = None if said.reason == SILENCE else said.approve
+    return releases.answered(verdict, asked, approve, said.name, said.reason)
 
 
 def _show(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> None:

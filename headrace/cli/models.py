@@ -223,7 +223,7 @@ def evidence(model: Annotated[str, typer.Argument(help="A shadow, such as flight
     table = Table("", f"{spec.name}@{one.version} beside the champion, {spec.name}@{one.champion}")
     table.add_row("requests", f"{one.rows:,} whose truth is known, in {one.groups:,} groups")
     table.add_row("saved", f"{one.mean:+.4f} {unit} per row")
-    table.add_row("in truth", f"between {one.lower:+.4f} and {one.upper:+.4f}")
+    table.add_row("in truth", one.within)
     table.add_row("verdict", verdict.decision)
     console.print(table)
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 EDGE = 1e-6
 """How far probabilities stay from 0 and 1, and rates from 0, so that every loss is finite."""
-RISING = frozenset({"auc", "accuracy", "skill"})
-"""The scores of which more is better; of the others less is."""
+RISING = frozenset({"auc", "accuracy"})
+"""The scores of which more is better."""
+FALLING = frozenset({"log_loss", "brier", "mae", "rmse", "pinball", "poisson_deviance"})
+"""The scores of which less is better; of others, such as a bias or a coverage, neither is."""
 
 
 @dataclass(frozen=True, kw_only=True)

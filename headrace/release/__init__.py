@@ -19,13 +19,14 @@ from headrace.release.promotion import (
 from headrace.release.study import Study, Tried, best, finished, plots, space_of, tune, tuned
 from headrace.release.trial import Trial, choose, settled, try_out
 from headrace.release.upstream import complete, downstream, feeds, missing, predict_history, predictor
-from headrace.release.verdict import answered, judge
+from headrace.release.verdict import answered, asks, judge
 
 __all__ = [
     "Study",
     "Trial",
     "Tried",
     "answered",
+    "asks",
     "best",
     "carry_out",
     "champions",

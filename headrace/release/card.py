@@ -13,7 +13,7 @@ from headrace import tracking
 from headrace.instants import shown
 from headrace.legible import legible, markdown
 from headrace.release.page import table
-from headrace.release.promotion import changes, told
+from headrace.release.promotion import PAGE, changes, told
 
 if TYPE_CHECKING:
     from headrace.ledger import Ledger, Record
@@ -88,7 +88,7 @@ def card(spec: Pipeline, about: About, mlflow: MLflow, ledger: Ledger) -> str:
 
 def _why(about: About, mlflow: MLflow) -> list[str]:
     """Return the lines of the verdict's page; of releases of before there were any, the reason."""
-    if page := tracking.kept(mlflow, about.release.run_id, "verdict.md"):
+    if page := tracking.kept(mlflow, about.release.run_id, PAGE):
         return page.decode().rstrip("\n").split("\n")
     release = about.release
     return [f"{release.verdict or 'No verdict yet'}. {legible(release.reason, LONG)}".rstrip()]

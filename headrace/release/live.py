@@ -14,9 +14,10 @@ import numpy as np
 from headrace import gate, registry, spine
 from headrace.gate import Verdict
 from headrace.lake import AVAILABLE
+from headrace.release import promotion
 from headrace.release.errors import NoChampion, NothingShadowed
-from headrace.serving.endpoint import shadow_of
-from headrace.sources.feedback import served_by
+from headrace.sources.feedback import served_by, shadow_of
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from headrace.gate import Decision
     from headrace.lake import Lake
+    from headrace.ledger import Ledger
     from headrace.pipeline import Pipeline
     from headrace.tracking import MLflow
 
@@ -51,6 +53,13 @@ class Evidence:
     upper: float
     chance: float
 
+    @property
+    def within(self) -> str:
+        """Between what the gain lies, in words."""
+        low = f"above {self.lower:+.4f}" if np.isfinite(self.lower) else "above what is not known yet"
+        high = f"below {self.upper:+.4f}" if np.isfinite(self.upper) else "below what is not known yet"
+        return f"{low} and {high}"
+
 
 def evidence(spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, as_of: datetime) -> Evidence:
     """Compare what a shadow said with what the champion answered, where ``as_of`` (UTC) knows the truth.
@@ -69,7 +78,7 @@ def evidence(spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, as_of: da
     nothing = NothingShadowed(spec.name, version, champion.version)
     if not all(lake.table(name).exists() for name in tables.values()):
         raise nothing
-    theirs = ", ".join(f'shadows."{name}" AS "shadow {name}"' for name in problem.columns)
+    theirs = ", ".join(f"shadows.{quoted(name)} AS {quoted(f'shadow {name}')}" for name in problem.columns)
     both = lake.connect(tables).execute(
         f"SELECT served.*, {theirs} FROM served JOIN shadows USING (prediction_id) "
         f"WHERE served.model_version = {champion.version} AND shadows.model_version = {version} "
@@ -113,7 +122,7 @@ def judge(spec: Pipeline, found: Evidence) -> Verdict:
     of = f"{found.rows:,} live requests in {found.groups:,} groups, beside version {found.champion}"
     told = (
         f"The shadow saves {found.mean:+.4f} {unit} per row on {of}; whenever one looks, what it saves in "
-        f"truth is above {found.lower:+.4f}, and below {found.upper:+.4f}, each at a risk of {rule.risk:.0%}."
+        f"truth is {found.within}, each end at a risk of {rule.risk:.0%}."
     )
     decision: Decision = "not enough evidence"
     if found.chance <= rule.risk:
@@ -121,6 +130,36 @@ def judge(spec: Pipeline, found: Evidence) -> Verdict:
     elif found.upper <= rule.min_gain:
         decision = "rejected"
     return Verdict(decision, told, str(found.version), str(found.champion))
+
+
+def settle(
+    spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, ledger: Ledger, holder: str, as_of: datetime
+) -> Verdict | None:
+    """Judge a shadow, and carry out what is proven: it is promoted, or let go; None if it serves already.
+
+    If another run changed the champion meanwhile, it stays a shadow, and is judged against the new one the
+    next time. One that the gate promoted before, and which was replaced since, has its receipt already.
+
+    Raises:
+        NoChampion, NothingShadowed: As of :func:`evidence`.
+        AlreadyClaimed: Somebody else changes the champion at this moment.
+    """
+    champion = registry.champion(mlflow, spec.name)
+    if champion and champion.version == version:  # promoted by a run that was killed before it let go
+        registry.set_shadow(mlflow, spec.name, version, on=False)
+        return None
+    verdict = judge(spec, evidence(spec, version, lake, mlflow, as_of))
+    if verdict.decision == "not enough evidence":
+        return verdict
+    past = [one.key for one in promotion.changes(spec, ledger) if one.kind == promotion.PROMOTION]
+    if str(version) not in past:
+        at = registry.version(mlflow, spec.name, version).as_of
+        if not promotion.carry_out(spec, version, verdict, at, mlflow, ledger, holder):
+            return verdict
+    elif verdict.promoted:
+        promotion.move(spec, version, verdict.reason, mlflow, ledger, holder)
+    registry.set_shadow(mlflow, spec.name, version, on=False)
+    return verdict
 
 
 def growth(sums: ArrayLike, counts: ArrayLike, least: float) -> list[float]:

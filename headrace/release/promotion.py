@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LEASE = timedelta(hours=6)
 PROMOTION, MOVE, SUCCESSION = "promotion", "move", "succession"
+PAGE = "verdict.md"
+"""The file that has a verdict's page, with the run of its challenger."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,10 @@ def carry_out(
 
     Of those that judged against one champion, one takes its place; False tells the others to judge again.
     """
-    release = registry.version(mlflow, spec.name, version)
-    told = page(verdict, spec.gate, spec.problem.loss_unit)
-    tracking.keep(mlflow, release.run_id, "verdict.md", told.encode())
+    if _serving(mlflow, spec) != str(version):  # else it was promoted by a run that was killed, with its page
+        release = registry.version(mlflow, spec.name, version)
+        told = page(verdict, spec.gate, spec.problem.loss_unit)
+        tracking.keep(mlflow, release.run_id, PAGE, told.encode())
     if not verdict.promoted:
         registry.reject(mlflow, spec.name, version, verdict.reason, as_of, verdict.decision)
         return True
@@ -270,7 +273,7 @@ def told(record: Record) -> str:
     """Say what a change of champion was."""
     detail = record.detail
     version, at = detail.get("version", record.key), shown(record.at)
-    how = "promoted by the gate" if record.kind == PROMOTION else "made champion by hand"
+    how = "promoted by the gate" if record.kind == PROMOTION else "made champion past the gate"
     if detail.get("undoes"):
         how = "brought back"
     return f"{at} UTC: version {version} {how} ({record.holder}). {detail['reason']}"

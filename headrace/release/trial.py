@@ -96,8 +96,8 @@ def try_out(
     fitted = time.perf_counter()
     truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
     scores = spec.problem.scores(truth, predicted)
-    costs = _costs(model, others) if final else {}
     spent = {"seconds/fit": fitted - start, "seconds/score": time.perf_counter() - fitted}
+    costs = _costs(model, others) if final else {}
     logged = tracking.log_candidate(
         mlflow,
         spec,

@@ -57,6 +57,16 @@ def judge(
     return gate.judge(rule, name, before, gain, problem.loss_unit, found, bounds)
 
 
+def asks(spec: Pipeline, verdict: Verdict, mlflow: MLflow) -> timedelta | None:
+    """Return how long a person is to be asked before a verdict is carried out; None if nobody is.
+
+    Nobody is of who is champion already: that was promoted by a run that was killed before it could say so.
+    """
+    champion = registry.champion(mlflow, spec.name)
+    serves = champion is not None and str(champion.version) == verdict.challenger
+    return spec.gate.approval if verdict.promoted and not serves else None
+
+
 def answered(
     verdict: Verdict, asked: timedelta, approve: bool | None, by: str = "", why: str = ""
 ) -> Verdict:

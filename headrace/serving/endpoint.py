@@ -19,7 +19,7 @@ from headrace.lake import AVAILABLE
 from headrace.serving.errors import NoChampion, NotLogged
 from headrace.serving.feedback import truth_schema, truths
 from headrace.serving.predictor import AT
-from headrace.sources.feedback import feedback_of, served_by
+from headrace.sources.feedback import feedback_of, served_by, shadow_of
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -46,11 +46,6 @@ def new_id(at: datetime) -> str:
     number = number & ~(3 << 62) | 2 << 62
     text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def shadow_of(pipeline: str) -> str:
-    """Return the name of the table of what shadows would have answered."""
-    return f"shadow/{pipeline}"
 
 
 @dataclass(frozen=True)

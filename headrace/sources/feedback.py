@@ -20,6 +20,11 @@ def served_by(pipeline: str) -> str:
     return f"served/{pipeline}"
 
 
+def shadow_of(pipeline: str) -> str:
+    """Return the name of the table of what shadows would have answered."""
+    return f"shadow/{pipeline}"
+
+
 def feedback_of(pipeline: str) -> str:
     """Return the name of the table of the truth that was told of those answers."""
     return f"feedback/{pipeline}"

@@ -11,7 +11,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from httpx import HTTPError
 from prefect import flow
+from prefect.exceptions import FlowPauseTimeout, NotPausedError
 from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -33,7 +35,7 @@ def resumed(run: UUID, answer: dict[str, Any] | None) -> bool:
     """Return whether a run could be resumed: just after it paused, what it asks for is not yet known."""
     try:
         resume_flow_run(run, run_input=answer)
-    except Exception:  # noqa: BLE001
+    except (FlowPauseTimeout, NotPausedError, RuntimeError, HTTPError):
         return False
     return True
 
