@@ -889,7 +889,7 @@ def test_what_is_killed_under_load_has_logged_all_that_it_answered_once(toy: Toy
         serving = list(ThreadPoolExecutor(3).map(lambda port: stack.enter_context(process(toy, port)), ports))
 
         def keep_asking(port: int) -> None:
-            with httpx.Client() as client:
+            with httpx.Client(timeout=60) as client:
                 while True:
                     try:
                         answer = client.post(
@@ -903,8 +903,11 @@ def test_what_is_killed_under_load_has_logged_all_that_it_answered_once(toy: Toy
         asking = [threading.Thread(target=keep_asking, args=(port,)) for port in ports for _ in range(2)]
         for thread in asking:
             thread.start()
-        for one, ending in zip(serving, endings, strict=True):
+        for number, (one, ending) in enumerate(zip(serving, endings, strict=True), 1):
             time.sleep(1.0)
+            deadline = time.monotonic() + 60  # where all is slow it is killed later, but at work
+            while len(answered) < 40 * number and time.monotonic() < deadline:
+                time.sleep(0.1)
             one.send_signal(ending)
         for one in serving:
             one.wait(30)

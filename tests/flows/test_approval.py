@@ -43,12 +43,12 @@ def resumed(run: UUID, answer: dict[str, Any] | None) -> bool:
 def ask(river: River, within: timedelta, answer: dict[str, Any] | None) -> tuple[Verdict, dict[str, Any]]:
     """Return the verdict after a person was asked, who gives ``answer`` or nothing, and how the run ended."""
     project, spec = Project(ROOT, river.settings), asking(within)
-    before = judge(spec.gate, "2", "1", Gain(0.02, 0.001, 500, 50, 49.0), "nats")
+    before = judge(spec.gate, "1", "2", Gain(0.02, 0.001, 500, 50, 49.0), "nats")
     name = f"asks {time.time()}"
 
     @flow(name="asks", flow_run_name=name)
     def asks() -> Verdict:
-        return steps.approved(project, spec, 2, before, utc(2013, 4, 29))
+        return steps.approved(project, spec, 1, before, utc(2013, 4, 29))
 
     def answers() -> None:
         [paused] = eventually(
@@ -88,7 +88,7 @@ def test_what_a_person_says_is_the_verdict_and_the_run_completes(
     assert run["state_type"] == "COMPLETED"
     made = river.prefect("artifacts", sort="UPDATED_DESC")
     [shown, *_] = [one["data"] for one in made if one["key"] == "verdict-flights"]
-    assert "Version 2 of flights" in shown
+    assert "Version 1 of flights" in shown
 
 
 @pytest.mark.usefixtures("in_river")
@@ -96,3 +96,10 @@ def test_nobody_is_asked_about_what_the_gate_does_not_promote(river: River) -> N
     project, spec = Project(ROOT, river.settings), asking(timedelta(days=1))
     refused = judge(spec.gate, "2", "1", Gain(-0.02, 0.001, 500, 50, 49.0), "nats")
     assert steps.approved(project, spec, 2, refused, utc(2013, 4, 29)) is refused
+
+
+@pytest.mark.usefixtures("in_river")
+def test_nobody_is_asked_about_who_serves_already(river: River) -> None:
+    project, spec = Project(ROOT, river.settings), asking(timedelta(days=1))
+    serves = Verdict("promoted", "by a run that was killed", "2")
+    assert steps.approved(project, spec, 2, serves, utc(2013, 4, 29)) is serves
