@@ -52,10 +52,8 @@ def test_an_unknown_pipeline_is_told_its_neighbour(settings: Settings) -> None:
     assert not settings.home.exists()
 
 
-def test_an_unreachable_server_says_how_to_start_one(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+def test_an_unreachable_server_says_how_to_start_one(home: Path) -> None:
+    settings = Settings(home=home, prefect_api_url=f"http://127.0.0.1:{free_port()}/api")
     done = flows(settings, "ingest", "flights")
     assert done.returncode == 1
     assert "Prefect does not answer at http://127.0.0.1:" in done.stderr
