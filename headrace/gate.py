@@ -107,16 +107,24 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a challenger has, and what it may have, of something that is not compared row by row."""
+    """What a challenger has, and what it may have, of something that is not compared row by row.
+
+    ``about`` says of what, where that matters.
+    """
 
     name: str
     value: float
     limit: float
+    about: str = ""
 
     @property
     def held(self) -> bool:
         """Whether it stays within."""
         return self.value <= self.limit
+
+    def __str__(self) -> str:
+        about = f" ({self.about})" if self.about else ""
+        return f"Its {self.name} {self.value:.4g} is above {self.limit:.4g}{about}."
 
 
 Decision = Literal["promoted", "rejected", "not enough evidence"]
@@ -272,7 +280,7 @@ def judge(
         reason += f" {'But it' if better else 'It'} is worse in {of}: {worst}."
     for bound in bounds:
         if not bound.held:
-            reason += f" Its {bound.name} {bound.value:.4g} is above {bound.limit:.4g}."
+            reason += f" {bound}"
     promoted = better and not broken and all(bound.held for bound in bounds)
     return Verdict("promoted" if promoted else "rejected", reason, challenger, champion, gain, **more)
 

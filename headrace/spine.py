@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
+from headrace.instants import plain
 from headrace.lake import MONDAY, Window, query_of
 from headrace.sql import among, quoted
 
@@ -47,6 +48,15 @@ def rows(spec: Pipeline, lake: Lake, window: Window, count: int | None = None) -
     con = lake.connect(spec.raw)
     with query_of(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
         return con.sql(f"{chosen} ORDER BY hash({order}), {order} {limit}").to_arrow_table()
+
+
+def last(spec: Pipeline, lake: Lake, before: datetime) -> datetime | None:
+    """Return the instant (UTC) of the last prediction to make ``before`` another; None if there is none."""
+    con = lake.connect(among(spec.spine, spec.raw))
+    with query_of(f"The spine of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        select = f"SELECT max(event_timestamp) FROM ({spec.spine}) WHERE event_timestamp < $before"
+        [(found,)] = con.execute(select, {"before": before}).fetchall()
+    return found and plain(found)
 
 
 def labelled(

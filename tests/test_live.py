@@ -61,7 +61,7 @@ def test_a_shadow_takes_the_champions_place_once_live_traffic_has_proven_it(
 ) -> None:
     """Version 1 has four times as many trees as version 2, which serves."""
     spec, ledger = replace(SPEC, gate=Gate(live=True)), Ledger(f"sqlite:///{toy.home}/ledger.db")
-    rooms = (toy.lake, toy.mlflow, ledger, "a test")
+    rooms = (toy.feast, toy.lake, toy.mlflow, ledger, "a test")
     told = (
         toy.lake.connect({"things": "raw/things"}).sql("FROM things ORDER BY id").to_arrow_table().to_pylist()
     )

@@ -7,6 +7,7 @@ from datetime import datetime
 from flows.steps.common import holder, logger, progress, step
 from headrace import registry, tracking
 from headrace import release as releases
+from headrace.feature_store.errors import ParityBroken
 from headrace.feature_store.plan import online
 from headrace.lake import Window
 from headrace.pipeline import Pipeline
@@ -28,12 +29,14 @@ def settle_champion(project: Project, spec: Pipeline) -> None:
 @step("judge the shadows")
 def judge_shadows(project: Project, spec: Pipeline, at: datetime) -> None:
     """Promote, or let go, each shadow of which live traffic has proven enough."""
-    rooms = (project.lake, project.mlflow, project.ledger, holder())
+    rooms = (project.store, project.lake, project.mlflow, project.ledger, holder())
     for version in registry.shadows(registry.aliases(project.mlflow, spec.name)):
         try:
             verdict = live.settle(spec, version, *rooms, at)
         except NothingShadowed as error:
             logger().info("%s", error)
+        except ParityBroken as error:  # what is to be judged of the champion goes on
+            logger().error("Shadow %s is not promoted: %s", version, error)
         else:
             logger().info("Shadow %s", verdict or f"version {version} serves already")
 

@@ -288,8 +288,15 @@ def register(project: Project, spec: Pipeline, trial: Trial) -> int:
 def judge(
     project: Project, spec: Pipeline, version: int, trial: Trial, data: DatasetRef, at: datetime
 ) -> Verdict:
-    """Compare the challenger on the holdout, row by row, with the champion or, at first, with a guess."""
-    return releases.judge(spec, version, trial, data, project.lake, project.mlflow, at)
+    """Compare the challenger on the holdout, row by row, with the champion or, at first, with a guess.
+
+    One that is to be promoted is certified to be served as it was trained.
+
+    Raises:
+        ParityBroken: The online store serves other features than the point-in-time join gives.
+    """
+    verdict = releases.judge(spec, version, trial, data, project.lake, project.mlflow, at)
+    return releases.certified(spec, verdict, project.store, project.lake, project.mlflow, at)
 
 
 @step("release")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import spine
 from headrace.feature_store.errors import ChangesWithinWindow, NothingToCompare, ParityBroken
+from headrace.feature_store.feast import brought
 from headrace.feature_store.plan import online
 from headrace.feature_store.store import (
     BATCH,
@@ -24,20 +25,22 @@ from headrace.feature_store.store import (
     lookup,
     on_demand,
     stored_as,
+    stored_views,
     ttl,
 )
-from headrace.lake import duckdb_connection
+from headrace.lake import Window, duckdb_connection, edge
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
     import pyarrow as pa
     from feast import FeatureStore
     from feast.feature_view_projection import FeatureViewProjection
     from feast.protos.feast.types.Value_pb2 import Value
 
-    from headrace.lake import Lake, Window
+    from headrace.lake import Lake
     from headrace.pipeline import Pipeline
 
 SAMPLE = 200
@@ -86,6 +89,24 @@ def measure(
     if not asked.num_rows:
         raise NothingToCompare(spec.name, str(window))
     return compare(store, spec.feature_service, asked)
+
+
+def filled_for(store: FeatureStore, spec: Pipeline, lake: Lake, as_of: datetime) -> tuple[Window, bool]:
+    """Return the last window that the online store was filled for and that has predictions.
+
+    And whether the store has gone on since: then it serves later rows to that window, as it should. Where no
+    view is kept, windows up to ``as_of`` (UTC) count.
+
+    Raises:
+        NothingToCompare: None has any.
+    """
+    ends = [brought.reached(view) for view in stored_views(store, spec.feature_service)]
+    until = edge(max((end + brought.TICK for end in ends if end), default=as_of), spec.window)
+    last = spine.last(spec, lake, until)
+    if last is None:
+        raise NothingToCompare(spec.name, f"all windows before {until:%Y-%m-%dT%H:%MZ}")
+    start = edge(last, spec.window)
+    return Window(start, start + spec.window), start + spec.window < until
 
 
 def check(

@@ -15,6 +15,7 @@ from headrace import gate, registry, spine
 from headrace.gate import Verdict
 from headrace.lake import AVAILABLE
 from headrace.release import promotion
+from headrace.release.certificate import certified
 from headrace.release.errors import NoChampion, NothingShadowed
 from headrace.sources.feedback import served_by, shadow_of
 from headrace.sql import quoted
@@ -22,6 +23,7 @@ from headrace.sql import quoted
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from feast import FeatureStore
     from numpy.typing import ArrayLike, NDArray
 
     from headrace.gate import Decision
@@ -133,7 +135,14 @@ def judge(spec: Pipeline, found: Evidence) -> Verdict:
 
 
 def settle(
-    spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, ledger: Ledger, holder: str, as_of: datetime
+    spec: Pipeline,
+    version: int,
+    store: FeatureStore,
+    lake: Lake,
+    mlflow: MLflow,
+    ledger: Ledger,
+    holder: str,
+    as_of: datetime,
 ) -> Verdict | None:
     """Judge a shadow, and carry out what is proven: it is promoted, or let go; None if it serves already.
 
@@ -143,12 +152,14 @@ def settle(
     Raises:
         NoChampion, NothingShadowed: As of :func:`evidence`.
         AlreadyClaimed: Somebody else changes the champion at this moment.
+        ParityBroken: As of :func:`headrace.release.certificate.certified`.
     """
     champion = registry.champion(mlflow, spec.name)
     if champion and champion.version == version:  # promoted by a run that was killed before it let go
         registry.set_shadow(mlflow, spec.name, version, on=False)
         return None
     verdict = judge(spec, evidence(spec, version, lake, mlflow, as_of))
+    verdict = certified(spec, verdict, store, lake, mlflow, as_of)
     if verdict.decision == "not enough evidence":
         return verdict
     past = [one.key for one in promotion.changes(spec, ledger) if one.kind == promotion.PROMOTION]

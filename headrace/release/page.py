@@ -23,8 +23,8 @@ def page(verdict: Verdict, gate: Gate, unit: str) -> str:
     if verdict.gain:
         lines += ["", "### Gain", "", *_gain(verdict.gain, gate, unit)]
     if verdict.bounds:
-        rows = ((_held(b.held), b.name, f"{b.value:.4g}", f"{b.limit:.4g}") for b in verdict.bounds)
-        lines += ["", "### Bounds", "", *table(("", "", "is", "may be"), rows)]
+        rows = ((_held(b.held), b.name, f"{b.value:.4g}", f"{b.limit:.4g}", b.about) for b in verdict.bounds)
+        lines += ["", "### Bounds", "", *table(("", "", "is", "may be", ""), rows)]
     if verdict.guards:
         lines += ["", "### Guards", "", *_guards(verdict, unit)]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from headrace.instants import plain
 from headrace.lake import AVAILABLE
 from headrace.serving.errors import BadRequest, FeaturesMissing
 from headrace.sources.predictions import log_of
-from headrace.sql import among, quoted
+from headrace.sql import among
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
@@ -218,16 +219,19 @@ class Predictor:
 
     def example(self, lake: Lake) -> dict[str, Any]:
         """Return the last row of the spine that was predicted, as a request has it; else the last one."""
-        names = quoted(*self.fields.types, AT)
         con, until = lake.connect(among(self.spec.spine, self.spec.raw)), "infinity"
         if (made := lake.table(log_of(self.spec.name))).exists():
             [(last,)] = made.relation(con).max(AT).fetchall()
             until = last.isoformat() if last else until
         found = con.sql(
-            f"SELECT {names} FROM ({self.spec.spine}) WHERE {AT} <= TIMESTAMPTZ '{until}' "
-            f"ORDER BY {AT} DESC LIMIT 1"
+            f"FROM ({self.spec.spine}) WHERE {AT} <= TIMESTAMPTZ '{until}' ORDER BY {AT} DESC LIMIT 1"
         ).to_arrow_table()
-        return {name: _json(value) for row in found.to_pylist() for name, value in row.items()}
+        return next(iter(self.requests(found)), {})
+
+    def requests(self, spine: pa.Table) -> list[dict[str, Any]]:
+        """Return rows of the spine as requests have them: as JSON does."""
+        rows = spine.select([*self.fields.types, AT]).to_pylist()
+        return [{name: _json(value) for name, value in row.items()} for row in rows]
 
 
 def told(kind: pa.DataType) -> str:
@@ -310,6 +314,8 @@ def _date(value: Any) -> date:
 def _json(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
     return value.isoformat() if isinstance(value, date) else value
 
 
