@@ -24,6 +24,7 @@ from headrace.lake import DatasetRef, Lake
 from headrace.pipeline import Candidate, Columns, Pipeline
 from headrace.problem import Binary, MultiClass, Problem, Regression, guess
 from headrace.training.model import Model, digest, load
+from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -189,6 +190,18 @@ class TrainerTests:
         assert list(answered.columns) == list(told)
         for name, values in told.items():
             assert answered[name].tolist() == values.to_pylist()
+
+    def test_a_request_is_told_what_a_batch_is(self, problem: Problem, model: Model) -> None:
+        """As lists to the bit, if it takes them; and row by row to what a float can hold."""
+        asked = rows(problem).slice(0, 50).select(COLUMNS.names)
+        told = model.predict(asked)
+        plain = getattr(trainer(self.trainer), "PLAIN", False)
+        if plain:
+            np.testing.assert_array_equal(model.predict(asked.to_pydict()), told)
+        for place in range(10):
+            one = asked.slice(place, 1)
+            alone = model.predict(one.to_pydict() if plain else one)
+            np.testing.assert_allclose(alone, told[place : place + 1], rtol=1e-4, atol=1e-6)
 
     def test_its_files_hold_no_pickle(self, model: Model, tmp_path: Path) -> None:
         """A pickle runs whatever code it holds when it is loaded."""
