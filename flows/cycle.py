@@ -23,12 +23,14 @@ def cycle(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str,
     Without an ``as_of``, as scheduled runs have none, that is the present: the first of
     several late runs catches up with the clock, window by window, and the others see
     it and end. A part that fails stops what depends on it, and fails the run once all
-    else is done. Killed anywhere, or run twice, it is safe to run again.
+    else is done. Killed anywhere, or run twice, it is safe to run again. A change of champion that was
+    cut short is finished first, whether anything is due or not.
     """
     project = Project.here()
     spec = project.pipeline(pipeline)
     meant, parts = steps.instant(as_of, spec), steps.Parts(project, spec)
     steps.settle_dead_parts(spec)
+    steps.settle_champion(project, spec)
     if as_of is None and steps.up_to_date(project, spec, meant):
         return parts.summary()
     at: datetime | None = meant if as_of else steps.present()

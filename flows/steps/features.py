@@ -97,13 +97,16 @@ def bring_online(project: Project, spec: Pipeline, at: datetime) -> None:
     """
     store, complete = project.store, progress(project, spec, at)
     until = log.predictable(spec, complete)
-    if closed := windows(spec.start, until, spec.window):
+    closed = windows(spec.start, until, spec.window)
+    if closed:
         parity.refuse_changing(store, spec, project.lake, closed[-1])
     reached = tables.edges(spec.feature_tables, complete, until)
     since = released(project, spec)
     due = log.pending(spec, project.lake, since, until) if since else []
     start = due[0].start if due else None  # before the first that was brought online, it may be
-    feature_store.materialize(store, spec.feature_service, until, start, reached)
+    # Of the last window a first release shows that it is served as it was trained.
+    serves = None if since or not closed else closed[-1].start
+    feature_store.materialize(store, spec.feature_service, until, start, reached, serves=serves)
 
 
 @step("show what was built")

@@ -267,6 +267,8 @@ def materialize(
     end: datetime,
     start: datetime | None = None,
     reached: Mapping[str, datetime] | None = None,
+    *,
+    serves: datetime | None = None,
 ) -> None:
     """Copy what became known by ``end`` (UTC), and happened before it, online, for every view of ``service``.
 
@@ -274,10 +276,10 @@ def materialize(
     at ``end``, or at what its table has ``reached`` by then: a view is not noted as
     brought beyond what is built. Each view goes on from the first instant that Feast's registry
     does not say was brought: of those after ``start``, or else after the first
-    that was ever brought and one ttl before ``end``, whichever is earlier. What
-    :func:`forget` was told of is brought again in place of what is there, and up
-    to where it was brought before: the store never goes back in time. Doing it
-    again, or after a crash, changes nothing; readers are served meanwhile.
+    that was ever brought and one ttl before the instant that it ``serves`` first, or else ``end``,
+    whichever is earlier. What :func:`forget` was told of is brought again in place of what is there, and up
+    to where it was brought before: the store never goes back in time. Doing it again, or after a crash,
+    changes nothing; readers are served meanwhile.
 
     Raises:
         NotBuilt: A feature table does not exist.
@@ -286,11 +288,16 @@ def materialize(
         EvictingStore: The online store may drop rows to make room.
     """
     with outages("Feast's online store", address(store)):
-        _materialize(store, service, end, start, reached or {})
+        _materialize(store, service, end, start, reached or {}, serves)
 
 
 def _materialize(
-    store: FeatureStore, service: str, end: datetime, start: datetime | None, reached: Mapping[str, datetime]
+    store: FeatureStore,
+    service: str,
+    end: datetime,
+    start: datetime | None,
+    reached: Mapping[str, datetime],
+    serves: datetime | None,
 ) -> None:
     due: dict[tuple[datetime, datetime], list[str]] = {}
     for view in stored_views(store, service):
@@ -304,7 +311,7 @@ def _materialize(
         # Not `materialize_incremental`: it begins one ttl before the present, whatever the end.
         upto = min(end, reached.get(_table(store, view), end))
         last = upto - brought.TICK  # Feast takes the end as included
-        first = upto - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
+        first = min(serves or upto, upto) - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
         first = start or min([first, *(begin for begin, _ in brought.intervals(view))])
         if owed := brought.owed(view):
             span = min(first, owed[0]), max(last, owed[1])

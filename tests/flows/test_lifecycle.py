@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from headrace import gate, registry, services, spine, tracking
 from headrace.lake import Lake, Window
 from headrace.ledger import DONE, Ledger
 from headrace.pipeline import load
 from headrace.project import Project
+from headrace.release import promotion
 from headrace.release.trace import trace
 from headrace.settings import Settings
 from headrace.tracking import MLflow
@@ -265,6 +267,31 @@ def test_a_champion_is_verified_rolled_back_and_brought_again_from_the_command_l
     river.command("headrace.cli", "models", "promote", f"flights@{before.version}", *why)
     after = registry.champion(Project(ROOT, river.settings).mlflow, "flights")
     assert after == before
+
+
+def test_a_change_of_champion_that_was_cut_short_is_finished_by_the_schedule(
+    river: River, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between intent and alias; the next run finds nothing else to do."""
+    project = Project(ROOT, river.settings)
+    spec, rooms = project.pipeline("flights"), (project.mlflow, project.ledger, "a test")
+    before = registry.champion(project.mlflow, "flights")
+    assert before
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "_carry_out", killed)
+        with pytest.raises(KeyboardInterrupt):
+            promotion.rollback(spec, "a test", *rooms)
+    done = river.run("cycle", "flights", "--as-of", "2013-04-29")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = registry.champion(project.mlflow, "flights")
+    assert found
+    assert found.version == before.version - 1
+    assert promotion.champions(spec, project.ledger)[-1] == found.version
+    promotion.move(spec, before.version, "the test is over", *rooms)
 
 
 def test_no_feature_of_the_training_set_was_known_only_later(river: River) -> None:
