@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from headrace.errors import HeadraceError
-from headrace.serving import documented, metrics, v2
+from headrace.serving import documented, metrics, telemetry, v2
 from headrace.serving.admission import Admission
 from headrace.serving.errors import BadRequest
 from headrace.serving.http import JSON, MANY, TIMEOUT, Refused, problem, raw_body, status_of
@@ -43,6 +43,7 @@ def application(service: Service, keys: Keys) -> ASGIApp:
             yield
         finally:
             await loop.run_in_executor(None, service.stop)
+            await loop.run_in_executor(None, untraced)
 
     app = FastAPIOffline(
         title="headrace",
@@ -56,7 +57,7 @@ def application(service: Service, keys: Keys) -> ASGIApp:
             RequestValidationError: _invalid,
         },
     )
-    measured = metrics.Metrics(service)
+    measured, untraced = metrics.Metrics(service), telemetry.traced(app)
 
     for name, endpoint in service.endpoints.items():
         _add(app, name, endpoint, keys, measured)
@@ -133,6 +134,7 @@ def _add(app: FastAPI, name: str, endpoint: Endpoint, keys: Keys, measured: metr
             except TimeoutError:
                 told = f"There was none within {TIMEOUT:.0f} s."
                 raise Refused(503, "No answer in time", told) from None
+            telemetry.note(name, answer)
             return Response(_told(name, answer), media_type=JSON)
 
     @app.post(

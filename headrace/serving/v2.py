@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request, Response
 
 from headrace.addresses import scrubbed
 from headrace.errors import HeadraceError
+from headrace.serving import telemetry
 from headrace.serving.http import JSON, MANY, TIMEOUT, Refused, raw_body, status_of
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def routes(service: Service, keys: Keys, measured: Metrics) -> APIRouter:
             asked = endpoint.ask(rows, datetime.now(UTC), asyncio.get_running_loop(), ready=True)
             answer = await asyncio.wait_for(asked, TIMEOUT)
             status = 200
+            telemetry.note(name, answer)
             told = {"model_name": name, "model_version": str(answer.version), "id": head.get("id", "")}
             told["parameters"] = {"prediction_ids": answer.ids}
             return _answered(told, head, answer.predictions, predictor.spec.problem.columns)
