@@ -28,6 +28,17 @@ class Told:
         """Answers with status 200 in a second."""
         return self.statuses[200] / self.took
 
+    @property
+    def failed(self) -> int:
+        """Requests that were neither answered nor told to come again."""
+        return self.statuses.total() - self.statuses[200] - self.statuses[429]
+
+    def add(self, other: Told) -> None:
+        """Count another one's requests, too."""
+        self.seconds += other.seconds
+        self.statuses += other.statuses
+        self.took += other.took
+
     def quantile(self, share: float) -> float:
         """Return what that share of the answers with status 200 took, in milliseconds."""
         found = sorted(self.seconds)

@@ -9,7 +9,9 @@ store. All are asked for the same departures. Latencies are those of a client on
 - the bound: a FastAPI page that reads the body and answers with as many bytes, under the same server.
 
 Throughput is with 32 clients that ask again as soon as they are answered (the peer: 4); half load is half of
-that, with requests at fixed instants whether or not answers come; overload is twice that.
+that, with requests at fixed instants whether or not answers come; overload is twice that. With a shadow, one
+more version predicts all that is asked. While the champion changes, twice, is half load again: one command
+makes another version champion, and the next brings the one before back.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +71,11 @@ def run() -> Result:
             many = _load(
                 "closed", "ours", [request("/v1/flights/predict", b, PORTS["ours"]) for b in hundred], 1
             )
+            changed = _changed(single, ours["rate"] / 2, env)
+            child("shadow", "flights", env)
+            shadowed = _shadowed(single, ours["rate"] / 2)
+            child("unshadow", "flights", env)
+            time.sleep(3)
             before = _memory(pid)
             over = _load("open", "ours", _requests("ours", "/v1/flights/predict", single), 2 * ours["rate"])
             after = _memory(pid)
@@ -88,6 +96,13 @@ def run() -> Result:
         row("  an empty page", empty),
         row("Feast's client, then mlflow models serve", peer),
         row("Feast's feature server, which predicts nothing", feast),
+        row("  with a shadow", shadowed),
+        (
+            "  while the champion changes twice",
+            f"{changed.rate:,.0f}",
+            f"{changed.failed} fail",
+            f"{changed.quantile(0.99):.1f} ms",
+        ),
         ("headrace serve, 100 rows a request", f"{many.rate:,.0f}", f"{many.quantile(0.5):.1f} ms", ""),
         (
             "  at twice its throughput",
@@ -110,6 +125,10 @@ def run() -> Result:
             "p50_ms": round(ours["p50"], 2),
             "p99_half_load_ms": round(ours["p99"], 1),
             "p50_100_rows_ms": round(many.quantile(0.5), 1),
+            "shadow_throughput_ratio": round(shadowed["rate"] / ours["rate"], 2),
+            "shadow_p99_ratio": round(shadowed["p99"] / ours["p99"], 2),
+            "rows_unshadowed_share": round(shadowed["left out"], 3),
+            "failed_while_changing": changed.failed,
             "overload_p99_ms": round(over.quantile(0.99), 1),
             "overload_refused": round(refused, 2),
         },
@@ -128,6 +147,57 @@ def _measured(side: str, path: str, bodies: Sequence[bytes]) -> dict[str, float]
     rate = _median([_load("closed", side, asked, CLIENTS).rate for _ in range(AGAIN)])
     half = _median([_load("open", side, asked, rate / 2).quantile(0.99) for _ in range(AGAIN)])
     return {"rate": rate, "p50": alone, "p99": half}
+
+
+def _changed(bodies: Sequence[bytes], rate: float, env: dict[str, str]) -> Told:
+    """Ask while one command makes another version champion and the next one brings this one back."""
+    command = f"{sys.executable} -m headrace.cli models"
+    both = f"{command} promote flights@2 --reason load && {command} rollback flights --reason load"
+    asked, told = _requests("ours", "/v1/flights/predict", bodies), Told()
+    with subprocess.Popen(["sh", "-ec", both], env=env, stdout=subprocess.DEVNULL) as commands:
+        while commands.poll() is None:
+            told.add(_load("open", "ours", asked, rate))
+        told.add(_load("open", "ours", asked, rate))  # it is seen within two seconds
+        assert not commands.returncode
+    return told
+
+
+def _shadowed(bodies: Sequence[bytes], half: float) -> dict[str, float]:
+    """Return what ``_measured`` does, at the same half load, and the share of rows left out by the shadow."""
+    time.sleep(5)  # until it is seen
+    before = _counted("headrace_rows_unshadowed")
+    asked = _requests("ours", "/v1/flights/predict", bodies)
+    alone = _load("closed", "ours", asked, 1).quantile(0.5)
+    full = [_load("closed", "ours", asked, CLIENTS) for _ in range(AGAIN)]
+    at_half = [_load("open", "ours", asked, half).quantile(0.99) for _ in range(AGAIN)]
+    out = (_counted("headrace_rows_unshadowed") - before) / sum(one.statuses[200] for one in full)
+    return {
+        "rate": _median([one.rate for one in full]),
+        "p50": alone,
+        "p99": _median(at_half),
+        "left out": out,
+    }
+
+
+def _counted(name: str) -> float:
+    """Return what the service has counted."""
+    import httpx
+
+    told = httpx.get(f"http://127.0.0.1:{PORTS['ours']}/metrics").text.splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in told if line.startswith(name)), 0.0)
+
+
+def shadow(pipeline: str, *, on: bool = True) -> None:
+    """Let version 2 be a shadow."""
+    from headrace import registry
+    from headrace.project import Project
+
+    registry.set_shadow(Project.here().mlflow, pipeline, 2, on=on)
+
+
+def unshadow(pipeline: str) -> None:
+    """Let it go."""
+    shadow(pipeline, on=False)
 
 
 def _median(found: list[float]) -> float:
@@ -177,7 +247,7 @@ def child(side: str, folder: str, env: dict[str, str], module: str = "serving") 
 
 
 def prepare(folder: str) -> None:
-    """Land, build, bring online, train and release; write the rows to ask for."""
+    """Land, build, bring online, train two versions and release one; write the rows to ask for."""
     from functools import partial
 
     from headrace import registry
@@ -205,19 +275,20 @@ def prepare(folder: str) -> None:
     features.materialize(store, spec.feature_service, AS_OF, spec.start)
     joined = partial(features.historical, store, spec.feature_service)
     data = dataset.build(spec, lake, AS_OF, joined, features.pins(store, spec.feature_service))
-    with cluster() as client:
-        trial = releases.try_out(
-            *(spec, spec.candidates[0], data),
-            final=True,
-            sources=(),
-            lake=lake,
-            mlflow=project.mlflow,
-            cause="a benchmark",
-            as_of=AS_OF,
-            client=client,
-        )
-    version = registry.register(project.mlflow, spec.name, trial.logged)
-    registry.set_alias(project.mlflow, spec.name, registry.CHAMPION, version)
+    for seed in (1, 2):
+        with cluster() as client:
+            trial = releases.try_out(
+                *(spec, replace(spec.candidates[0], seed=seed), data),
+                final=True,
+                sources=(),
+                lake=lake,
+                mlflow=project.mlflow,
+                cause=f"a benchmark, seed {seed}",
+                as_of=AS_OF,
+                client=client,
+            )
+        registry.register(project.mlflow, spec.name, trial.logged)
+    registry.set_alias(project.mlflow, spec.name, registry.CHAMPION, 1)
     names = "carrier, flight, origin, sched_dep, tailnum, dest, distance, known_hour, event_timestamp"
     asked = lake.connect(spec.raw).sql(
         f"SELECT {names} FROM ({spec.spine}) WHERE event_timestamp BETWEEN '2013-03-20' AND '2013-03-28' "
