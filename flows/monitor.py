@@ -18,15 +18,14 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
 
     Drift emits ``headrace.drift``, which starts the `train` deployment through its
     trigger in ``prefect.yaml``; its ``cause`` names the window, so that one window
-    retrains once. A drift that nothing has answered is announced again. Where the gate says ``live``, shadows
-    are promoted, or let go, by what live traffic proves of them.
+    retrains once. A drift that nothing has answered is announced again. A canary that live traffic
+    proves to be worse is returned; where the gate says ``live``, what it proves to be better is promoted.
     """
     project = Project.here()
     spec = project.pipeline(pipeline)
     at = steps.instant(as_of, spec)
     steps.settle_champion(project, spec)
-    if spec.gate.live:
-        steps.judge_shadows(project, spec, at)
+    steps.judge_live(project, spec, at)
     findings = {}
     for window in steps.unjudged(project, spec, at):
         finding = steps.watch(project, spec, window, at)

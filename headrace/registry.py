@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headrace.tracking import Logged, MLflow
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+CANARY = "canary"
 SHADOW = "shadow-"
 """What the alias of a shadow begins with; its version follows."""
 
@@ -162,6 +163,40 @@ def set_shadow(mlflow: MLflow, pipeline: str, version: int, *, on: bool) -> None
         set_alias(mlflow, pipeline, f"{SHADOW}{version}", version)
     else:
         mlflow.client.delete_registered_model_alias(pipeline, f"{SHADOW}{version}")
+
+
+def canary(mlflow: MLflow, pipeline: str) -> tuple[int, float] | None:
+    """Return which version is the canary, and what share of the keys it answers; None if there is none."""
+    from mlflow import MlflowException
+
+    try:
+        row = mlflow.client.get_model_version_by_alias(pipeline, CANARY)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        return None
+    return int(row.version), float(row.tags.get("headrace.canary_share", 0.0))
+
+
+def set_canary(mlflow: MLflow, pipeline: str, version: int, share: float) -> None:
+    """Let ``version`` answer for a ``share`` of the keys, in place of the canary before, if there is one."""
+    mlflow.client.set_model_version_tag(pipeline, str(version), "headrace.canary_share", repr(share))
+    set_alias(mlflow, pipeline, CANARY, version)
+
+
+def end_canary(mlflow: MLflow, pipeline: str, version: int, reason: str = "") -> None:
+    """Let ``version`` be the canary no longer, if it is; note why."""
+    if CANARY in aliases(mlflow, pipeline).get(version, []):
+        if reason:
+            mlflow.client.set_model_version_tag(pipeline, str(version), "headrace.returned", reason)
+        mlflow.client.delete_registered_model_alias(pipeline, CANARY)
+
+
+def let_go(mlflow: MLflow, pipeline: str, version: int, reason: str = "") -> None:
+    """Let ``version`` be neither shadow nor canary; note why with a canary."""
+    end_canary(mlflow, pipeline, version, reason)
+    if version in shadows(aliases(mlflow, pipeline)):
+        set_shadow(mlflow, pipeline, version, on=False)
 
 
 def set_alias(mlflow: MLflow, pipeline: str, alias: str, version: int) -> None:

@@ -34,7 +34,7 @@ from flows.steps.monitoring import (
     unjudged,
     watch,
 )
-from flows.steps.scoring import champion, judge_shadows, released, score, settle_champion, unscored
+from flows.steps.scoring import champion, judge_live, released, score, settle_champion, unscored
 from flows.steps.training import (
     approved,
     choose,
@@ -75,7 +75,7 @@ __all__ = [
     "give_up",
     "instant",
     "judge",
-    "judge_shadows",
+    "judge_live",
     "judgement",
     "known_to",
     "logger",

@@ -26,19 +26,29 @@ def settle_champion(project: Project, spec: Pipeline) -> None:
         logger().warning("%s", stray)
 
 
-@step("judge the shadows")
-def judge_shadows(project: Project, spec: Pipeline, at: datetime) -> None:
-    """Promote, or let go, each shadow of which live traffic has proven enough."""
+def judge_live(project: Project, spec: Pipeline, at: datetime) -> None:
+    """Return a canary that is proven to be worse; if the gate says ``live``, promote what is proven better.
+
+    And let go of shadows that are not.
+    """
+    named = registry.aliases(project.mlflow, spec.name)
+    shadows = registry.shadows(named) if spec.gate.live else []
+    canaries = [number for number, names in named.items() if registry.CANARY in names]
+    for version in dict.fromkeys([*shadows, *canaries]):
+        _judge_live(project, spec, version, at)
+
+
+@step("judge version {version} by live traffic")
+def _judge_live(project: Project, spec: Pipeline, version: int, at: datetime) -> None:
     rooms = (project.store, project.lake, project.mlflow, project.ledger, holder())
-    for version in registry.shadows(registry.aliases(project.mlflow, spec.name)):
-        try:
-            verdict = live.settle(spec, version, *rooms, at)
-        except NothingShadowed as error:
-            logger().info("%s", error)
-        except ParityBroken as error:  # what is to be judged of the champion goes on
-            logger().error("Shadow %s is not promoted: %s", version, error)
-        else:
-            logger().info("Shadow %s", verdict or f"version {version} serves already")
+    try:
+        verdict = live.settle(spec, version, *rooms, at, promotes=spec.gate.live)
+    except NothingShadowed as error:
+        logger().info("%s", error)
+    except ParityBroken as error:  # what is to be judged of the champion goes on
+        logger().error("Version %s is not promoted: %s", version, error)
+    else:
+        logger().info("By live traffic: %s", verdict or f"version {version} serves already")
 
 
 @step("find the champion")

@@ -208,8 +208,43 @@ def shadow(
 
 
 @app.command()
-def evidence(model: Annotated[str, typer.Argument(help="A shadow, such as flights@3.")]) -> None:
-    """Show what live traffic has proven of a shadow so far; looking often costs nothing."""
+def canary(
+    model: Annotated[str, typer.Argument(help="Such as flights@3.")],
+    share: Annotated[float, typer.Option(help="Of the keys that are asked for, from 0 to 1.")] = 0.05,
+    off: Annotated[bool, typer.Option("--off", help="No longer.")] = False,
+) -> None:
+    """Let a version answer for a share of the keys, once it is certified; it is returned if it does harm."""
+    from datetime import UTC, datetime
+
+    from headrace import registry
+    from headrace import release as releases
+    from headrace.project import Project
+
+    project = Project.here()
+    release = found(project, model)
+    name = f"{release.pipeline}@{release.version}"
+    if off:
+        registry.end_canary(project.mlflow, release.pipeline, release.version)
+        console.print(f"{name} answers no longer.", markup=False)
+        return
+    if not 0 < share < 1:
+        raise typer.BadParameter(f"{share} is no share: more than 0, and less than 1.", param_hint="--share")
+    spec = project.pipeline(release.pipeline)
+    champion = registry.champion(project.mlflow, spec.name)
+    if champion is None or champion.version == release.version:
+        raise typer.BadParameter(f"{name} cannot stand in for a champion: there is none, or it is that.")
+    asked = (project.store, project.lake, project.mlflow, datetime.now(UTC))
+    bound = releases.certificate(spec, release.version, *asked)
+    if not bound.held:
+        raise typer.BadParameter(str(bound))
+    registry.set_canary(project.mlflow, spec.name, release.version, share)
+    told = f"{name} answers for {share:.1%} of the keys, in place of version {champion.version}. "
+    console.print(f"{told}Certified: no prediction {bound.about} differs.", markup=False)
+
+
+@app.command()
+def evidence(model: Annotated[str, typer.Argument(help="A shadow or canary, such as flights@3.")]) -> None:
+    """Show what live traffic has proven of a version so far; looking often costs nothing."""
     from datetime import UTC, datetime
 
     from headrace.project import Project

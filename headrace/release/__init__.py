@@ -3,7 +3,7 @@
 training set ─▶ trials ─▶ choice ─▶ verdict ─▶ promotion
 """
 
-from headrace.release.certificate import certified
+from headrace.release.certificate import certificate, certified
 from headrace.release.compare import compare
 from headrace.release.promotion import (
     carry_out,
@@ -30,6 +30,7 @@ __all__ = [
     "asks",
     "best",
     "carry_out",
+    "certificate",
     "certified",
     "champions",
     "changes",

@@ -40,7 +40,7 @@ BETS = (0.1, 0.2, 0.4, 0.8)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a shadow saved over the champion, per row of loss, on ``rows`` requests in ``groups``.
+    """What a shadow or canary saved over the champion, per row of loss, on ``rows`` requests in ``groups``.
 
     ``lower`` and ``upper`` are each wrong, at any time ever, with the gate's risk. ``chance`` is that of
     seeing so much, at any time so far, of one that saves no more than the gate's least gain.
@@ -64,10 +64,11 @@ class Evidence:
 
 
 def evidence(spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, as_of: datetime) -> Evidence:
-    """Compare what a shadow said with what the champion answered, where ``as_of`` (UTC) knows the truth.
+    """Compare a shadow or canary with the champion on requests whose truth is known ``as_of`` (UTC).
 
-    Requests count from the first that both predicted. Of spans of time those count that ended a window
-    before ``as_of``, that one with few truths yet does not speak for its day.
+    One of the two answered, and the other one predicted the same inputs beside it. Requests count from the
+    first that both predicted. Of spans of time those count that ended a window before ``as_of``, that one
+    with few truths yet does not speak for its day.
 
     Raises:
         NoChampion: Nobody answers.
@@ -83,9 +84,9 @@ def evidence(spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, as_of: da
     theirs = ", ".join(f"shadows.{quoted(name)} AS {quoted(f'shadow {name}')}" for name in problem.columns)
     both = lake.connect(tables).execute(
         f"SELECT served.*, {theirs} FROM served JOIN shadows USING (prediction_id) "
-        f"WHERE served.model_version = {champion.version} AND shadows.model_version = {version} "
-        f"AND served.{AVAILABLE} < $1",
-        [as_of],
+        "WHERE [served.model_version, shadows.model_version] IN ($beside, $before) "
+        f"AND served.{AVAILABLE} < $at",
+        {"beside": [champion.version, version], "before": [version, champion.version], "at": as_of},
     )
     known = spine.with_truth(spec, lake, both.to_arrow_table(), as_of)
     if not isinstance(spec.gate.group, str) and known.num_rows:
@@ -98,6 +99,7 @@ def evidence(spec: Pipeline, version: int, lake: Lake, mlflow: MLflow, as_of: da
     said = known.select([f"shadow {name}" for name in problem.columns]).rename_columns([*problem.columns])
     truth = problem.encode(known["label"])
     saved = problem.losses(truth, problem.predicted(known)) - problem.losses(truth, problem.predicted(said))
+    saved *= np.where(known["model_version"].to_numpy() == champion.version, 1, -1)
     _, first, place = np.unique(gate.groups(spec.gate, known), return_index=True, return_inverse=True)
     place = np.argsort(np.argsort(first))[place]  # in the order in which they came
     sums, counts = np.bincount(place, saved), np.bincount(place).astype(np.float64)
@@ -123,8 +125,8 @@ def judge(spec: Pipeline, found: Evidence) -> Verdict:
     rule, unit = spec.gate, spec.problem.loss_unit
     of = f"{found.rows:,} live requests in {found.groups:,} groups, beside version {found.champion}"
     told = (
-        f"The shadow saves {found.mean:+.4f} {unit} per row on {of}; whenever one looks, what it saves in "
-        f"truth is {found.within}, each end at a risk of {rule.risk:.0%}."
+        f"Version {found.version} saves {found.mean:+.4f} {unit} per row on {of}; whenever one looks, what "
+        f"it saves in truth is {found.within}, each end at a risk of {rule.risk:.0%}."
     )
     decision: Decision = "not enough evidence"
     if found.chance <= rule.risk:
@@ -143,11 +145,14 @@ def settle(
     ledger: Ledger,
     holder: str,
     as_of: datetime,
+    *,
+    promotes: bool = True,
 ) -> Verdict | None:
-    """Judge a shadow, and carry out what is proven: it is promoted, or let go; None if it serves already.
+    """Judge a shadow, or a canary, and carry out what is proven: it is promoted, or let go.
 
-    If another run changed the champion meanwhile, it stays a shadow, and is judged against the new one the
-    next time. One that the gate promoted before, and which was replaced since, has its receipt already.
+    None if it serves already. One that is proven better stays what it is unless this ``promotes``. If another
+    run changed the champion meanwhile, it stays, and is judged against the new one the next time. One that
+    the gate promoted before, and which was replaced since, has its receipt already.
 
     Raises:
         NoChampion, NothingShadowed: As of :func:`evidence`.
@@ -156,11 +161,11 @@ def settle(
     """
     champion = registry.champion(mlflow, spec.name)
     if champion and champion.version == version:  # promoted by a run that was killed before it let go
-        registry.set_shadow(mlflow, spec.name, version, on=False)
+        registry.let_go(mlflow, spec.name, version)
         return None
     verdict = judge(spec, evidence(spec, version, lake, mlflow, as_of))
     verdict = certified(spec, verdict, store, lake, mlflow, as_of)
-    if verdict.decision == "not enough evidence":
+    if verdict.decision == "not enough evidence" or (verdict.promoted and not promotes):
         return verdict
     past = [one.key for one in promotion.changes(spec, ledger) if one.kind == promotion.PROMOTION]
     if str(version) not in past:
@@ -169,7 +174,7 @@ def settle(
             return verdict
     elif verdict.promoted:
         promotion.move(spec, version, verdict.reason, mlflow, ledger, holder)
-    registry.set_shadow(mlflow, spec.name, version, on=False)
+    registry.let_go(mlflow, spec.name, version, "" if verdict.promoted else verdict.reason)
     return verdict
 
 

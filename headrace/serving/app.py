@@ -72,6 +72,8 @@ def application(service: Service, keys: Keys) -> ASGIApp:
             name: {
                 "about": service.pipelines[name].about,
                 "version": endpoint.predictor and endpoint.predictor.version,
+                "canary": endpoint.canary
+                and {"version": endpoint.canary.version, "share": endpoint.canary.share},
                 "trouble": service.troubles.get(name) or service.notices.get(name) or None,
             }
             for name, endpoint in service.endpoints.items()
@@ -195,6 +197,8 @@ def _told(name: str, answer: Answer) -> bytes:
         for column, values in made.predictions.items():
             one[column] = values[place]
         one["missing"] = made.missing[place]
+        if place in answer.others:
+            one["version"] = answer.others[place]
         if answer.explained:
             names, of = answer.explained
             one["contributions"] = _by_name(names, of[place])

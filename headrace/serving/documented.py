@@ -128,6 +128,7 @@ def _operation(service: Service, predictor: Predictor, what: str, *, shown: bool
             "id": {"type": "string", "format": "uuid"},
             **columns,
             "missing": {"type": "array", "items": {"type": "string"}},
+            "version": {"type": "integer", "description": "Who made it, if it was a canary"},
         },
     }
     if what == "explain":

@@ -18,7 +18,7 @@ from headrace.errors import HeadraceError
 from headrace.lake import AVAILABLE
 from headrace.serving.errors import NoChampion, NotLogged
 from headrace.serving.feedback import truth_schema, truths
-from headrace.serving.predictor import AT
+from headrace.serving.predictor import AT, Made
 from headrace.sources.feedback import feedback_of, served_by, shadow_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from headrace.pipeline import Pipeline
+    from headrace.serving.canary import Canary
     from headrace.serving.journal import Journal
-    from headrace.serving.predictor import Made, Predictor
+    from headrace.serving.predictor import Predictor
+
+    _Passed = tuple[Predictor, Sequence[tuple["_Request", "Answer"]]]
 
 BEHIND = 64
 """Passes that shadows may be behind."""
@@ -52,13 +55,15 @@ def new_id(at: datetime) -> str:
 class Answer:
     """What was made for all that were predicted together, of which some rows, from ``start``, are meant.
 
-    Those are as many as there are ``ids``; ``version`` made them, and ``explained`` why, if that was asked.
+    Those are as many as there are ``ids``; ``version`` made them, but for those places, in ``made``, that
+    ``others`` did; and ``explained`` says why, if that was asked.
     """
 
     ids: list[str]
     made: Made
     start: int
     version: int
+    others: Mapping[int, int]
     explained: tuple[tuple[str, ...], list[Any]] | None = None
 
     @property
@@ -89,11 +94,13 @@ class Endpoint:
         """What serves; another one may take its place between two passes."""
         self.shadows: Sequence[Predictor] = ()
         """What predicts the same rows beside it, and answers nobody."""
+        self.canary: Canary | None = None
+        """What answers for some keys in its place."""
         self.unshadowed = 0
         """Rows that no shadow predicted, for they were too far behind, or failed."""
         self._waiting: deque[_Request] = deque()
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._behind: queue.Queue[list[tuple[_Request, Answer]] | None] = queue.Queue(BEHIND)
+        self._behind: queue.Queue[_Passed | None] = queue.Queue(BEHIND)
         self._threads = [
             threading.Thread(target=self._run, name=f"serve-{spec.name}", daemon=True),
             threading.Thread(target=self._shadow, name=f"shadow-{spec.name}", daemon=True),
@@ -208,49 +215,96 @@ class Endpoint:
             _settle([(request, error) for request in requests])
             return
         _settle(answered)
-        if self.shadows:
+        if self.shadows or answered[0][1].others:
             try:
-                self._behind.put_nowait(answered)
+                self._behind.put_nowait((predictor, answered))
             except queue.Full:
                 self.unshadowed += sum(len(request.rows) for request, _ in answered)
 
     def _shadow(self) -> None:
-        """Let shadows predict what was answered, of the same inputs, and log that."""
-        while (answered := self._behind.get()) is not None:
-            for shadow in self.shadows:
+        """Let shadows predict what was answered, of the same inputs, and log that.
+
+        So does the champion where a canary answered: what the two said of the same requests is compared.
+        """
+        while (passed := self._behind.get()) is not None:
+            champion, answered = passed
+            for shadow in [*self.shadows, *([champion] if answered[0][1].others else [])]:
                 try:
-                    self._shadowed(shadow, answered)
+                    self._shadowed(
+                        shadow, answered, only=answered[0][1].others if shadow is champion else None
+                    )
                 except Exception as error:  # noqa: BLE001  # whatever befalls a shadow, nobody else hears of it
                     self.unshadowed += sum(len(request.rows) for request, _ in answered)
                     logger.error("Shadow %s of %s: %s", shadow.version, self.pipeline, error)
 
-    def _shadowed(self, shadow: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> None:
-        made = answered[0][1].made
-        predictions = shadow.predicted({name: made.inputs[name] for name in shadow.spec.columns.names})
+    def _shadowed(
+        self, shadow: Predictor, answered: Sequence[tuple[_Request, Answer]], only: Mapping[int, int] | None
+    ) -> None:
+        inputs = answered[0][1].made.inputs
         ids = [one for _, answer in answered for one in answer.ids]
         at = [request.at for request, answer in answered for _ in answer.ids]
+        if only is not None:
+            ids, at = [ids[place] for place in only], [at[place] for place in only]
+            inputs = {name: [values[place] for place in only] for name, values in inputs.items()}
+        predictions = shadow.predicted({name: inputs[name] for name in shadow.spec.columns.names})
         columns: list[list[Any]] = [ids, [shadow.version] * len(ids), *predictions.values(), at]
         self.journal.write(shadow_of(self.pipeline), shadow.shadow_schema, columns, sync=False)
 
     def _answered(
         self, requests: Sequence[_Request], ready: bool, explain: bool
     ) -> tuple[Predictor, list[tuple[_Request, Answer]]]:
-        from headrace.serving.predictor import Made
-
-        predictor = self.serving()
+        predictor, others = self.serving(), dict[int, int]()
         rows = [row for request in requests for row in request.rows]
         if ready:
             inputs = {name: [row[name] for row in rows] for name in predictor.spec.columns.names}
             made = Made(predictor.predicted(inputs), inputs, [()] * len(rows))
+            reasons = predictor.explained(inputs) if explain else None
         else:
-            made = predictor.predict(rows)
-        reasons = predictor.explained(made.inputs) if explain else None
+            made, reasons, others = self._made(predictor, rows, explain)
         answered, end = [], 0
         for request in requests:
             start, end = end, end + len(request.rows)
             ids = [new_id(request.at) for _ in request.rows]
-            answered.append((request, Answer(ids, made, start, predictor.version, reasons)))
+            answered.append((request, Answer(ids, made, start, predictor.version, others, reasons)))
         return predictor, answered
+
+    def _made(
+        self, champion: Predictor, rows: Sequence[Mapping[str, Any]], explain: bool
+    ) -> tuple[Made, tuple[tuple[str, ...], list[Any]] | None, dict[int, int]]:
+        """Predict rows, those of some keys by the canary; what it cannot the champion does."""
+        canary = self.canary
+        theirs = canary.chosen(rows) if canary else []
+        made = canary.predict([rows[place] for place in theirs]) if canary and theirs else None
+        if canary is None or made is None:
+            ours = champion.predict(rows)
+            if canary and theirs:
+                canary.count(len(theirs), failed=True)
+            return ours, champion.explained(ours.inputs) if explain else None, {}
+        parts = [(canary.predictor, made, theirs)]
+        if rest := sorted({*range(len(rows))} - {*theirs}):
+            parts.append((champion, champion.predict([rows[place] for place in rest]), rest))
+        canary.count(len(theirs), failed=False)
+        reasons = None
+        if explain and all(found := [by.explained(of.inputs) for by, of, _ in parts]):
+            values = _mixed(
+                [(told[1], places) for told, (_, _, places) in zip(found, parts, strict=True) if told]
+            )
+            reasons = found[0][0], values  # type: ignore[index]
+        mixed = Made(
+            {n: _mixed([(of.predictions[n], at) for _, of, at in parts]) for n in made.predictions},
+            {n: _mixed([(of.inputs[n], at) for _, of, at in parts]) for n in made.inputs},
+            _mixed([(of.missing, at) for _, of, at in parts]),
+        )
+        return mixed, reasons, dict.fromkeys(theirs, canary.version)
+
+
+def _mixed(parts: Sequence[tuple[Sequence[Any], Sequence[int]]]) -> list[Any]:
+    """Return values in the order of their places."""
+    found = [None] * sum(len(places) for _, places in parts)
+    for values, places in parts:
+        for place, value in zip(places, values, strict=True):
+            found[place] = value
+    return found
 
 
 def _columns(predictor: Predictor, answered: Sequence[tuple[_Request, Answer]]) -> list[list[Any]]:
@@ -266,7 +320,8 @@ def _columns(predictor: Predictor, answered: Sequence[tuple[_Request, Answer]]) 
     found |= made.inputs
     found |= made.predictions
     found["missing"] = made.missing
-    found["model_version"] = [predictor.version] * len(at)
+    others = answered[0][1].others
+    found["model_version"] = [others.get(place, predictor.version) for place in range(len(at))]
     found[AVAILABLE] = at
     return list(found.values())
 

@@ -73,6 +73,13 @@ class Metrics:
         )
         for name, endpoint in service.endpoints.items():
             unshadowed.add_metric([name], endpoint.unshadowed)
+        canary = CounterMetricFamily(
+            "headrace_canary_rows", "Rows that a canary was asked", labels=["pipeline", "version", "failed"]
+        )
+        for name, endpoint in service.endpoints.items():
+            if one := endpoint.canary:
+                canary.add_metric([name, str(one.version), "no"], one.rows - one.failed)
+                canary.add_metric([name, str(one.version), "yes"], one.failed)
         refused = CounterMetricFamily("headrace_requests_refused", "Requests that were not let in (429)")
         refused.add_metric([], self.refused())
         unsent = GaugeMetricFamily("headrace_log_rows_unsent", "Logged rows that are not in the lake yet")
@@ -82,4 +89,4 @@ class Metrics:
         )
         if service.looked:
             looked.add_metric([], service.looked.timestamp())
-        yield from (version, waiting, trouble, unshadowed, refused, unsent, looked)
+        yield from (version, waiting, trouble, unshadowed, canary, refused, unsent, looked)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from headrace import registry, tracking
 from headrace.errors import HeadraceError
+from headrace.serving.canary import Canary
 from headrace.serving.endpoint import Endpoint
 from headrace.serving.predictor import Predictor
 
@@ -82,7 +83,9 @@ class Service:
         return any(endpoint.predictor for endpoint in self.endpoints.values())
 
     def refresh(self) -> None:
-        """See who is champion of each pipeline, and let it serve."""
+        """See who is champion of each pipeline, and let it serve; return canaries that are in trouble."""
+        for endpoint in self.endpoints.values():
+            self._return(endpoint)
         stamp = self.mlflow.stamp()
         if stamp and stamp == self._stamp and not self.troubles:
             self.looked = datetime.now(UTC)
@@ -123,6 +126,37 @@ class Service:
             known = {shadow.version: shadow for shadow in endpoint.shadows}
             endpoint.shadows = [known.get(number) or self._loaded(spec, number) for number in wanted]
             logger.info("Shadows of %s: %s", spec.name, ", ".join(map(str, wanted)) or "none")
+        aliased = {alias for of in named.values() for alias in of}
+
+        share = registry.canary(self.mlflow, spec.name) if registry.CANARY in aliased else None
+        self._canary(spec, endpoint, share)
+
+    def _canary(self, spec: Pipeline, endpoint: Endpoint, wanted: tuple[int, float] | None) -> None:
+        """Let a canary answer for its share, or none; who is champion is none."""
+        serving, before = endpoint.predictor, endpoint.canary
+        if not wanted or not serving or wanted[0] == serving.version:
+            endpoint.canary = None
+        elif before is None or (before.version, before.share) != wanted:
+            number, share = wanted
+            predictor = self._loaded(spec, number)
+            predictor.warm(self.lake)
+            most = spec.gate.guards.latency_ms if spec.gate.guards else None
+            endpoint.canary = Canary(predictor, share, most)
+            logger.info("Version %s of %s answers for %.1f %% of the keys", number, spec.name, 100 * share)
+
+    def _return(self, endpoint: Endpoint) -> None:
+        """Return a canary that is in trouble: here it answers no more, and nowhere once that is noted."""
+        canary = endpoint.canary
+        if canary is None or not canary.trouble:
+            return
+        try:
+            registry.end_canary(self.mlflow, endpoint.pipeline, canary.version, canary.trouble)
+        except Exception as error:  # noqa: BLE001  # the registry is gone: it is told the next time
+            logger.error("The canary of %s cannot be returned everywhere yet: %s", endpoint.pipeline, error)
+            return
+        told = "The canary of %s, version %s, is returned, for %s"
+        logger.warning(told, endpoint.pipeline, canary.version, canary.trouble)
+        endpoint.canary = None
 
     def _loaded(self, spec: Pipeline, version: int) -> Predictor:
         model = tracking.load_model(self.mlflow, registry.uri(spec.name, version))

@@ -264,7 +264,13 @@ def test_a_champion_is_verified_rolled_back_and_brought_again_from_the_command_l
     said = river.command("headrace.cli", "models", "settle", "flights").stdout
     assert "brought back" in said
     assert "it is Friday" in said
+    canary = ("headrace.cli", "models", "canary", f"flights@{before.version}")
+    assert "Certified: no prediction of 200 from 2013-04-22 on" in river.command(*canary).stdout
+    assert "canary" in river.command("headrace.cli", "models", "list").stdout
+    assert "is no share" in river.command(*canary, "--share", "5", ends=2).stderr
+    assert "answers no longer" in river.command(*canary, "--off").stdout
     river.command("headrace.cli", "models", "promote", f"flights@{before.version}", *why)
+    assert "it is that" in river.command(*canary, ends=2).stderr
     after = registry.champion(Project(ROOT, river.settings).mlflow, "flights")
     assert after == before
 
