@@ -332,6 +332,7 @@ def peer(folder: str) -> None:
 
 def feast(folder: str) -> None:
     """Ask Feast's feature server; print requests a second and milliseconds."""
+    import httpx
 
     rows = _rows(folder)
     command = [sys.executable, "-m", "feast.cli.cli", "-c", "features", "serve", "-h", "127.0.0.1"]
@@ -339,11 +340,15 @@ def feast(folder: str) -> None:
     with _server(command, "feast", "/health", dict(os.environ)):
         address = f"http://127.0.0.1:{PORTS['feast']}/get-online-features"
 
-        def ask(client: httpx.Client, row: dict[str, Any]) -> None:
+        def ask(client: httpx.Client, row: dict[str, Any]) -> object:
             names = ("origin", "carrier", "tailnum", "known_hour", "sched_dep")
             entities = {name: [row[name]] for name in names}
             asked = {"feature_service": "flight_delay", "entities": entities}
-            client.post(address, json=asked).raise_for_status()
+            while True:
+                try:
+                    return client.post(address, json=asked).raise_for_status()
+                except httpx.TransportError:  # its worker starts again after so many requests
+                    continue
 
         print(json.dumps(_asked(ask, rows)))
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -359,10 +360,13 @@ def test_a_column_of_any_name_and_number_is_learnt_from_and_logged(lake):
         spec,
         lake,
         SECOND,
-        lambda rows: rows,
-        Model("xgboost", Binary(), Boosted(encoder, booster)),
-        1,
-        FLIGHTS.start,
+        partial(
+            log.predicted,
+            spec,
+            model=Model("xgboost", Binary(), Boosted(encoder, booster)),
+            version=1,
+            since=FLIGHTS.start,
+        ),
     )
 
     logged = log.read(spec, lake, SECOND)
@@ -1077,10 +1081,11 @@ def test_predictions_that_break_their_suite_are_held_and_none_is_logged(store, l
             return np.full(rows.num_rows, 0.5)
 
     def served(asked):
-        return online(store, "flight_delay", asked)
+        rows = online(store, "flight_delay", asked)
+        return log.predicted(FLIGHTS, rows, Stuck(), 1, FLIGHTS.start)
 
     with pytest.raises(BatchRejected, match="probability") as rejected:
-        log.score(FLIGHTS, lake, SECOND, served, Stuck(), 1, FLIGHTS.start)
+        log.score(FLIGHTS, lake, SECOND, served)
     (entry,) = rejected.value.rejected
     assert (entry.id, entry.whole, entry.held.rows) == ("predictions/flights/2013-01-07/1", True, entry.of)
     assert not lake.table("predictions/flights").exists()

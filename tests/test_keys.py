@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -87,10 +88,16 @@ def test_what_is_keyed_by_it_is_trained_on_and_predicted_once(tmp_path, name, ki
     lake, spec = Lake(str(tmp_path)), pipeline([column for column, _ in columns])
     lake.table("raw/orders").append(orders(columns, values[:1]), "first")
 
-    assert log.score(spec, lake, WEEK, lambda spine: spine, Half(), 1, WEEK.start) == 1
+    assert (
+        log.score(spec, lake, WEEK, partial(log.predicted, spec, model=Half(), version=1, since=WEEK.start))
+        == 1
+    )
     lake.table("raw/orders").append(orders(columns, values[1:]), "rest")
     assert log.pending(spec, lake, WEEK.start, WEEK.end) == [WEEK]
-    assert log.score(spec, lake, WEEK, lambda spine: spine, Half(), 2, WEEK.start) == len(values) - 1
+    assert (
+        log.score(spec, lake, WEEK, partial(log.predicted, spec, model=Half(), version=2, since=WEEK.start))
+        == len(values) - 1
+    )
     assert log.pending(spec, lake, WEEK.start, WEEK.end) == []
 
     learnt = spine.labelled(spec, lake, WEEK, WEEK.end)

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import numpy as np
@@ -28,7 +29,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as some
 
-from headrace import registry
+from headrace import registry, spine
 from headrace import release as releases
 from headrace.cluster import cluster
 from headrace.feature_store import store as features
@@ -38,14 +39,15 @@ from headrace.pipeline import Candidate, Columns, Pipeline, Serving, Source
 from headrace.release.errors import NothingServed
 from headrace.release.replay import replay
 from headrace.serving import journal as journals
-from headrace.serving import run
+from headrace.serving import log, run
 from headrace.serving.admission import ALWAYS, Admission
 from headrace.serving.app import application
-from headrace.serving.endpoint import new_id
 from headrace.serving.errors import BadKeys
 from headrace.serving.http import MANY
+from headrace.serving.ids import new_id
 from headrace.serving.journal import Journal, adopt, send
 from headrace.serving.keys import Keys
+from headrace.serving.predictor import Predictor
 from headrace.serving.service import Service
 from headrace.sources import Call, Feedback
 from headrace.sources.feedback import served_by
@@ -447,6 +449,11 @@ def test_what_was_asked_is_put_to_another_version(toy: Toy) -> None:
 
 
 def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:
+    model = load_model(toy.mlflow, registry.uri("toy", 1))
+    predictor = Predictor(SPEC, 1, model, partial(Plan, toy.feast), toy.lake)
+    week = Window(utc(2024, 2, 5), utc(2024, 2, 12))
+    assert log.score(SPEC, toy.lake, week, partial(predictor.batch, since=AS_OF)) == 336
+    scored = log.read(SPEC, toy.lake, week).slice(0, 1).to_pylist()[0]
     with toy.client() as client:
         ids = [one["id"] for one in ask(client, [{**ROW, "id": n} for n in (1, 2, 3)]).json()["predictions"]]
 
@@ -455,6 +462,7 @@ def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:
 
         assert tell({"id": ids[0], "label": 1}, {"id": ids[1], "label": 0}).status_code == 202
         assert tell({"id": ids[1], "label": 1}).status_code == 202
+        assert tell({"id": scored["prediction_id"], "label": 0}).status_code == 202
         slips = [
             tell({"id": "mine", "label": 1}),
             tell({"id": ids[0], "label": 2}),
@@ -477,7 +485,7 @@ def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:
     con = duckdb_connection()
     [part] = origin.of(toy.lake).read(con, "truth", "told_at", window)
     found = con.sql(f"SELECT id, label, prediction_id FROM {part.relation} ORDER BY id").fetchall()
-    assert found == [(1, 1, ids[0]), (2, 1, ids[1])]
+    assert found == [(1, 1, ids[0]), (2, 1, ids[1]), (scored["id"], 0, scored["prediction_id"])]
 
 
 def test_without_a_champion_nothing_is_answered_and_the_rest_goes_on(toy: Toy) -> None:
@@ -589,9 +597,33 @@ def test_beyond_this_machine_nothing_is_open_without_keys(tmp_path: Path) -> Non
     run.refuse_open("0.0.0.0", keys)
 
 
-def test_ids_are_uuids_that_begin_with_their_instant() -> None:
-    from uuid import UUID
+@pytest.mark.parametrize("serving", [Serving(), Serving("refuse"), Serving(defaults={"f": 9.0})])
+def test_a_batch_is_predicted_as_requests_are_and_each_prediction_has_an_id(
+    toy: Toy, serving: Serving
+) -> None:
+    spec, model = replace(SPEC, serving=serving), load_model(toy.mlflow, registry.uri("toy", 1))
+    asked = spine.rows(spec, toy.lake, Window(utc(2024, 2, 5), utc(2024, 2, 12)))
+    predictor = Predictor(spec, 1, model, partial(Plan, toy.feast), toy.lake)
+    made = predictor.batch(asked, AS_OF)
+    again = predictor.batch(asked.slice(7, 100), AS_OF)
+    assert again.equals(made.slice(7, 100))
+    ids = [UUID(one) for one in made["prediction_id"].to_pylist()]
+    assert len({*ids}) == len(ids) == asked.num_rows
+    instants = made["event_timestamp"].to_pylist()
+    assert [one.int >> 80 for one in ids] == [int(at.timestamp() * 1000) for at in instants]
+    assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
+    lacking = [row["place"] not in {"p0", "p1", "p2", "p3"} for row in asked.to_pylist()]
+    assert [bool(names) for names in made["missing"].to_pylist()] == lacking
+    assert any(lacking)
+    with toy.client(replace(SPEC, serving=replace(serving, missing="predict"))) as client:
+        answer = ask(client, predictor.requests(asked)).json()["predictions"]
+    assert [one["probability"] for one in answer] == made["probability"].to_pylist()
+    assert [one["missing"] for one in answer] == made["missing"].to_pylist()
+    filled = {f for f, none in zip(made["f"].to_pylist(), lacking, strict=True) if none}
+    assert filled == {serving.defaults.get("f")}
 
+
+def test_ids_are_uuids_that_begin_with_their_instant() -> None:
     ids = [UUID(new_id(LIVE + timedelta(seconds=n))) for n in range(100)]
     assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
     assert ids == sorted(ids)

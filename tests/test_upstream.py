@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,7 +146,10 @@ def test_a_prediction_counts_from_when_its_model_had_learnt(lived: Lived, tmp_pa
     first, last = Window(BEGINS - WEEK, BEGINS), Window(START, START + WEEK)
     late = first.start + timedelta(days=3)
     # Of one window, after an outage, by a model that had learnt part of it; rows of another came late.
-    assert log.score(UP, lived.lake, first, lambda spine: spine, Says(0.7), 3, late) == 168
+    assert (
+        log.score(UP, lived.lake, first, partial(log.predicted, UP, model=Says(0.7), version=3, since=late))
+        == 168
+    )
     made = log.read(UP, lived.lake, first)
     events = made["event_timestamp"].to_pylist()
     assert made["available_at"].to_pylist() == [max(event, late) for event in events]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 
 from flows.steps.common import holder, logger, progress, step
 from headrace import registry, tracking
 from headrace import release as releases
 from headrace.feature_store.errors import ParityBroken
-from headrace.feature_store.plan import online
+from headrace.feature_store.plan import Plan
 from headrace.lake import Window
 from headrace.pipeline import Pipeline
 from headrace.project import Project
@@ -16,6 +17,7 @@ from headrace.registry import Release
 from headrace.release import live
 from headrace.release.errors import NoChampion, NothingShadowed
 from headrace.serving import log
+from headrace.serving.predictor import Predictor
 
 
 def settle_champion(project: Project, spec: Pipeline) -> None:
@@ -86,13 +88,6 @@ def unscored(project: Project, spec: Pipeline, at: datetime) -> list[Window]:
 @step("score {window}")
 def score(project: Project, spec: Pipeline, release: Release, window: Window) -> int:
     """Predict for one window, from the online store, with the champion."""
-    lake, store = project.lake, project.store
-    return log.score(
-        spec,
-        lake,
-        window,
-        lambda spine: online(store, spec.feature_service, spine),
-        tracking.load_model(project.mlflow, release.model_uri),
-        release.version,
-        release.as_of,
-    )
+    model = tracking.load_model(project.mlflow, release.model_uri)
+    predictor = Predictor(spec, release.version, model, partial(Plan, project.store), project.lake)
+    return log.score(spec, project.lake, window, partial(predictor.batch, since=release.as_of))

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from headrace.release.trace import Step
 
 
-def trace(id: Annotated[str, typer.Argument(help="The prediction's id, as its answer gave it.")]) -> None:
-    """Show what an answered prediction came from: model, verdict, data, features, raw rows, batches."""
+def trace(
+    id: Annotated[str, typer.Argument(help="A prediction's id, as its answer or the log gave it.")],
+) -> None:
+    """Show what a prediction came from: model, verdict, data, features, raw rows, batches."""
     from headrace.project import Project
     from headrace.release.trace import trace as traced
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from headrace.instants import shown
@@ -13,7 +13,9 @@ from headrace.ledger import DONE
 from headrace.release.errors import UnknownPrediction
 from headrace.release.promotion import PROMOTION, champions
 from headrace.serving import journal
+from headrace.serving.ids import instant_of
 from headrace.sources.feedback import served_by
+from headrace.sources.predictions import log_of
 from headrace.sql import among, literal, quoted
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Step:
 
 
 def trace(id: str, load: Callable[[str], Pipeline], lake: Lake, ledger: Ledger, home: Path) -> Step:
-    """Trace an answered prediction: version, verdict, data and code; feature rows, raw rows, batches.
+    """Trace a prediction, of a request or a batch: version, verdict, data, code; features, raw rows, batches.
 
     Neither registry nor online store are asked: the ledger has the receipt, the lake has the rows. ``load``
     returns a pipeline by its name; ``home`` has what is not in the lake yet.
@@ -68,25 +70,28 @@ def trace(id: str, load: Callable[[str], Pipeline], lake: Lake, ledger: Ledger, 
 
 def _found(id: str, lake: Lake, home: Path) -> tuple[str, dict[str, Any], str]:
     """Return whose prediction it is, its row, and where that lies."""
-    at = datetime.fromtimestamp(int(id.replace("-", "")[:12], 16) / 1000, UTC)
+    at = instant_of(id)
     window = Window(at - timedelta(seconds=1), at + timedelta(seconds=1))  # an id has milliseconds
-    for table in lake.below("served"):
+    logs = [(table, served_by(""), AVAILABLE) for table in lake.below("served")]
+    logs += [(table, log_of(""), AT) for table in lake.below("predictions")]
+    for table, below, time in logs:
         with lake.connect({}) as con:
             rows = lake.table(table).relation(con, span=window)
-            found = rows.filter(f"{window.predicate(AVAILABLE)} AND prediction_id = {literal(id)}")
+            if "prediction_id" not in rows.columns:  # of an earlier release
+                continue
+            found = rows.filter(f"{window.predicate(time)} AND prediction_id = {literal(id)}")
             if of := found.to_arrow_table().to_pylist():
-                return (
-                    table.removeprefix(served_by("")),
-                    of[0],
-                    f"{table}@v{lake.table(table).open().version()}",
-                )
+                where = f"{table}@v{lake.table(table).open().version()}"
+                return table.removeprefix(below), {"requested_at": of[0][AVAILABLE], **of[0]}, where
     for file in sorted((home / "served").glob("*/*.jsonl")):
         if id.encode() in file.read_bytes():
             for table, lines in journal.read(file).items():
                 for row in lines.to_pylist():
                     if row.get("prediction_id") == id:
                         return table.removeprefix(served_by("")), row, f"{file}, on its way to {table}"
-    raise UnknownPrediction(id, f"neither the lake's tables served/… nor {home / 'served'} has it")
+    raise UnknownPrediction(
+        id, f"neither the lake's tables served/… and predictions/… nor {home / 'served'} has it"
+    )
 
 
 def _model(spec: Pipeline, version: int, ledger: Ledger) -> Step:

@@ -6,7 +6,6 @@ The more is asked, the more rows each pass takes, and the less each of them cost
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -18,6 +17,7 @@ from headrace.errors import HeadraceError
 from headrace.lake import AVAILABLE
 from headrace.serving.errors import NoChampion, NotLogged
 from headrace.serving.feedback import truth_schema, truths
+from headrace.serving.ids import new_id
 from headrace.serving.predictor import AT, Made
 from headrace.sources.feedback import feedback_of, served_by, shadow_of
 
@@ -40,15 +40,6 @@ TOGETHER = 64
 PATIENCE = 0.003
 """Seconds for which more requests are let in before a pass."""
 logger = logging.getLogger(__name__)
-
-
-def new_id(at: datetime) -> str:
-    """Return a prediction's id: a UUID, version 7, that begins with the instant (RFC 9562)."""
-    number = int(at.timestamp() * 1000) << 80 | int.from_bytes(os.urandom(10), "big")
-    number = number & ~(0xF << 76) | 7 << 76
-    number = number & ~(3 << 62) | 2 << 62
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from headrace.feature_store import tables
 from headrace.feature_store.errors import StaleFeatures
 from headrace.lake import AVAILABLE, Lake, Window, windows
 from headrace.quarantine import entries, guard
+from headrace.serving.ids import batch_id
 from headrace.sources.predictions import log_of
 from headrace.sql import among, quoted
 from headrace.validation import of_predictions
@@ -84,15 +85,12 @@ def score(
     spec: Pipeline,
     lake: Lake,
     window: Window,
-    online: Callable[[pa.Table], pa.Table],
-    model: Model,
-    version: int,
-    since: datetime,
+    make: Callable[[pa.Table], pa.Table],
 ) -> int:
     """Make the predictions of ``window`` that are missing and log them; return how many.
 
-    ``online`` adds to a spine the features as the online store serves them. What ``model`` learnt was known
-    by ``since`` (UTC). Predictions that were made before stay as they were made.
+    ``make`` predicts rows of a spine, as ``Predictor.batch`` or :func:`predicted` do. Predictions that were
+    made before stay as they were made.
 
     Raises:
         BatchRejected: The predictions are not what the problem demands, or break the pipeline's suite.
@@ -102,7 +100,7 @@ def score(
 
     order = quoted("event_timestamp", *spec.keys)
     missing = _unpredicted(spec, *_opened(spec, lake), window)
-    predictions = predicted(spec, online(missing.order(order).to_arrow_table()), model, version, since)
+    predictions = make(missing.order(order).to_arrow_table())
     table = lake.table(table_of(spec))
     expected = of_predictions(spec.problem, spec.keys, spec.suite)
     predictions = guard(predictions, expected, lake, spec.name, table.name, window)
@@ -111,26 +109,40 @@ def score(
         before = read(spec, lake, window)
         if AVAILABLE not in before.column_names:  # of an earlier release
             before = before.append_column(AVAILABLE, before["event_timestamp"])
+        for name in {*predictions.column_names} - {*before.column_names}:  # as well
+            before = before.append_column(name, pa.nulls(len(before), predictions[name].type))
         predictions = pa.concat_tables([before, predictions.select(before.column_names).cast(before.schema)])
     table.overwrite(predictions, window, "event_timestamp")
     return made
 
 
 def predicted(spec: Pipeline, rows: pa.Table, model: Model, version: int, since: datetime) -> pa.Table:
-    """Return the predictions of ``rows`` as the log has them: with their keys, inputs, and who made them.
+    """Return the predictions of ``rows``, which have their features, as the log has them.
+
+    That is with their keys, inputs and ids, and who made them.
 
     They are available from their instant on, or from ``since`` (UTC), if the model learnt what came later.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     made = rows.select(list(dict.fromkeys([*spec.keys, "event_timestamp", *spec.columns.names])))
     for name, values in model.problem.named(model.predict(rows)).items():
         made = made.append_column(name, values)
-    made = made.append_column("model_version", pa.array([version] * rows.num_rows, pa.int64()))
-    instants = rows["event_timestamp"].cast(pa.timestamp("us", "UTC"))
+    return signed(made, spec, version, since)
+
+
+def signed(made: pa.Table, spec: Pipeline, version: int, since: datetime) -> pa.Table:
+    """Return predictions with their ids, who made them, and from when on they are available."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    about = zip(
+        made["event_timestamp"].to_pylist(), *(made[key].to_pylist() for key in spec.keys), strict=True
+    )
+    ids = [batch_id(spec.name, keys, at) for at, *keys in about]
+    instants = made["event_timestamp"].cast(pa.timestamp("us", "UTC"))
     first = pa.scalar(since, instants.type)
-    return made.append_column(AVAILABLE, pc.if_else(pc.less(instants, first), first, instants))
+    made = made.append_column("model_version", pa.array([version] * made.num_rows, pa.int64()))
+    made = made.append_column(AVAILABLE, pc.if_else(pc.less(instants, first), first, instants))
+    return made.append_column("prediction_id", pa.array(ids, pa.string()))
 
 
 def _opened(spec: Pipeline, lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:

@@ -14,6 +14,7 @@ from headrace.errors import HeadraceError, did_you_mean
 from headrace.instants import plain
 from headrace.lake import AVAILABLE
 from headrace.serving.errors import BadRequest, FeaturesMissing
+from headrace.serving.log import signed
 from headrace.sources.predictions import log_of
 from headrace.sql import among
 from headrace.training.trainers import trainer
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     """What compiles a feature service, of that name, to be given columns of such types."""
 
 AT = "event_timestamp"
+BATCH = 10_000
+"""Rows of a batch that are predicted at once."""
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 LEAST, MOST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 """Between which instants a request may ask: databases hold these."""
@@ -177,10 +180,16 @@ class Predictor:
             ServerUnreachable: The online store is gone.
             BadKey: A key is no value of its type.
         """
-        serving = self.spec.serving
+        inputs, missing = self._inputs(rows, refuses=self.spec.serving.missing == "refuse")
+        return Made(self.predicted(inputs), inputs, missing)
+
+    def _inputs(
+        self, rows: Sequence[Mapping[str, Any]], *, refuses: bool = False
+    ) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
+        """Return the model's inputs, and, by row, which of them the online store had no row for."""
         instants = [(row[AT] - EPOCH) // MICROSECOND for row in rows]
         served = self.plan.read(rows, instants)
-        if serving.missing == "refuse" and any(served.missing):
+        if refuses and any(served.missing):
             wrong = enumerate(served.missing)
             raise FeaturesMissing(
                 [
@@ -190,13 +199,41 @@ class Predictor:
                 ]
             )
         columns = served.columns
-        for name, value in serving.defaults.items():
+        for name, value in self.spec.serving.defaults.items():
             columns[name] = [value if one is None else one for one in columns[name]]
         inputs = {
             name: columns[name] if name in columns else [row[name] for row in rows]
             for name in self.spec.columns.names
         }
-        return Made(self.predicted(inputs), inputs, served.missing)
+        return inputs, served.missing
+
+    def batch(self, spine: pa.Table, since: datetime) -> pa.Table:
+        """Return predictions of rows of the spine, as the log of batches has them, made as requests are.
+
+        But for features that are missing: one row without them keeps no other from being predicted, so where
+        a request would be refused the model predicts from nulls; ``missing`` names them. What the model
+        learnt was known by ``since`` (UTC).
+
+        Raises:
+            ServerUnreachable: The online store is gone.
+        """
+        import pyarrow as pa
+
+        given = list(dict.fromkeys([*self.spec.keys, AT]))
+        parts = []
+        for start in range(0, max(spine.num_rows, 1), BATCH):
+            rows = spine.slice(start, BATCH)
+            instants = rows[AT].cast(pa.timestamp("us", "UTC"), safe=False)
+            asked = rows.select([*self.fields.types]).append_column(AT, instants)
+            inputs, missing = self._inputs(asked.to_pylist())
+            arrays = {
+                name: pa.array(values, self.types[name]) if name in self.plan.outputs else rows[name]
+                for name, values in inputs.items()
+            }
+            predictions = self.spec.problem.named(self.model.predict(pa.table(arrays)))
+            kept = {name: rows[name] for name in given} | arrays | dict(predictions)
+            parts.append(pa.table({**kept, "missing": pa.array(missing, pa.list_(pa.string()))}))
+        return signed(pa.concat_tables(parts), self.spec, self.version, since)
 
     def predicted(self, inputs: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Return the predictions for the model's inputs, lists by name."""

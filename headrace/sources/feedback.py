@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.sources.call import Call
+from headrace.sources.predictions import log_of
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def feedback_of(pipeline: str) -> str:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What was told of the answers of ``pipeline``, with some ``columns`` of them, such as its keys.
+    """What was told of the predictions of ``pipeline``, with some ``columns`` of them, such as its keys.
+
+    Be they answers to requests or made in batches.
 
     Beside them come ``prediction_id``, ``label`` and ``told_at`` (UTC), which is the ``time`` to declare.
     What is told may come half a minute later, or when a machine is up again: declare how ``late``.
@@ -48,14 +51,16 @@ class Feedback:
 
 def _within(origin: Feedback, lake: Lake, span: Window) -> list[pa.Table]:
     """Return what was told within ``span``; of several truths of one answer the last."""
-    served, told = served_by(origin.pipeline), feedback_of(origin.pipeline)
-    if not (lake.table(served).exists() and lake.table(told).exists()):
+    told, logs = feedback_of(origin.pipeline), (served_by(origin.pipeline), log_of(origin.pipeline))
+    made = {f"made{n}": name for n, name in enumerate(logs) if lake.table(name).exists()}
+    if not (made and lake.table(told).exists()):
         return []
-    con = lake.connect({"served": served, "told": told})
-    columns = ", ".join(f"served.{quoted(name)}" for name in origin.columns)
+    con, columns = lake.connect({**made, "told": told}), quoted(*origin.columns)
+    known = [view for view in made if "prediction_id" in con.view(view).columns]
+    every = " UNION ALL ".join(f"SELECT {columns}, prediction_id FROM {view}" for view in known)
     found = con.sql(
         f"SELECT {columns}, prediction_id, told.label, told.told_at "
-        f"FROM told JOIN served USING (prediction_id) WHERE {span.predicate('told.told_at')} "
+        f"FROM told JOIN ({every}) USING (prediction_id) WHERE {span.predicate('told.told_at')} "
         "QUALIFY row_number() OVER (PARTITION BY prediction_id ORDER BY told.told_at DESC) = 1"
     )
     return [found.to_arrow_table()]

@@ -252,6 +252,20 @@ def test_the_champion_answers_as_it_scored_and_each_answer_is_traced_to_its_raw_
     river.command("headrace.cli", "models", "promote", "flights@2", "--reason", "compared")
 
 
+def test_what_was_predicted_as_a_batch_is_traced_by_its_id(river: River) -> None:
+    project = Project(ROOT, river.settings)
+    con = project.lake.connect({"made": "predictions/flights"})
+    made = con.sql("FROM made ORDER BY hash(flight, sched_dep) LIMIT 1").to_arrow_table().to_pylist()[0]
+    found = trace(made["prediction_id"], project.pipeline, project.lake, project.ledger, river.settings.home)
+    assert found.facts["logged"].startswith("predictions/flights@v")
+    assert found.facts["predicted"] == f"probability {made['probability']}"
+    model, *rest = found.of
+    assert model.what.startswith(f"model flights@{made['model_version']}")
+    assert any(one.what.startswith("features/origin_weather@v") for one in rest)
+    assert any(one.what.startswith("raw/schedules@v") for one in rest)
+    assert "raw/weather@v" in river.command("headrace.cli", "trace", made["prediction_id"]).stdout
+
+
 def test_a_champion_is_verified_rolled_back_and_brought_again_from_the_command_line(river: River) -> None:
     said = river.command("headrace.cli", "models", "verify", "flights@champion").stdout
     assert "is what the gate promoted" in said
