@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     serve_port: int = Field(8000, description="Where `headrace serve` listens")
     serve_certificate: Path | None = Field(None, description="TLS certificate of `headrace serve`, PEM")
     serve_certificate_key: Path | None = Field(None, description="The certificate's private key, PEM")
+    signing_key: Path | None = Field(None, description="Private key that signs releases, PEM")
+    verifying_key: Path | None = Field(None, description="Public key that checks their signatures, PEM")
     api_keys: Path | None = Field(None, description="File of API keys; below `home` if it is not set")
 
     def __init__(self, **given: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -448,6 +449,11 @@ def check_model(mlflow: MLflow, uri: str) -> None:
     from headrace.training.model import check
 
     _of_model(mlflow, uri, check)
+
+
+def copy_model(mlflow: MLflow, uri: str, folder: Path) -> None:
+    """Copy a version's files into a new ``folder``, as they are."""
+    _of_model(mlflow, uri, lambda place, _: shutil.copytree(place, folder))
 
 
 def sums(mlflow: MLflow, uri: str) -> dict[str, str]:

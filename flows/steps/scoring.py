@@ -44,7 +44,8 @@ def judge_live(project: Project, spec: Pipeline, at: datetime) -> None:
 def _judge_live(project: Project, spec: Pipeline, version: int, at: datetime) -> None:
     rooms = (project.store, project.lake, project.mlflow, project.ledger, holder())
     try:
-        verdict = live.settle(spec, version, *rooms, at, promotes=spec.gate.live)
+        key = project.settings.signing_key
+        verdict = live.settle(spec, version, *rooms, at, promotes=spec.gate.live, key=key)
     except NothingShadowed as error:
         logger().info("%s", error)
     except ParityBroken as error:  # what is to be judged of the champion goes on

@@ -302,7 +302,8 @@ def judge(
 @step("release")
 def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at: datetime) -> bool:
     """Carry out the verdict; False if another training was quicker, so that it must be judged again."""
-    done = releases.carry_out(spec, version, verdict, at, project.mlflow, project.ledger, holder())
+    key = project.settings.signing_key
+    done = releases.carry_out(spec, version, verdict, at, project.mlflow, project.ledger, holder(), key)
     if not done:
         return False
     _show(project, spec, version, verdict, at)

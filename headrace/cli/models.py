@@ -272,7 +272,8 @@ def verify(model: Which) -> None:
     project = Project.here()
     release = found(project, model)
     spec = project.pipeline(release.pipeline)
-    for checked in releases.verify(spec, release.version, project.mlflow, project.ledger, project.lake):
+    rooms, key = (project.mlflow, project.ledger, project.lake), project.settings.verifying_key
+    for checked in releases.verify(spec, release.version, *rooms, key):
         console.print(f"  as it was written: {checked}", markup=False, highlight=False)
     console.print(f"{spec.name}@{release.version} is what the gate promoted.", markup=False)
 

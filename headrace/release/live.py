@@ -22,6 +22,7 @@ from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from feast import FeatureStore
     from numpy.typing import ArrayLike, NDArray
@@ -147,6 +148,7 @@ def settle(
     as_of: datetime,
     *,
     promotes: bool = True,
+    key: Path | None = None,
 ) -> Verdict | None:
     """Judge a shadow, or a canary, and carry out what is proven: it is promoted, or let go.
 
@@ -170,7 +172,7 @@ def settle(
     past = [one.key for one in promotion.changes(spec, ledger) if one.kind == promotion.PROMOTION]
     if str(version) not in past:
         at = registry.version(mlflow, spec.name, version).as_of
-        if not promotion.carry_out(spec, version, verdict, at, mlflow, ledger, holder):
+        if not promotion.carry_out(spec, version, verdict, at, mlflow, ledger, holder, key):
             return verdict
     elif verdict.promoted:
         promotion.move(spec, version, verdict.reason, mlflow, ledger, holder)

@@ -18,9 +18,11 @@ from headrace.instants import read, shown
 from headrace.ledger import CLAIMED, DONE, GIVEN_UP, AlreadyClaimed
 from headrace.release.errors import NothingBefore, Unproven
 from headrace.release.page import page
+from headrace.release.signature import check, sign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from headrace.gate import Verdict
     from headrace.lake import Lake
@@ -83,8 +85,9 @@ def carry_out(
     mlflow: MLflow,
     ledger: Ledger,
     holder: str,
+    key: Path | None = None,
 ) -> bool:
-    """Promote or reject ``version``, as ``verdict`` says, for ``holder``.
+    """Promote or reject ``version``, as ``verdict`` says, for ``holder``; a promotion is signed with ``key``.
 
     Of those that judged against one champion, one takes its place; False tells the others to judge again.
     """
@@ -97,7 +100,9 @@ def carry_out(
         return True
     if ledger.claim(spec.name, PROMOTION, str(version), holder=holder, lease=LEASE):
         return True
-    before = verdict.champion or "none"
+    before, proof = verdict.champion or "none", receipt(spec, version, verdict, mlflow)
+    if key:
+        sign(registry.version(mlflow, spec.name, version), proof, key, mlflow)
     intent = {
         "kind": PROMOTION,
         "key": str(version),
@@ -105,7 +110,7 @@ def carry_out(
         "before": before,
         "as_of": as_of.isoformat(),
         "reason": verdict.reason,
-        "receipt": receipt(spec, version, verdict, mlflow),
+        "receipt": proof,
     }
     last = _last(spec, ledger)
     if _serving(mlflow, spec) not in (before, str(version)):
@@ -238,8 +243,10 @@ def receipt(spec: Pipeline, version: int, verdict: Verdict, mlflow: MLflow) -> d
     return {**told, "sha256": _sum(told)}
 
 
-def verify(spec: Pipeline, version: int, mlflow: MLflow, ledger: Ledger, lake: Lake) -> list[str]:
-    """Check a version's receipt, model and data; return what was checked.
+def verify(
+    spec: Pipeline, version: int, mlflow: MLflow, ledger: Ledger, lake: Lake, key: Path | None = None
+) -> list[str]:
+    """Check a version's receipt, model, data and, with a public ``key``, signature; return what was checked.
 
     Raises:
         Unproven: It has no receipt, or that is not what was written, or of another model.
@@ -262,7 +269,8 @@ def verify(spec: Pipeline, version: int, mlflow: MLflow, ledger: Ledger, lake: L
     if tracking.digest_of(mlflow, release.run_id) != told["model"]:
         raise Unproven(spec.name, version, "MLflow notes another digest of its model than its receipt")
     tracking.check_model(mlflow, release.model_uri)
-    checked = [f"receipt {noted[:12]}", f"model {told['model'][:12]}"]
+    signed = check(release, noted, key, mlflow)
+    checked = [f"receipt {noted[:12]}", f"model {told['model'][:12]}", *filter(None, [signed])]
     for table, number, rows, fingerprint in told["data"]:
         lake.check(DatasetRef(table, number, rows, fingerprint))
         checked.append(f"{table}@v{number}, {rows:,} rows")

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     _Passed = tuple[Predictor, Sequence[tuple["_Request", "Answer"]]]
 
-BEHIND = 64
-"""Passes that shadows may be behind."""
+BEHIND, LATER, AT_ONCE = 2_048, 0.02, 64
+"""Passes that shadows may be behind; seconds that they let gather; and rows that they predict at once."""
 TOGETHER = 64
 """Rows that are predicted in one pass; a request that has more is not parted."""
 PATIENCE = 0.003
@@ -213,33 +214,50 @@ class Endpoint:
                 self.unshadowed += sum(len(request.rows) for request, _ in answered)
 
     def _shadow(self) -> None:
-        """Let shadows predict what was answered, of the same inputs, and log that.
+        """Let shadows predict what was answered, of the same inputs, and log that: many rows at once.
 
         So does the champion where a canary answered: what the two said of the same requests is compared.
         """
-        while (passed := self._behind.get()) is not None:
-            champion, answered = passed
-            for shadow in [*self.shadows, *([champion] if answered[0][1].others else [])]:
-                try:
-                    self._shadowed(
-                        shadow, answered, only=answered[0][1].others if shadow is champion else None
-                    )
-                except Exception as error:  # noqa: BLE001  # whatever befalls a shadow, nobody else hears of it
-                    self.unshadowed += sum(len(request.rows) for request, _ in answered)
-                    logger.error("Shadow %s of %s: %s", shadow.version, self.pipeline, error)
+        passes: list[_Passed]
+        ended = False
+        while not ended:
+            if (first := self._behind.get()) is None:
+                return
+            time.sleep(LATER)
+            passes = [first]
+            with suppress(queue.Empty):
+                while (one := self._behind.get_nowait()) is not None:
+                    passes.append(one)
+                ended = True
+            self._beside(passes)
 
-    def _shadowed(
-        self, shadow: Predictor, answered: Sequence[tuple[_Request, Answer]], only: Mapping[int, int] | None
-    ) -> None:
-        inputs = answered[0][1].made.inputs
-        ids = [one for _, answer in answered for one in answer.ids]
-        at = [request.at for request, answer in answered for _ in answer.ids]
-        if only is not None:
-            ids, at = [ids[place] for place in only], [at[place] for place in only]
-            inputs = {name: [values[place] for place in only] for name, values in inputs.items()}
-        predictions = shadow.predicted({name: inputs[name] for name in shadow.spec.columns.names})
-        columns: list[list[Any]] = [ids, [shadow.version] * len(ids), *predictions.values(), at]
-        self.journal.write(shadow_of(self.pipeline), shadow.shadow_schema, columns, sync=False)
+    def _beside(self, passes: Sequence[_Passed]) -> None:
+        """Let all that stand beside predict passes, and log that."""
+        ids: list[str] = []
+        at: list[datetime] = []
+        inputs: dict[str, list[Any]] = {name: [] for name in self.spec.columns.names}
+        stood_in: dict[Predictor, list[int]] = defaultdict(list)
+        for champion, answered in passes:
+            start, made = len(ids), answered[0][1].made
+            for request, answer in answered:
+                ids += answer.ids
+                at += [request.at] * len(answer.ids)
+            for name in inputs:
+                inputs[name] += made.inputs[name]
+            if others := answered[0][1].others:
+                stood_in[champion] += [start + place for place in others]
+        every = [*range(len(ids))]
+        for shadow, places in [*((shadow, every) for shadow in self.shadows), *stood_in.items()]:
+            for some in (places[n : n + AT_ONCE] for n in range(0, len(places), AT_ONCE)):
+                try:
+                    asked = {name: [values[n] for n in some] for name, values in inputs.items()}
+                    made_of, when = [ids[n] for n in some], [at[n] for n in some]
+                    said = shadow.predicted(asked).values()
+                    columns = [made_of, [shadow.version] * len(some), *said, when]
+                    self.journal.write(shadow_of(self.pipeline), shadow.shadow_schema, columns, sync=False)
+                except Exception as error:  # noqa: BLE001  # whatever befalls a shadow, nobody else hears of it
+                    self.unshadowed += len(some)
+                    logger.error("Shadow %s of %s: %s", shadow.version, self.pipeline, error)
 
     def _answered(
         self, requests: Sequence[_Request], ready: bool, explain: bool
