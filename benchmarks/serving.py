@@ -91,7 +91,7 @@ def run() -> Result:
 
     table = (
         row("headrace serve", ours),
-        ("  with a shadow, of that", f"{shadowed['rate']:.2f} ×", "", f"{shadowed['p99']:.2f} ×"),
+        ("  with a shadow, of that", f"{shadowed['rate']:.2f} times", "", f"{shadowed['p99']:.2f} times"),
         (
             "  while the champion changes twice",
             f"{changed.rate:,.0f}",
