@@ -582,17 +582,21 @@ class Table:
             return con.from_arrow(table.to_pyarrow_dataset())
         import pyarrow as pa
 
-        nothing = con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
+        def nothing() -> duckdb.DuckDBPyRelation:
+            return con.from_arrow(pa.schema(table.schema().to_arrow()).empty_table())
+
         if not files:
-            return nothing
+            return nothing()
         files = [unquote(file) for file in files]
         self.refuse_lost(files, table.version())
         rows = self.read(con, files)
         # A file of before a column was added lacks it.
-        lacking = {*nothing.columns} - {*rows.columns}
-        named = zip(nothing.columns, nothing.types, strict=True)
+        lacking = {field.name for field in table.schema().fields} - {*rows.columns}
+        if not lacking:  # as a rule; and DuckDB imports pandas to look at what is Arrow's
+            return rows
+        named = zip(nothing().columns, nothing().types, strict=True)
         given = (f"NULL::{kind} AS {quoted(c)}" if c in lacking else quoted(c) for c, kind in named)
-        return rows.project(", ".join(given)) if lacking else rows
+        return rows.project(", ".join(given))
 
     def read(self, con: duckdb.DuckDBPyConnection, files: list[str]) -> duckdb.DuckDBPyRelation:
         """Return the rows of some of the table's local files.
@@ -726,7 +730,8 @@ def _ends(table: DeltaTable) -> tuple[list[str], Ends, Ends]:
     for name in (f"min.{AVAILABLE}", f"max.{AVAILABLE}"):
         if name in actions.schema.names:
             instants = pa.chunked_array(actions[name]).cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-            ends.append(instants.cast(pa.float64()).to_numpy())  # NaN where it is not known
+            # NaN where it is not known. Not by `to_numpy`, which imports pandas.
+            ends.append(np.array(instants.cast(pa.float64()).to_pylist(), np.float64))
         else:
             ends.append(np.full(actions.num_rows, np.nan))
     return table.file_uris(), ends[0], ends[1]

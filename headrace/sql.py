@@ -63,7 +63,8 @@ def _parse(sql: str) -> Parsed:
     """Return the query's syntax tree without places in the text; the text where there is no tree (PIVOT)."""
     import duckdb
 
-    ((tree,),) = duckdb.connect().execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchall()
+    # Not as a parameter: to look what kind of value one is, DuckDB imports pandas.
+    ((tree,),) = duckdb.connect().execute(f"SELECT json_serialize_sql({literal(sql)})").fetchall()
     parsed = json.loads(
         tree, object_hook=lambda node: {k: v for k, v in node.items() if k != "query_location"}
     )

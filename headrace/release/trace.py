@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
     from headrace.ledger import Ledger
     from headrace.pipeline import FeatureTable, Pipeline
 
@@ -60,11 +62,12 @@ def trace(id: str, load: Callable[[str], Pipeline], lake: Lake, ledger: Ledger, 
         "missing": ", ".join(row["missing"] or ()) or "nothing",
         "logged": where,
     }
-    back = (
-        _model(spec, row["model_version"], ledger),
-        *_features(spec, given, lake),
-        *_asked(spec, given, lake),
-    )
+    with lake.connect({}) as con:
+        back = (
+            _model(spec, row["model_version"], ledger),
+            *_features(spec, given, lake, con),
+            *_asked(spec, given, lake, con),
+        )
     return Step(f"prediction {id} of {name}", facts, back)
 
 
@@ -74,13 +77,13 @@ def _found(id: str, lake: Lake, home: Path) -> tuple[str, dict[str, Any], str]:
     window = Window(at - timedelta(seconds=1), at + timedelta(seconds=1))  # an id has milliseconds
     logs = [(table, served_by(""), AVAILABLE) for table in lake.below("served")]
     logs += [(table, log_of(""), AT) for table in lake.below("predictions")]
-    for table, below, time in logs:
-        with lake.connect({}) as con:
+    with lake.connect({}) as con:
+        for table, below, time in logs:
             rows = lake.table(table).relation(con, span=window)
             if "prediction_id" not in rows.columns:  # of an earlier release
                 continue
             found = rows.filter(f"{window.predicate(time)} AND prediction_id = {literal(id)}")
-            if of := found.to_arrow_table().to_pylist():
+            if of := _rows(found):
                 where = f"{table}@v{lake.table(table).open().version()}"
                 return table.removeprefix(below), {"requested_at": of[0][AVAILABLE], **of[0]}, where
     for file in sorted((home / "served").glob("*/*.jsonl")):
@@ -115,7 +118,9 @@ def _model(spec: Pipeline, version: int, ledger: Ledger) -> Step:
     return Step(what, facts, made)
 
 
-def _features(spec: Pipeline, given: Mapping[str, Any], lake: Lake) -> Iterator[Step]:
+def _features(
+    spec: Pipeline, given: Mapping[str, Any], lake: Lake, con: DuckDBPyConnection
+) -> Iterator[Step]:
     """Yield the row of each feature table that was, or would be, joined to what was asked."""
     for table in spec.feature_tables:
         columns = [column.name for column in lake.table(table.table).open().schema().fields]
@@ -125,17 +130,14 @@ def _features(spec: Pipeline, given: Mapping[str, Any], lake: Lake) -> Iterator[
         at, asked = given[AT], given["requested_at"]
         wanted = [f"{quoted(key)} IS NOT DISTINCT FROM {_literal(given[key])}" for key in keys]
         wanted.append(f"{AT} <= {_literal(at)}")
-        with lake.connect({"rows": table.table}) as con:
-            found = con.sql(
-                f"SELECT * FROM rows WHERE {' AND '.join(wanted)} "
-                f"ORDER BY {AT} DESC, {AVAILABLE} DESC LIMIT 1"
-            ).to_arrow_table()
+        rows = lake.table(table.table).relation(con).filter(" AND ".join(wanted))
+        found = _rows(rows.order(f"{AT} DESC, {AVAILABLE} DESC").limit(1))
         version = lake.table(table.table).open().version()
         what, keyed = f"{table.table}@v{version}", ", ".join(f"{key} {given[key]}" for key in keys)
-        if not found.num_rows:
+        if not found:
             yield Step(what, {"row of": keyed, "found": "none"})
             continue
-        [row] = found.to_pylist()
+        [row] = found
         changed = [name for name in features if row[name] != given.get(name) and given.get(name) is not None]
         facts = {
             "row of": keyed,
@@ -147,7 +149,7 @@ def _features(spec: Pipeline, given: Mapping[str, Any], lake: Lake) -> Iterator[
             facts["served"] = "no: it became known later"
         elif changed:
             facts["served"] = f"{', '.join(changed)} otherwise: the table was built again since"
-        yield Step(what, facts, tuple(_raw(spec, table, row[AT], lake)))
+        yield Step(what, facts, tuple(_raw(spec, table, row[AT], lake, con)))
 
 
 def _values(spec: Pipeline, columns: list[str]) -> set[str]:
@@ -156,15 +158,16 @@ def _values(spec: Pipeline, columns: list[str]) -> set[str]:
     return {name for name in columns if name in spec.columns.names and name not in asked}
 
 
-def _raw(spec: Pipeline, table: FeatureTable, at: datetime, lake: Lake) -> Iterator[Step]:
+def _raw(
+    spec: Pipeline, table: FeatureTable, at: datetime, lake: Lake, con: DuckDBPyConnection
+) -> Iterator[Step]:
     """Yield the raw tables that a window of features was computed from, with the rows that it saw."""
     start = edge(at, table.window)
     seen = Window(start - table.lookback, start + table.window)
     for source in spec.sources:
         if source.name in among(table.sql.read_text(), spec.raw):
-            with lake.connect({}) as con:
-                rows = lake.table(source.table).relation(con, span=seen).filter(seen.predicate(AVAILABLE))
-                [(count,)] = rows.aggregate("count(*)").fetchall()
+            rows = lake.table(source.table).relation(con, span=seen).filter(seen.predicate(AVAILABLE))
+            [(count,)] = rows.aggregate("count(*)").fetchall()
             batches = [str(one) for one in windows(edge(seen.start, source.window), seen.end, source.window)]
             held = lake.table(source.table).held(batches)
             passed = ", ".join(f"{name} ({rows:,} rows)" for name, rows in held.items())
@@ -176,20 +179,17 @@ def _raw(spec: Pipeline, table: FeatureTable, at: datetime, lake: Lake) -> Itera
             yield Step(f"{source.table}@v{lake.table(source.table).open().version()}", facts)
 
 
-def _asked(spec: Pipeline, given: Mapping[str, Any], lake: Lake) -> Iterator[Step]:
+def _asked(spec: Pipeline, given: Mapping[str, Any], lake: Lake, con: DuckDBPyConnection) -> Iterator[Step]:
     """Yield the raw row that the spine asks about, if there is one."""
     for source in spec.sources:
         if source.name not in among(spec.spine, spec.raw):
             continue
-        with lake.connect({"rows": source.table}) as con:
-            columns = con.view("rows").columns
-            keys = [key for key in spec.keys if key in columns]
-            if not keys:
-                continue
-            wanted = " AND ".join(
-                f"{quoted(key)} IS NOT DISTINCT FROM {_literal(given[key])}" for key in keys
-            )
-            found = con.sql(f"SELECT * FROM rows WHERE {wanted}").to_arrow_table().to_pylist()
+        rows = lake.table(source.table).relation(con)
+        keys = [key for key in spec.keys if key in rows.columns]
+        if not keys:
+            continue
+        wanted = (f"{quoted(key)} IS NOT DISTINCT FROM {_literal(given[key])}" for key in keys)
+        found = _rows(rows.filter(" AND ".join(wanted)))
         version = lake.table(source.table).open().version()
         if not found:
             yield Step(
@@ -205,6 +205,11 @@ def _asked(spec: Pipeline, given: Mapping[str, Any], lake: Lake) -> Iterator[Ste
                 "checked by": source.suite,
             }
             yield Step(f"{source.table}@v{version}", facts)
+
+
+def _rows(found: DuckDBPyRelation) -> list[dict[str, Any]]:
+    """Return rows by column; not by way of Arrow, which imports pandas for that."""
+    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
 
 
 def _literal(value: Any) -> str:
