@@ -16,6 +16,7 @@ from headrace.project import Project
 def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[str, Any]:
     """Judge, in order, every predicted window that closed by ``as_of`` (UTC) and was not judged yet.
 
+    Windows of which more truth is known than they were judged by are judged by it again; both stand.
     Drift emits ``headrace.drift``, which starts the `train` deployment through its
     trigger in ``prefect.yaml``; its ``cause`` names the window, so that one window
     retrains once. A drift that nothing has answered is announced again. A canary that live traffic
@@ -32,6 +33,7 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
         if finding["drifted"]:
             steps.announce_drift(spec, at, finding)
         findings[str(window)] = steps.note_judgement(project, spec, window, finding)
+    steps.judge_again(project, spec, at)
     if not findings and (unanswered := steps.unanswered_drift(project, spec)):
         steps.announce_drift(spec, at, unanswered)
     return findings

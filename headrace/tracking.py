@@ -396,12 +396,20 @@ def recipe(mlflow: MLflow, run_id: str) -> Recipe | None:
 
 
 def log_watch(
-    mlflow: MLflow, pipeline: str, name: str, metrics: Mapping[str, float], report: str, *, as_of: datetime
+    mlflow: MLflow,
+    pipeline: str,
+    name: str,
+    metrics: Mapping[str, float],
+    report: str,
+    *,
+    as_of: datetime,
+    step: int = 0,
 ) -> str:
     """Write what the monitor saw in one window as an MLflow run; once per ``name``.
 
     ``report`` is the file of Evidently's page, to be kept with it; empty if there is none.
-    Metrics carry ``as_of`` (UTC) as their time, so that MLflow plots them over it.
+    Metrics carry ``as_of`` (UTC) as their time, so that MLflow plots them over it; what was seen of the same
+    window later carries a later ``step``.
 
     Returns:
         Where the run, or else its page, is shown below the address of the MLflow UI.
@@ -414,7 +422,7 @@ def log_watch(
     run = known[0] if known else client.create_run(experiment, tags={"headrace.key": key}, run_name=name)
     at = int(as_of.timestamp() * 1000)
     client.log_batch(
-        run.info.run_id, metrics=[Metric(metric, value, at, step=0) for metric, value in metrics.items()]
+        run.info.run_id, metrics=[Metric(metric, value, at, step=step) for metric, value in metrics.items()]
     )
     if report:
         client.log_artifact(run.info.run_id, report)

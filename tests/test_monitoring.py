@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from headrace.lake import Lake, Window, duckdb_connection
 from headrace.ledger import Ledger
 from headrace.monitoring import judgements
 from headrace.monitoring.drift import Drift, draw, drift
+from headrace.monitoring.matured import judge_again
 from headrace.monitoring.performance import performance
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference
 from headrace.monitoring.rule import DriftRule
@@ -461,6 +462,62 @@ def test_a_window_is_judged_by_each_version_on_the_rows_that_it_predicted(tmp_pa
     drawn = judge(TOY, lake, mlflow, week, utc(2013, 4, 8), tmp_path / "reports", draw=True)
     assert [Path(f.report).name for f in drawn] == [f"{f.name}.html" for f in (late, first)]
     assert [f.drift for f in drawn] == [late.drift, first.drift]
+
+
+def test_a_window_is_judged_again_by_truth_that_came_later_and_both_are_kept(tmp_path):
+    """Of half its rows when it closes, of two thirds a day later, and of all a week later."""
+    mlflow = MLflow(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
+    lake, ledger = Lake(str(tmp_path / "lake")), Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    week = Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    version = toy_release(lake, mlflow, 0.0)
+    rows = toy_rows(week, 1000, 300, 0.0)
+    scores = tracking.load_model(mlflow, registry.version(mlflow, "toy", version).model_uri).predict(rows)
+    columns = {"probability": scores, "model_version": np.full(300, version)}
+    made = pa.table({**{name: rows[name] for name in rows.column_names}, **columns})
+    lake.table("predictions/toy").overwrite(made, week, "event_timestamp")
+    halves = utc(2013, 4, 9), utc(2013, 4, 16)
+    label = (
+        "SELECT id, label, CASE WHEN id < 1150 THEN available_at WHEN id < 1200 "
+        f"THEN TIMESTAMPTZ '{halves[0]}' ELSE TIMESTAMPTZ '{halves[1]}' END AS available_at "
+        f"FROM ({TOY.label})"
+    )
+    spec = replace(TOY, label=label)
+
+    def look(at: datetime) -> list[tuple[int, int]]:
+        found = judge_again(spec, lake, mlflow, ledger, at, "a test")
+        return [(one.before, one.outcomes) for one in found]
+
+    assert look(week.end) == []  # nothing was judged yet
+    (first,) = judge(spec, lake, mlflow, week, week.end, tmp_path / "reports")
+    known = int(first.performance.scores["rows"])
+    assert known == 150
+    counts = {"predictions": 300, "outcomes": known, "skill": first.performance.skill}
+    detail = {"drifted": False, "cause": "", "end": stamp(week.end), **counts}
+    ledger.finish("toy", judgements.KIND, str(week), holder="a test", **detail)
+    tracking.log_watch(mlflow, "toy", first.name, {"skill": first.performance.skill}, "", as_of=week.end)
+
+    assert look(week.end) == []
+    later, last = (at + timedelta(hours=1) for at in halves)
+    assert look(later) == [(known, known + 50)]
+    assert look(later) == []
+    assert look(last) == [(known + 50, 300)]
+    assert look(last + timedelta(weeks=60)) == []
+    noted = ledger.entries("toy", judgements.AGAIN)
+    assert [one.detail["outcomes"] for one in noted] == [known + 50, 300]
+    assert judgements.of(spec, ledger, week)["outcomes"] == known
+    whole = performance(
+        spec.problem,
+        np.arange(1000, 1300) % 2,
+        scores,
+        tracking.scores(mlflow, registry.version(mlflow, "toy", version).run_id),
+        spec.drift,
+    )
+    assert noted[-1].detail["skill"] == pytest.approx(whole.skill)
+    (experiment,) = mlflow.client.search_experiments(filter_string="name = 'toy-monitoring'")
+    (run,) = mlflow.client.search_runs([experiment.experiment_id])
+    kept = mlflow.client.get_metric_history(run.info.run_id, "skill")
+    assert [one.step for one in kept] == [0, 1, 2]
+    assert run.data.metrics["skill"] == pytest.approx(whole.skill)
 
 
 def test_drift_that_no_training_has_answered_is_known(tmp_path):

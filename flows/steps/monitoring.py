@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.steps.common import finish, logger, progress, slug, step
+from flows.steps.common import finish, holder, logger, progress, slug, step
 from flows.steps.scoring import released
 from headrace import tracking
 from headrace.feature_store import freshness
@@ -102,6 +102,8 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         "cause": cause,
         "reason": _told(findings, lambda finding: finding.drift.reason),
         "worse": worse,
+        "predictions": sum(finding.rows for finding in findings),
+        "outcomes": sum(int(finding.performance.scores.get("rows", 0)) for finding in findings),
         "performance": fared,
         "score": spec.problem.told(findings[0].performance.scores, most=1),
         "champion": findings[0].release.version,
@@ -151,6 +153,43 @@ def _told(findings: Sequence[Finding], say: Callable[[Finding], str]) -> str:
     if len(findings) == 1:
         return say(findings[0])
     return " ".join(f"Version {f.release.version} on {f.rows:,} rows: {say(f)}" for f in findings)
+
+
+def judge_again(project: Project, spec: Pipeline, at: datetime) -> None:
+    """Judge windows by truth that came after they closed, if there is any; show it, and warn."""
+    if judgements.maturing(spec, project.lake, project.ledger, at):
+        _judge_again(project, spec, at)
+
+
+@step("judge by truth that came later")
+def _judge_again(project: Project, spec: Pipeline, at: datetime) -> None:
+    from headrace.monitoring import matured
+
+    rooms = (project.lake, project.mlflow, project.ledger)
+    found = matured.judge_again(spec, *rooms, at, holder())
+    for one in found:
+        if one.worse:
+            logger().warning("By now, worse than promised in %s. %s", one.window, one.reason)
+    create_table_artifact(
+        key=slug("matured", spec.name),
+        table=[
+            {
+                "window": str(one.window),
+                "outcomes": f"{one.outcomes:,} of {one.predictions:,}, {one.before:,} before",
+                "skill when it closed": _number(one.skill_closed),
+                "skill": _number(one.versions[0][1].skill),
+                "promised": _number(one.versions[0][1].expected_skill),
+                "worse": "yes" if one.worse else "",
+                "run": f"[MLflow]({project.settings.mlflow_page}{one.page})",
+            }
+            for one in found
+        ],
+        description=f"## `{spec.name}` by truth that came after its windows closed, as of {shown(at)} UTC",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or isnan(value) else f"{value:.3f}"
 
 
 @step("announce drift")

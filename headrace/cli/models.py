@@ -239,7 +239,7 @@ def canary(
         raise typer.BadParameter(str(bound))
     registry.set_canary(project.mlflow, spec.name, release.version, share)
     told = f"{name} answers for {share:.1%} of the keys, in place of version {champion.version}. "
-    console.print(f"{told}Certified: no prediction {bound.about} differs.", markup=False)
+    console.print(f"{told}Certified: no prediction differs, {bound.about}.", markup=False)
 
 
 @app.command()

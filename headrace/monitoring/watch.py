@@ -82,8 +82,7 @@ def judge(
     """
     known = log.outcomes(spec, lake, window, as_of)
     findings: list[Finding] = []
-    for version, made in _by_version(log.read(spec, lake, window)):
-        name = f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}" + (f"-v{version}" if findings else "")
+    for name, version, made in _by_version(spec, log.read(spec, lake, window), window):
         release = registry.version(mlflow, spec.name, version)
         reference = _reference(spec, lake, mlflow, release)
         current = sketch(made, spec.watched, limits=reference.whole.limits)
@@ -92,18 +91,35 @@ def judge(
         drawn = (draw or found.drifted) and drifts.draw(
             reference, current, found, spec.watched, spec.drift, page
         )
-        came = _of(known, version)
-        targets, predicted = spec.problem.encode(came["label"]), spec.problem.predicted(came)
-        proven = tracking.scores(mlflow, release.run_id)
-        fared = performance(spec.problem, targets, predicted, proven, spec.drift)
+        fared = _fared(spec, mlflow, release, known)
         findings.append(Finding(name, release, made.num_rows, found, fared, str(page) if drawn else ""))
     return findings
 
 
-def _by_version(predictions: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    counts = Counter(predictions["model_version"].to_pylist())
-    for version, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        yield version, _of(predictions, version)
+def fared(
+    spec: Pipeline, lake: Lake, mlflow: MLflow, window: Window, as_of: datetime
+) -> Iterator[tuple[str, Release, Performance]]:
+    """Yield, as :func:`judge` calls it, each version and how it did by the truth known ``as_of`` (UTC)."""
+    known = log.outcomes(spec, lake, window, as_of)
+    for name, version, _ in _by_version(spec, log.read(spec, lake, window), window):
+        release = registry.version(mlflow, spec.name, version)
+        yield name, release, _fared(spec, mlflow, release, known)
+
+
+def _fared(spec: Pipeline, mlflow: MLflow, release: Release, known: pa.Table) -> Performance:
+    came, problem = _of(known, release.version), spec.problem
+    proven = tracking.scores(mlflow, release.run_id)
+    return performance(problem, problem.encode(came["label"]), problem.predicted(came), proven, spec.drift)
+
+
+def _by_version(spec: Pipeline, predictions: pa.Table, window: Window) -> Iterator[tuple[str, int, pa.Table]]:
+    """Yield the versions that predicted in a window, with what is found of each called, and its rows."""
+    counts, name = (
+        Counter(predictions["model_version"].to_pylist()),
+        f"{spec.name}-{window.end:%Y-%m-%dT%H%M%SZ}",
+    )
+    for place, (version, _) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
+        yield f"{name}-v{version}" if place else name, version, _of(predictions, version)
 
 
 def _of(rows: pa.Table, version: int) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from headrace import spine
 from headrace.feature_store import tables
 from headrace.feature_store.errors import StaleFeatures
-from headrace.lake import AVAILABLE, Lake, Window, windows
+from headrace.lake import AVAILABLE, Lake, Window, query_of, windows
 from headrace.quarantine import entries, guard
 from headrace.serving.ids import batch_id
 from headrace.sources.predictions import log_of
@@ -181,6 +181,26 @@ def outcomes(spec: Pipeline, lake: Lake, window: Window, as_of: datetime) -> pa.
         BadLabels: A label is not what the problem asks for.
     """
     return spine.with_truth(spec, lake, read(spec, lake, window), as_of)
+
+
+def known(spec: Pipeline, lake: Lake, span: Window, as_of: datetime) -> dict[datetime, int]:
+    """Return of how many predictions the truth is known ``as_of`` (UTC), by their window's start in ``span``.
+
+    ``span`` begins where a window does.
+    """
+    con = lake.connect({**among(spec.label, spec.raw), "predictions": table_of(spec)})
+    length = spec.window // timedelta(microseconds=1)
+    nth = f"(epoch_us(event_timestamp) - epoch_us(TIMESTAMPTZ '{span.start.isoformat()}')) // {length}"
+    with query_of(
+        f"The join of predictions and label of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"
+    ):
+        found = con.execute(
+            f"SELECT {nth} AS nth, count(*) FROM predictions JOIN ({spec.label}) label "
+            f"USING ({quoted(*spec.keys)}) WHERE {span.predicate('event_timestamp')} "
+            "AND label.available_at < $as_of GROUP BY nth",
+            {"as_of": as_of},
+        ).fetchall()
+    return {span.start + number * spec.window: count for number, count in found}
 
 
 def table_of(spec: Pipeline) -> str:
