@@ -421,6 +421,18 @@ def test_shadows_predict_what_is_answered_and_a_broken_one_troubles_nobody(toy: 
     assert endpoint.unshadowed == 3
 
 
+def test_whatever_befalls_shadows_the_service_ends(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = toy.service()
+    service.refresh()
+    endpoint = service.endpoints["toy"]
+    endpoint.shadows = [endpoint.serving()]
+    monkeypatch.setattr(endpoint, "_beside", lambda _: 1 / 0)
+    service.refresh = lambda: None  # type: ignore[method-assign]
+    with TestClient(application(service, Keys(toy.home / "none.json"))) as client:
+        assert [ask(client, [ROW, ROW]).status_code for _ in range(3)] == [200] * 3
+    assert endpoint.unshadowed == 6
+
+
 def replace_native(predictor: Any) -> Any:
     """A predictor whose model fails."""
     broken = object.__new__(type(predictor))

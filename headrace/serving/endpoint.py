@@ -229,7 +229,11 @@ class Endpoint:
                 while (one := self._behind.get_nowait()) is not None:
                     passes.append(one)
                 ended = True
-            self._beside(passes)
+            try:
+                self._beside(passes)
+            except Exception:  # a thread that ends would let the queue fill, and the service never end
+                self.unshadowed += sum(len(one.rows) for _, answered in passes for one, _ in answered)
+                logger.exception("Shadows of %s failed", self.pipeline)
 
     def _beside(self, passes: Sequence[_Passed]) -> None:
         """Let all that stand beside predict passes, and log that."""
