@@ -200,7 +200,8 @@ def test_one_that_live_traffic_proves_to_be_worse_is_returned(toy: Toy) -> None:
         assert 0.85 < found.rows / len(asked) < 0.95
         assert found.mean < 0
         rooms = (toy.feast, toy.lake, toy.mlflow, ledger, "a test")
-        verdict = live.settle(spec, 2, *rooms, now, promotes=False)
+        assert live.contenders(spec, toy.mlflow) == [2]
+        verdict = live.settle(spec, 2, *rooms, now)
         assert verdict
         assert verdict.decision == "rejected"
         assert registry.canary(toy.mlflow, "toy") is None
@@ -209,7 +210,7 @@ def test_one_that_live_traffic_proves_to_be_worse_is_returned(toy: Toy) -> None:
 
         registry.set_alias(toy.mlflow, "toy", "champion", 2)
         registry.set_canary(toy.mlflow, "toy", 1, 0.1)  # the same requests, the other way round
-        better = live.settle(spec, 1, *rooms, now, promotes=False)
+        better = live.settle(spec, 1, *rooms, now)
         assert better
         assert better.promoted
         champion = registry.champion(toy.mlflow, "toy")

@@ -484,7 +484,8 @@ def test_a_window_is_judged_again_by_truth_that_came_later_and_both_are_kept(tmp
     spec = replace(TOY, label=label)
 
     def look(at: datetime) -> list[tuple[int, int]]:
-        found = judge_again(spec, lake, mlflow, ledger, at, "a test")
+        grown = judgements.maturing(spec, lake, ledger, at)
+        found = judge_again(spec, grown, lake, mlflow, ledger, at, "a test")
         return [(one.before, one.outcomes) for one in found]
 
     assert look(week.end) == []  # nothing was judged yet

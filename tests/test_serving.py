@@ -498,6 +498,9 @@ def test_what_came_true_is_told_by_ids_and_lands_as_a_source(toy: Toy) -> None:
     [part] = origin.of(toy.lake).read(con, "truth", "told_at", window)
     found = con.sql(f"SELECT id, label, prediction_id FROM {part.relation} ORDER BY id").fetchall()
     assert found == [(1, 1, ids[0]), (2, 1, ids[1]), (scored["id"], 0, scored["prediction_id"])]
+    # Of a column that a batch has not, what was asked is told all the same.
+    [part] = Feedback("toy", ("id", "requested_at")).of(toy.lake).read(con, "asked", "told_at", window)
+    assert con.sql(f"SELECT id FROM {part.relation} ORDER BY id").fetchall() == [(1,), (2,)]
 
 
 def test_without_a_champion_nothing_is_answered_and_the_rest_goes_on(toy: Toy) -> None:

@@ -157,16 +157,18 @@ def _told(findings: Sequence[Finding], say: Callable[[Finding], str]) -> str:
 
 def judge_again(project: Project, spec: Pipeline, at: datetime) -> None:
     """Judge windows by truth that came after they closed, if there is any; show it, and warn."""
-    if judgements.maturing(spec, project.lake, project.ledger, at):
-        _judge_again(project, spec, at)
+    if grown := judgements.maturing(spec, project.lake, project.ledger, at):
+        _judge_again(project, spec, grown, at)
 
 
 @step("judge by truth that came later")
-def _judge_again(project: Project, spec: Pipeline, at: datetime) -> None:
+def _judge_again(
+    project: Project, spec: Pipeline, grown: Mapping[Window, tuple[int, int]], at: datetime
+) -> None:
     from headrace.monitoring import matured
 
     rooms = (project.lake, project.mlflow, project.ledger)
-    found = matured.judge_again(spec, *rooms, at, holder())
+    found = matured.judge_again(spec, grown, *rooms, at, holder())
     for one in found:
         if one.worse:
             logger().warning("By now, worse than promised in %s. %s", one.window, one.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 
@@ -33,10 +34,7 @@ def judge_live(project: Project, spec: Pipeline, at: datetime) -> None:
 
     And let go of shadows that are not.
     """
-    named = registry.aliases(project.mlflow, spec.name)
-    shadows = registry.shadows(named) if spec.gate.live else []
-    canaries = [number for number, names in named.items() if registry.CANARY in names]
-    for version in dict.fromkeys([*shadows, *canaries]):
+    for version in live.contenders(spec, project.mlflow):
         _judge_live(project, spec, version, at)
 
 
@@ -45,7 +43,7 @@ def _judge_live(project: Project, spec: Pipeline, version: int, at: datetime) ->
     rooms = (project.store, project.lake, project.mlflow, project.ledger, holder())
     try:
         key = project.settings.signing_key
-        verdict = live.settle(spec, version, *rooms, at, promotes=spec.gate.live, key=key)
+        verdict = live.settle(spec, version, *rooms, at, key=key)
     except NothingShadowed as error:
         logger().info("%s", error)
     except ParityBroken as error:  # what is to be judged of the champion goes on
@@ -91,4 +89,5 @@ def score(project: Project, spec: Pipeline, release: Release, window: Window) ->
     """Predict for one window, from the online store, with the champion."""
     model = tracking.load_model(project.mlflow, release.model_uri)
     predictor = Predictor(spec, release.version, model, partial(Plan, project.store), project.lake)
-    return log.score(spec, project.lake, window, partial(predictor.batch, since=release.as_of))
+    with closing(predictor.plan):
+        return log.score(spec, project.lake, window, partial(predictor.batch, since=release.as_of))

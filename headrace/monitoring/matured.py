@@ -14,6 +14,7 @@ from headrace.instants import stamp
 from headrace.monitoring import judgements, watch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from headrace.lake import Lake, Window
@@ -54,14 +55,20 @@ class Matured:
 
 
 def judge_again(
-    spec: Pipeline, lake: Lake, mlflow: MLflow, ledger: Ledger, as_of: datetime, holder: str
+    spec: Pipeline,
+    grown: Mapping[Window, tuple[int, int]],
+    lake: Lake,
+    mlflow: MLflow,
+    ledger: Ledger,
+    as_of: datetime,
+    holder: str,
 ) -> list[Matured]:
-    """Judge windows of which more truth is known ``as_of`` (UTC) than they were judged by; note it.
+    """Judge windows of which more truth is known ``as_of`` (UTC), as ``judgements.maturing`` says; note it.
 
     Killed, or done twice, each is noted once.
     """
     found = []
-    for window, (before, outcomes) in judgements.maturing(spec, lake, ledger, as_of).items():
+    for window, (before, outcomes) in grown.items():
         closed = judgements.of(spec, ledger, window) or {}
         looks = ledger.entries(spec.name, judgements.AGAIN)
         step = 1 + sum(one.detail["window"] == str(window) for one in looks)

@@ -6,12 +6,12 @@ and as requests, read from the online store by the plan that serves.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from headrace import registry, spine, tracking
 from headrace.feature_store import parity
@@ -24,6 +24,7 @@ from headrace.serving.predictor import Predictor
 if TYPE_CHECKING:
     from datetime import datetime
 
+    import pyarrow as pa
     from feast import FeatureStore
 
     from headrace.gate import Verdict
@@ -82,13 +83,15 @@ def _differ(
     spec: Pipeline, version: int, store: FeatureStore, lake: Lake, mlflow: MLflow, asked: pa.Table
 ) -> int:
     """Return how many of the predictions that are ``asked`` a request is told otherwise than a batch is."""
+    import pyarrow as pa
+
     model = tracking.load_model(mlflow, registry.uri(spec.name, version))
     serving = replace(spec.serving, missing="predict", defaults={})  # what is done about gaps is declared
     as_learnt = replace(spec, serving=serving)
     predictor = Predictor(as_learnt, version, model, partial(Plan, store), lake)
-    rows = predictor.requests(asked)
-    made = predictor.predict(predictor.fields.read(rows, asked["event_timestamp"][0].as_py(), len(rows)))
-    predictor.plan.close()
+    with closing(predictor.plan):
+        rows = predictor.requests(asked)
+        made = predictor.predict(predictor.fields.read(rows, asked["event_timestamp"][0].as_py(), len(rows)))
     inputs = {
         name: pa.array(made.inputs[name], predictor.types[name])
         if name in predictor.plan.outputs

@@ -137,6 +137,14 @@ def judge(spec: Pipeline, found: Evidence) -> Verdict:
     return Verdict(decision, told, str(found.version), str(found.champion))
 
 
+def contenders(spec: Pipeline, mlflow: MLflow) -> list[int]:
+    """Return the versions that live traffic is to judge: a canary always, shadows if the gate is ``live``."""
+    named = registry.aliases(mlflow, spec.name)
+    shadows = registry.shadows(named) if spec.gate.live else []
+    canaries = (number for number, names in named.items() if registry.CANARY in names)
+    return [*dict.fromkeys([*shadows, *canaries])]
+
+
 def settle(
     spec: Pipeline,
     version: int,
@@ -147,14 +155,13 @@ def settle(
     holder: str,
     as_of: datetime,
     *,
-    promotes: bool = True,
     key: Path | None = None,
 ) -> Verdict | None:
     """Judge a shadow, or a canary, and carry out what is proven: it is promoted, or let go.
 
-    None if it serves already. One that is proven better stays what it is unless this ``promotes``. If another
-    run changed the champion meanwhile, it stays, and is judged against the new one the next time. One that
-    the gate promoted before, and which was replaced since, has its receipt already.
+    None if it serves already. One that is proven better stays what it is unless the gate is ``live``. If
+    another run changed the champion meanwhile, it stays, and is judged against the new one the next time.
+    One that the gate promoted before, and which was replaced since, has its receipt already.
 
     Raises:
         NoChampion, NothingShadowed: As of :func:`evidence`.
@@ -166,9 +173,9 @@ def settle(
         registry.let_go(mlflow, spec.name, version)
         return None
     verdict = judge(spec, evidence(spec, version, lake, mlflow, as_of))
-    verdict = certified(spec, verdict, store, lake, mlflow, as_of)
-    if verdict.decision == "not enough evidence" or (verdict.promoted and not promotes):
+    if verdict.decision == "not enough evidence" or (verdict.promoted and not spec.gate.live):
         return verdict
+    verdict = certified(spec, verdict, store, lake, mlflow, as_of)
     past = [one.key for one in promotion.changes(spec, ledger) if one.kind == promotion.PROMOTION]
     if str(version) not in past:
         at = registry.version(mlflow, spec.name, version).as_of

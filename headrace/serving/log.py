@@ -10,7 +10,7 @@ from headrace.feature_store import tables
 from headrace.feature_store.errors import StaleFeatures
 from headrace.lake import AVAILABLE, Lake, Window, query_of, windows
 from headrace.quarantine import entries, guard
-from headrace.serving.ids import batch_id
+from headrace.serving.ids import signed
 from headrace.sources.predictions import log_of
 from headrace.sql import among, quoted
 from headrace.validation import of_predictions
@@ -127,22 +127,6 @@ def predicted(spec: Pipeline, rows: pa.Table, model: Model, version: int, since:
     for name, values in model.problem.named(model.predict(rows)).items():
         made = made.append_column(name, values)
     return signed(made, spec, version, since)
-
-
-def signed(made: pa.Table, spec: Pipeline, version: int, since: datetime) -> pa.Table:
-    """Return predictions with their ids, who made them, and from when on they are available."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    about = zip(
-        made["event_timestamp"].to_pylist(), *(made[key].to_pylist() for key in spec.keys), strict=True
-    )
-    ids = [batch_id(spec.name, keys, at) for at, *keys in about]
-    instants = made["event_timestamp"].cast(pa.timestamp("us", "UTC"))
-    first = pa.scalar(since, instants.type)
-    made = made.append_column("model_version", pa.array([version] * made.num_rows, pa.int64()))
-    made = made.append_column(AVAILABLE, pc.if_else(pc.less(instants, first), first, instants))
-    return made.append_column("prediction_id", pa.array(ids, pa.string()))
 
 
 def _opened(spec: Pipeline, lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:

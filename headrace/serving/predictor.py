@@ -14,7 +14,7 @@ from headrace.errors import HeadraceError, did_you_mean
 from headrace.instants import plain
 from headrace.lake import AVAILABLE
 from headrace.serving.errors import BadRequest, FeaturesMissing
-from headrace.serving.log import signed
+from headrace.serving.ids import signed
 from headrace.sources.predictions import log_of
 from headrace.sql import among
 from headrace.training.trainers import trainer

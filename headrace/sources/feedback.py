@@ -56,7 +56,11 @@ def _within(origin: Feedback, lake: Lake, span: Window) -> list[pa.Table]:
     if not (made and lake.table(told).exists()):
         return []
     con, columns = lake.connect({**made, "told": told}), quoted(*origin.columns)
-    known = [view for view in made if "prediction_id" in con.view(view).columns]
+    # What was asked may have columns that a batch has not; and batches of an earlier release have no ids.
+    asked = {*origin.columns, "prediction_id"}
+    known = [n for n, of in made.items() if of == logs[0] or asked <= {*con.view(n).columns}]
+    if not known:
+        return []
     every = " UNION ALL ".join(f"SELECT {columns}, prediction_id FROM {view}" for view in known)
     found = con.sql(
         f"SELECT {columns}, prediction_id, told.label, told.told_at "
