@@ -33,7 +33,9 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
         if finding["drifted"]:
             steps.announce_drift(spec, at, finding)
         findings[str(window)] = steps.note_judgement(project, spec, window, finding)
-    steps.judge_again(project, spec, at)
+    again = steps.judge_again(project, spec, at)
+    if findings or again:
+        steps.show_status(project, spec)
     if not findings and (unanswered := steps.unanswered_drift(project, spec)):
         steps.announce_drift(spec, at, unanswered)
     return findings

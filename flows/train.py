@@ -60,4 +60,5 @@ def train(pipeline: str = "flights", as_of: datetime | None = None, cause: str =
         verdict = steps.judge(project, spec, version, trial, data, at)
         verdict = steps.approved(project, spec, version, verdict, at)
     steps.finish(project, spec, "training", cause, as_of=at, **asdict(verdict))
+    steps.show_status(project, spec)
     return verdict

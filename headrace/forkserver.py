@@ -36,8 +36,8 @@ SOCKET = "HEADRACE_FORKSERVER"
 LIBRARIES = (
     "numpy pandas pyarrow.parquet duckdb duckdb_engine deltalake sqlalchemy great_expectations.expectations "
     "mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store mlflow.store.model_registry.sqlalchemy_store "
-    "alembic.command dask.distributed xgboost sklearn.pipeline "
-    "evidently.presets scipy.stats plotly.graph_objects "
+    "alembic.command dask.distributed xgboost sklearn.pipeline sklearn.ensemble sklearn.isotonic "
+    "evidently.presets scipy.stats plotly.graph_objects matplotlib.figure "
     "fastapi httpx pydantic_settings websockets psycopg_pool redis.asyncio torch "
     "feast.infra.passthrough_provider feast.infra.online_stores.dynamodb "  # which each run looks at
     "prefect.flow_engine prefect.task_engine prefect.events prefect.artifacts prefect.client.orchestration"

@@ -290,6 +290,26 @@ def _shown(guards: Sequence[Guarded], most: int = 10) -> list[Guarded]:
     return sorted((one for one in guards if one.kind == "slice"), key=lambda one: one.p)[:most]
 
 
+def familywise(seen: ArrayLike, chance: ArrayLike) -> list[float]:
+    """Return for each of ``m`` things how likely chance alone makes any of them look as bad as it does.
+
+    Args:
+        seen: How bad each looks, shape ``(m,)``.
+        chance: How bad each looked by chance, each time that it was tried, shape ``(times, m)``; one of
+            the times is what was seen.
+
+    Source:
+        Romano and Wolf (2005), "Exact and approximate stepdown methods for multiple hypothesis testing",
+        JASA 100(469).
+    """
+    bad, tried = np.asarray(seen, np.float64), np.asarray(chance, np.float64)
+    order = np.argsort(-bad, kind="stable")
+    highest = np.maximum.accumulate(tried[:, order[::-1]], axis=1)[:, ::-1]
+    found = np.empty(bad.size)
+    found[order] = np.maximum.accumulate((highest >= bad[order] - 1e-9).mean(axis=0))
+    return [float(p) for p in found]
+
+
 def lower_bound(gain: Gain, risk: float) -> float:
     """Return what the true gain lies above, but for a share ``risk`` of such measurements."""
     from scipy.stats import t

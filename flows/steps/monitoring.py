@@ -65,7 +65,12 @@ def unanswered_drift(project: Project, spec: Pipeline) -> dict[str, Any] | None:
 
 @step("judge {window}")
 def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dict[str, Any]:
-    """Measure drift and performance of a window; note them, and Evidently's page of a drift, in MLflow."""
+    """Measure drift and performance of a window, estimated and as far as it is known; note them.
+
+    All numbers are in the lake's table of metrics; what a plot over time is made of in MLflow, too, beside
+    Evidently's page of a drift.
+    """
+    from headrace.monitoring import metrics
     from headrace.monitoring.watch import judge
 
     cause, reports = f"drift/{stamp(window.end)}", project.settings.home / "reports"
@@ -73,19 +78,23 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     if not findings:
         reason = "There was nothing to predict in it."
         return {"window": str(window), "drifted": False, "cause": cause, "reason": reason}
-    ages: dict[str, float] = {}
-    for view in freshness.measure(project.store, spec.feature_service, at):
-        if view.age is not None:
-            ages[f"feature_age_h.{view.view}"] = view.age / timedelta(hours=1)
+    views = freshness.measure(project.store, spec.feature_service, at)
+    old = {view.view: view.age for view in views if view.age is not None}
+    ages = {f"feature_age_h.{view}": age / timedelta(hours=1) for view, age in old.items()}
     drifted = any(finding.drift.drifted for finding in findings)
     measured = [_measured(finding) | ages for finding in findings]
+    numbers: list[tuple[int | None, metrics.Metric]] = [
+        *((None, one) for one in metrics.of_window(spec, project.lake, window, old)),
+        *((f.release.version, one) for f in findings for one in metrics.of_finding(f)),
+    ]
+    metrics.note(spec, project.lake, window, "closed", at, numbers)
     pages = [
         _page(project, spec, window, finding, metrics)
         for finding, metrics in zip(findings, measured, strict=True)
     ]
     worse = any(finding.performance.worse for finding in findings)
     found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"
-    fared = _told(findings, lambda finding: finding.performance.reason)
+    fared = _told(findings, lambda finding: _fared(spec, finding))
     create_markdown_artifact(key=slug("monitor", spec.name), markdown=f"## {found}\n\n" + "\n\n".join(pages))
     texts = ("column", "odd readings")
     rows = [
@@ -102,6 +111,7 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         "cause": cause,
         "reason": _told(findings, lambda finding: finding.drift.reason),
         "worse": worse,
+        "hurt": [one.name for finding in findings for one in finding.fared.hurt],
         "predictions": sum(finding.rows for finding in findings),
         "outcomes": sum(int(finding.performance.scores.get("rows", 0)) for finding in findings),
         "performance": fared,
@@ -122,6 +132,9 @@ def _measured(finding: Finding) -> dict[str, float]:
         "champion_version": finding.release.version,
     }
     measured |= {**fared.scores, "skill": fared.skill}
+    for one in finding.estimates:
+        name = f"{one.method.lower()}/{one.metric}"
+        measured |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
     return {name: float(value) for name, value in measured.items() if value is not None and not isnan(value)}
 
 
@@ -141,11 +154,19 @@ def _page(
             f"[Its run in MLflow]({noted}); `headrace report {spec.name} --at {window.label}` draws a page."
         )
     return (
-        f"{markdown(finding.drift.reason)}\n\n{fared.reason} {scored}\n\n"
+        f"{markdown(finding.drift.reason)}\n\n{markdown(_fared(spec, finding))} {scored}\n\n"
         f"Champion: [version {serving.version}]({mlflow}/#/models/{spec.name}/versions/"
         f"{serving.version}) ({serving.candidate}), as of {shown(serving.as_of)}, "
         f"with {finding.rows:,} predictions. {drawn}"
     )
+
+
+def _fared(spec: Pipeline, finding: Finding) -> str:
+    """Return what is said of performance: by the truth that is known, and as it was to be expected."""
+    first = next(iter(spec.problem.shown))
+    of = [one for one in finding.estimates if one.metric in (first, "skill")]
+    each = ", ".join(f"{spec.problem.shown.get(one.metric, one.metric)} {one} ({one.method})" for one in of)
+    return finding.fared.told + (f" To be expected: {each}." if each else "")
 
 
 def _told(findings: Sequence[Finding], say: Callable[[Finding], str]) -> str:
@@ -155,10 +176,12 @@ def _told(findings: Sequence[Finding], say: Callable[[Finding], str]) -> str:
     return " ".join(f"Version {f.release.version} on {f.rows:,} rows: {say(f)}" for f in findings)
 
 
-def judge_again(project: Project, spec: Pipeline, at: datetime) -> None:
-    """Judge windows by truth that came after they closed, if there is any; show it, and warn."""
-    if grown := judgements.maturing(spec, project.lake, project.ledger, at):
+def judge_again(project: Project, spec: Pipeline, at: datetime) -> bool:
+    """Judge windows by truth that came after they closed, show it, and warn; say if there is any."""
+    grown = judgements.maturing(spec, project.lake, project.ledger, at)
+    if grown:
         _judge_again(project, spec, grown, at)
+    return bool(grown)
 
 
 @step("judge by truth that came later")
@@ -179,8 +202,8 @@ def _judge_again(
                 "window": str(one.window),
                 "outcomes": f"{one.outcomes:,} of {one.predictions:,}, {one.before:,} before",
                 "skill when it closed": _number(one.skill_closed),
-                "skill": _number(one.versions[0][1].skill),
-                "promised": _number(one.versions[0][1].expected_skill),
+                "skill": _number(one.versions[0][1].performance.skill),
+                "promised": _number(one.versions[0][1].performance.expected_skill),
                 "worse": "yes" if one.worse else "",
                 "run": f"[MLflow]({project.settings.mlflow_page}{one.page})",
             }
@@ -192,6 +215,17 @@ def _judge_again(
 
 def _number(value: float | None) -> str:
     return "-" if value is None or isnan(value) else f"{value:.3f}"
+
+
+@step("show how it is")
+def show_status(project: Project, spec: Pipeline) -> None:
+    """Show which model serves, how well it does, what has changed, and what was decided and why."""
+    from headrace import status
+
+    found = status.of(spec, project.lake, project.mlflow, project.ledger)
+    drawn = status.picture(found) if found.windows else b""
+    page = status.page(found, project.settings.mlflow_page, drawn)
+    create_markdown_artifact(key=slug("status", spec.name), markdown=page)
 
 
 @step("announce drift")

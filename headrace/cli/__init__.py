@@ -22,6 +22,7 @@ from headrace.cli import (
     report,
     reproduce,
     serve,
+    status,
     trace,
     vacuum,
     verify,
@@ -58,6 +59,7 @@ def _in_a_project(
 app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)
+app.command()(status.status)
 app.command()(serve.serve)
 app.command()(trace.trace)
 app.command()(replay.replay)

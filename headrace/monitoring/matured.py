@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headrace import tracking
 from headrace.instants import stamp
-from headrace.monitoring import judgements, watch
+from headrace.monitoring import judgements, metrics, watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from headrace.lake import Lake, Window
     from headrace.ledger import Ledger
-    from headrace.monitoring.performance import Performance
+    from headrace.monitoring.watch import Fared
     from headrace.pipeline import Pipeline
     from headrace.registry import Release
     from headrace.tracking import MLflow
@@ -38,20 +38,20 @@ class Matured:
     before: int
     outcomes: int
     skill_closed: float | None
-    versions: tuple[tuple[Release, Performance], ...]
+    versions: tuple[tuple[Release, Fared], ...]
     page: str
 
     @property
     def worse(self) -> bool:
         """Whether any version is worse than was promised."""
-        return any(fared.worse for _, fared in self.versions)
+        return any(fared.performance.worse for _, fared in self.versions)
 
     @property
     def reason(self) -> str:
         """What is said of performance."""
         if len(self.versions) == 1:
-            return self.versions[0][1].reason
-        return " ".join(f"Version {release.version}: {fared.reason}" for release, fared in self.versions)
+            return self.versions[0][1].told
+        return " ".join(f"Version {release.version}: {fared.told}" for release, fared in self.versions)
 
 
 def judge_again(
@@ -74,14 +74,17 @@ def judge_again(
         step = 1 + sum(one.detail["window"] == str(window) for one in looks)
         versions, pages = [], []
         for name, release, fared in watch.fared(spec, lake, mlflow, window, as_of):
-            told = {**fared.scores, "skill": fared.skill}
+            did = fared.performance
+            told = {**did.scores, "skill": did.skill}
             numbers = {metric: float(value) for metric, value in told.items() if not isnan(value)}
             noted = tracking.log_watch(mlflow, spec.name, name, numbers, "", as_of=window.end, step=step)
             pages.append(noted)
             versions.append((release, fared))
         seen = closed.get("predictions", 0), before, outcomes, closed.get("skill")
         one = Matured(window, *seen, tuple(versions), pages[0])
-        first = versions[0][1]
+        told_of = [(release.version, one) for release, of in versions for one in metrics.of_truth(of)]
+        metrics.note(spec, lake, window, f"by {outcomes}", as_of, told_of)
+        first = versions[0][1].performance
         detail = {
             "window": str(window),
             "end": stamp(window.end),
@@ -89,6 +92,7 @@ def judge_again(
             "skill": None if isnan(first.skill) else first.skill,
             "score": spec.problem.told(first.scores, most=1),
             "worse": one.worse,
+            "hurt": [part.name for _, of in versions for part in of.hurt],
             "performance": one.reason,
         }
         ledger.finish(spec.name, judgements.AGAIN, f"{window} by {outcomes}", holder=holder, **detail)

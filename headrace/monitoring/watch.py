@@ -1,16 +1,23 @@
 """What a window's predictions show, by the versions that made them.
 
-prediction log ─▶ one part per version ─▶ drift + performance, against what that version learnt from
+prediction log ─▶ one part per version ─▶ drift, estimated and realised performance, segments,
+                                           against what that version learnt from and was proven on
 """
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from headrace import registry, tracking
+import numpy as np
+
+from headrace import registry, spine, tracking
+from headrace.lake import MONDAY, Window
 from headrace.monitoring import drift as drifts
+from headrace.monitoring import estimates, segments
 from headrace.monitoring.performance import Performance, performance
 from headrace.monitoring.reference import Reference
 from headrace.monitoring.sketch import sketch
@@ -18,35 +25,75 @@ from headrace.serving import log
 from headrace.training import dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
 
-    from headrace.lake import Lake, Window
+    from headrace.lake import Lake
     from headrace.monitoring.drift import Drift
+    from headrace.monitoring.estimates import Estimate, Forecast
+    from headrace.monitoring.segments import Segment
     from headrace.pipeline import Pipeline
     from headrace.registry import Release
     from headrace.tracking import MLflow
 
-REFERENCE = "reference.parquet"
+REFERENCE, PROVEN = "reference.parquet", "proven.parquet"
+MOST = 20_000
+"""Rows beyond which some stand for all where performance is estimated."""
+BACK = 13
+"""Windows before one that its version predicted and that tell what is to be expected, too."""
+SHOWN = 5
+"""Segments that are named."""
+MATURE = 0.9
+"""The share of a window's truth that must be known for that: what is known early may be unlike the rest."""
+
+
+@dataclass(frozen=True)
+class Fared:
+    """How a version did in a window by the truth that is known, and in which segments it has become worse.
+
+    ``promised`` are its scores on what it was proven on.
+    """
+
+    performance: Performance
+    promised: Mapping[str, float]
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def hurt(self) -> tuple[Segment, ...]:
+        """The segments that are proven to cost more than before, beyond what was expected of them."""
+        return tuple(one for one in self.segments if one.p <= estimates.RISK)
+
+    @property
+    def told(self) -> str:
+        """What is said of it."""
+        where = "; ".join(f"{one.name} ({one.rows:,} rows, p {one.p:.3f})" for one in self.hurt[:SHOWN])
+        return self.performance.reason + (f" Worse than expected where {where}." if where else "")
 
 
 @dataclass(frozen=True)
 class Finding:
     """What the ``rows`` that one version predicted in a window show.
 
-    ``name`` is that of the finding, by pipeline, window and version; ``report`` the file of
-    Evidently's page, empty if there is none.
+    ``name`` is that of the finding, by pipeline, window and version; ``incomplete`` the share of rows that
+    lacked features; ``report`` the file of Evidently's page, empty if there is none.
     """
 
     name: str
     release: Release
     rows: int
+    incomplete: float
     drift: Drift
-    performance: Performance
+    estimates: tuple[Estimate, ...]
+    fared: Fared
     report: str
+
+    @property
+    def performance(self) -> Performance:
+        """How its predictions did by the truth that is known."""
+        return self.fared.performance
 
 
 def judge(
@@ -84,32 +131,88 @@ def judge(
     findings: list[Finding] = []
     for name, version, made in _by_version(spec, log.read(spec, lake, window), window):
         release = registry.version(mlflow, spec.name, version)
-        reference = _reference(spec, lake, mlflow, release)
+        reference, held_out = _learnt_from(spec, lake, mlflow, release)
         current = sketch(made, spec.watched, limits=reference.whole.limits)
         found = drifts.drift(reference, current, spec.watched, spec.drift)
         page = reports / f"{name}.html"
         drawn = (draw or found.drifted) and drifts.draw(
             reference, current, found, spec.watched, spec.drift, page
         )
-        fared = _fared(spec, mlflow, release, known)
-        findings.append(Finding(name, release, made.num_rows, found, fared, str(page) if drawn else ""))
+        proven = _proven(spec, lake, held_out, version, window, as_of)
+        ways = (False, True) if spec.problem.labels else (False,)
+        ahead = [estimates.forecast(spec, proven, _some(made), adapt=adapt) for adapt in ways]
+        scores = tuple(score for one in ahead if one for score in one.scores)
+        fared = _fared(spec, mlflow, release, known, proven, ahead[0])
+        report = str(page) if drawn else ""
+        findings.append(
+            Finding(name, release, made.num_rows, _incomplete(made), found, scores, fared, report)
+        )
     return findings
 
 
 def fared(
     spec: Pipeline, lake: Lake, mlflow: MLflow, window: Window, as_of: datetime
-) -> Iterator[tuple[str, Release, Performance]]:
+) -> Iterator[tuple[str, Release, Fared]]:
     """Yield, as :func:`judge` calls it, each version and how it did by the truth known ``as_of`` (UTC)."""
     known = log.outcomes(spec, lake, window, as_of)
-    for name, version, _ in _by_version(spec, log.read(spec, lake, window), window):
+    for name, version, made in _by_version(spec, log.read(spec, lake, window), window):
         release = registry.version(mlflow, spec.name, version)
-        yield name, release, _fared(spec, mlflow, release, known)
+        _, held_out = _learnt_from(spec, lake, mlflow, release)
+        proven = _proven(spec, lake, held_out, version, window, as_of)
+        ahead = estimates.forecast(spec, proven, _some(made))
+        yield name, release, _fared(spec, mlflow, release, known, proven, ahead)
 
 
-def _fared(spec: Pipeline, mlflow: MLflow, release: Release, known: pa.Table) -> Performance:
+def _fared(
+    spec: Pipeline,
+    mlflow: MLflow,
+    release: Release,
+    known: pa.Table,
+    proven: pa.Table,
+    ahead: Forecast | None,
+) -> Fared:
     came, problem = _of(known, release.version), spec.problem
-    proven = tracking.scores(mlflow, release.run_id)
-    return performance(problem, problem.encode(came["label"]), problem.predicted(came), proven, spec.drift)
+    truth, predicted = problem.encode(came["label"]), problem.predicted(came)
+    promised = tracking.scores(mlflow, release.run_id)
+    did = performance(problem, truth, predicted, promised, spec.drift)
+    if not ahead or came.num_rows < spec.drift.min_rows:
+        return Fared(did, promised)
+    rows = _together(proven, came := _some(came))
+    costs = problem.losses(problem.encode(rows["label"]), problem.predicted(rows))
+    over = costs - np.concatenate([ahead.before, ahead.expect(came)])
+    now = np.arange(rows.num_rows) >= proven.num_rows
+    declared = spec.gate.guards.segments if spec.gate.guards else ()
+    columns = [name for name in dict.fromkeys([*declared, *spec.columns.names]) if name in rows.column_names]
+    groups = estimates.groups(spec, rows)
+    return Fared(did, promised, tuple(segments.worse(columns, rows, costs, over, groups, now)))
+
+
+def _proven(
+    spec: Pipeline, lake: Lake, held_out: pa.Table, version: int, window: Window, as_of: datetime
+) -> pa.Table:
+    """Return rows that a version predicted without having learnt from them, and whose truth is known.
+
+    They are those it was proven on, and of the windows before ``window`` those of which most of the truth
+    is known ``as_of`` (UTC).
+    """
+    earlier = Window(window.start - BACK * spec.window, window.start)
+    made = _of(log.read(spec, lake, earlier), version)
+    if not made.num_rows:
+        return held_out
+    known = spine.with_truth(spec, lake, made, as_of)
+    of_made, of_known = (_nth(spec, rows) for rows in (made, known))
+    counts = (np.bincount(of, minlength=BACK + 1) for of in (of_known, of_made))
+    share = next(counts) / np.maximum(next(counts), 1)
+    return _some(_together(held_out, known.filter(share[of_known] >= MATURE)))
+
+
+def _nth(spec: Pipeline, rows: pa.Table) -> np.ndarray:
+    """Return in which window of its pipeline each row is, counted so that there are few."""
+    import pyarrow as pa
+
+    times = rows["event_timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+    since = times - int(MONDAY.timestamp() * 1e6)
+    return since // (spec.window // timedelta(microseconds=1)) % (BACK + 1)
 
 
 def _by_version(spec: Pipeline, predictions: pa.Table, window: Window) -> Iterator[tuple[str, int, pa.Table]]:
@@ -128,16 +231,22 @@ def _of(rows: pa.Table, version: int) -> pa.Table:
     return rows.filter(pc.equal(rows["model_version"], version))
 
 
-def _reference(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -> Reference:
-    """Return the summary of what a version was trained and proven on; made once, and kept with it.
+def _learnt_from(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -> tuple[Reference, pa.Table]:
+    """Return the summary of what a version was trained and proven on, and the rows it was proven on.
+
+    Both are made once, and kept with it.
 
     Raises:
-        DamagedTable: It cannot be made, for the rows are no longer those that the version learnt from.
+        DamagedTable: They cannot be made, for the rows are no longer those that the version learnt from.
     """
-    if data := tracking.kept(mlflow, release.run_id, REFERENCE):
-        reference = Reference.load(data)
-        if reference.fits(spec.watched, spec.window):
-            return reference
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    summary, rows = (tracking.kept(mlflow, release.run_id, name) for name in (REFERENCE, PROVEN))
+    if summary and rows:
+        reference, held_out = Reference.load(summary), pq.read_table(io.BytesIO(rows))
+        if reference.fits(spec.watched, spec.window) and {*spec.columns.names} <= {*held_out.column_names}:
+            return reference, held_out
     lake.check(release.training)
     seen = dataset.read(spec, release.training, lake)
     predicted = tracking.load_model(mlflow, release.model_uri).predict(seen)
@@ -145,4 +254,32 @@ def _reference(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -> 
         seen = seen.append_column(name, values)
     reference = Reference.of(seen, spec.watched, spec.window)
     tracking.keep(mlflow, release.run_id, REFERENCE, reference.dump())
-    return reference
+    held_out = _some(seen.filter(pc.equal(seen["span"], spine.HOLDOUT)))
+    pq.write_table(held_out, file := io.BytesIO(), compression="zstd")
+    tracking.keep(mlflow, release.run_id, PROVEN, file.getvalue())
+    return reference, held_out
+
+
+def _incomplete(rows: pa.Table) -> float:
+    import pyarrow.compute as pc
+
+    if "missing" not in rows.column_names:  # of an earlier release
+        return 0.0
+    lacking = pc.fill_null(pc.list_value_length(rows["missing"]), 0)
+    return float(pc.mean(pc.greater(lacking, 0)).as_py())
+
+
+def _some(rows: pa.Table) -> pa.Table:
+    """Return ``rows``, or ``MOST`` of them in their order, always the same ones."""
+    if rows.num_rows <= MOST:
+        return rows
+    return rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:MOST]))
+
+
+def _together(one: pa.Table, other: pa.Table) -> pa.Table:
+    """Return the rows of both, in their order, with the columns that both have."""
+    import pyarrow as pa
+
+    both = [name for name in one.column_names if name in other.column_names]
+    first = one.select(both)
+    return pa.concat_tables([first, other.select(both).cast(first.schema, safe=False)])

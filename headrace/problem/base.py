@@ -136,6 +136,21 @@ class Problem(ABC):
     def miscalibration(self, targets: Floats, predictions: Floats) -> float:
         """Return how far what is predicted lies from what comes true, over many rows; 0 is not at all."""
 
+    def chances(self, predictions: Floats) -> Floats:
+        """Return what is predicted of each of ``labels``, shape ``(n, labels)``: their probabilities."""
+        return np.empty((len(predictions), 0))
+
+    @abstractmethod
+    def expected_scores(self, outlook: Floats, predictions: Floats, weights: Floats) -> dict[str, float]:
+        """Return the scores that ``predictions`` have on the mean, without any truth.
+
+        Args:
+            outlook: How likely each of ``labels`` is, shape ``(n, labels)``; where there are none, what each
+                row costs on the mean, shape ``(n,)``.
+            predictions: In the same order.
+            weights: How much each row counts, shape ``(n,)``.
+        """
+
     @abstractmethod
     def _scores(self, targets: Floats, predictions: Floats) -> Iterator[tuple[str, float]]: ...
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from matplotlib.axes import Axes
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from headrace.problem.base import Floats
 
@@ -122,10 +122,22 @@ class Binary(Problem):
         return np.clip(np.atleast_1d(targets.mean()), EDGE, 1 - EDGE)
 
     def _scores(self, targets: Floats, predictions: Floats) -> Iterator[tuple[str, float]]:
-        yield "auc", _auc(targets == 1, predictions)
+        yield "auc", _auc(targets, 1 - targets, predictions)
         yield "log_loss", float(self.losses(targets, predictions).mean())
         yield "brier", float(((predictions - targets) ** 2).mean())
         yield "positives", float(targets.sum())
+
+    def chances(self, predictions: Floats) -> Floats:
+        """Return the probabilities of both."""
+        return np.stack([1 - predictions, predictions], axis=1)
+
+    def expected_scores(self, outlook: Floats, predictions: Floats, weights: Floats) -> dict[str, float]:
+        """Return the scores that are to be expected."""
+        p = self.chances(predictions)
+        weighed = outlook * weights[:, None]
+        found = {"auc": _auc(weighed[:, 1], weighed[:, 0], predictions)}
+        found["brier"] = float((weighed * (1 - p) ** 2).sum() / weights.sum())
+        return _kept(found | _expected(weighed, p))
 
     def miscalibration(self, targets: Floats, predictions: Floats) -> float:
         """Return the expected calibration error."""
@@ -248,12 +260,33 @@ class MultiClass(Problem):
         return inside / inside.sum()
 
     def _scores(self, targets: Floats, predictions: Floats) -> Iterator[tuple[str, float]]:
-        each = [_auc(targets == place, predictions[:, place]) for place in range(self.width)]
-        yield "auc", float(np.nanmean(each)) if not np.isnan(each).all() else np.nan
+        yield "auc", self._auc(np.equal.outer(targets, np.arange(self.width)).astype(np.float64), predictions)
         yield "log_loss", float(self.losses(targets, predictions).mean())
         yield "accuracy", float((predictions.argmax(axis=1) == targets).mean())
         hits = np.arange(self.width) == targets[:, None]
         yield "brier", float(((predictions - hits) ** 2).sum(axis=1).mean())
+
+    def _auc(self, hits: Floats, predictions: Floats) -> float:
+        """Return the mean area of the classes, each against the others; ``hits`` are weights."""
+        others = hits.sum(axis=1, keepdims=True) - hits
+        each = [_auc(*column) for column in zip(hits.T, others.T, predictions.T, strict=True)]
+        return float(np.nanmean(each)) if not np.isnan(each).all() else np.nan
+
+    def chances(self, predictions: Floats) -> Floats:
+        """Return the probabilities of all."""
+        return predictions
+
+    def expected_scores(self, outlook: Floats, predictions: Floats, weights: Floats) -> dict[str, float]:
+        """Return the scores that are to be expected."""
+        weighed, p = outlook * weights[:, None], predictions
+        squares = (p**2).sum(axis=1, keepdims=True) - 2 * p + 1
+        hits = weighed[np.arange(len(p)), p.argmax(axis=1)]
+        found = {
+            "auc": self._auc(weighed, p),
+            "accuracy": float(hits.sum() / weights.sum()),
+            "brier": float((weighed * squares).sum() / weights.sum()),
+        }
+        return _kept(found | _expected(weighed, p))
 
     def miscalibration(self, targets: Floats, predictions: Floats) -> float:
         """Return the mean of the classes' expected calibration errors."""
@@ -324,16 +357,29 @@ def _others(classes: Sequence[Label], labels: pa.ChunkedArray) -> pa.ChunkedArra
     return labels.filter(pc.is_null(_places(classes, labels)))
 
 
-def _auc(positive: NDArray[np.bool_], p: Floats) -> float:
+def _expected(weighed: Floats, p: Floats) -> dict[str, float]:
+    """Return the loss to be expected, and the share saved over who knows how often each class comes."""
+    shares = weighed.sum(axis=0)
+    loss = -float((weighed * np.log(p)).sum() / shares.sum())
+    of_constant = -float(shares @ np.log(np.clip(shares / shares.sum(), EDGE, 1)) / shares.sum())
+    return {"log_loss": loss, "skill": 1 - loss / of_constant if of_constant > EDGE else np.nan}
+
+
+def _kept(found: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _auc(positive: Floats, negative: Floats, p: Floats) -> float:
     """Return the area under the ROC curve; NaN where there is nothing to rank.
+
+    ``positive`` and ``negative`` are how much each row counts as one and as the other, shape ``(n,)``.
 
     Source:
         Hanley and McNeil (1982), "The meaning and use of the area under a ROC curve", Radiology 143(1).
     """
-    n = int(positive.sum())
-    if n in (0, p.size):
+    _, place = np.unique(p, return_inverse=True)
+    ones, others = np.bincount(place, positive), np.bincount(place, negative)
+    if not (pairs := ones.sum() * others.sum()) > 0:
         return float("nan")
-    # Ties share the mean of their ranks, as half of them would be ordered right by chance.
-    _, place, count = np.unique(p, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (p.size - n)))
+    # Of ties half would be ordered right by chance.
+    return float(ones @ (np.cumsum(others) - others / 2) / pairs)

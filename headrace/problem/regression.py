@@ -177,6 +177,14 @@ class Regression(Problem):
         yield "rmse", float(np.sqrt((off**2).mean()))
         yield "bias", float(off.mean())
 
+    def expected_scores(self, outlook: Floats, predictions: Floats, weights: Floats) -> dict[str, float]:
+        """Return the score that the mean loss is: of squares its root, in the unit of the truth."""
+        mean = max(float(np.average(outlook, weights=weights)), 0.0)
+        if self.loss == "squared":
+            return {"rmse": float(np.sqrt(mean))}
+        names = {"absolute": "mae", "poisson": "poisson_deviance", "quantile": "pinball"}
+        return {names[self.loss]: mean}
+
     def miscalibration(self, targets: Floats, predictions: Floats) -> float:
         """Return the bias as a share of the truth's spread; of quantiles, how far they are off their level.
 

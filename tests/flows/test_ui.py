@@ -30,6 +30,16 @@ def test_the_deployments_and_the_drift_run_with_its_artifacts_are_there_to_see(
     expect(page.get_by_text("candidates-flights").first).to_be_visible()
 
 
+def test_how_a_pipeline_is_is_one_page_with_a_picture(river: River, page: Page) -> None:
+    (made,) = river.prefect("artifacts/latest", artifacts={"key": {"any_": ["status-flights"]}})
+    page.goto(f"{river.settings.prefect_page}/artifacts/artifact/{made['latest_id']}")
+    for title in ("Which model serves?", "How well does it do?", "What has changed?"):
+        expect(page.get_by_role("heading", name=title)).to_be_visible(timeout=30_000)
+    picture = page.get_by_role("img", name="AUC")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 500
+
+
 def test_the_catalog_shows_where_features_come_from_and_what_uses_them(river: River, page: Page) -> None:
     """Feast's own UI, without a network."""
     asked: list[str] = []

@@ -1,0 +1,102 @@
+"""Segments: for whom a version has become worse, although it may be as good as ever on the whole.
+
+A window in which more flights are late costs every model more. So what is looked at is not what the rows of a
+segment cost, but by how much more than they were expected to (see ``estimates``), beside how that was before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.gate import familywise
+from headrace.segments import segments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+SHUFFLES = 2_048
+"""How often groups are dealt anew to before and now."""
+THIN = 2
+"""Groups, before and now, in fewer of which a segment tells nothing."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """By how much more than expected a row costs where ``name`` holds, beside how much more it did before.
+
+    ``change`` is that difference, in loss per row, on ``rows`` rows; ``p`` how likely chance alone makes any
+    segment that was looked at seem as bad. ``loss`` is what a row costs there.
+    """
+
+    name: str
+    rows: int
+    loss: float
+    change: float
+    p: float
+
+
+def worse(
+    columns: Sequence[str],
+    rows: pa.Table,
+    losses: Floats,
+    over: Floats,
+    groups: NDArray[Any],
+    now: NDArray[np.bool_],
+) -> list[Segment]:
+    """Return the segments by how likely it is that chance alone makes any of them look as bad as it does.
+
+    If nothing has changed, the groups of now could as well be some of before: how bad the worst segment
+    looks when they are dealt anew is what each is held against.
+
+    Args:
+        columns: Each value of these, or quarter of their numbers, is a segment.
+        rows: Those of before and those of now, n rows.
+        losses: What each costs, shape ``(n,)``.
+        over: By how much more that is than was expected, shape ``(n,)``.
+        groups: To what rows belong that stand and fall together, shape ``(n,)``.
+        now: Which rows are those of now, shape ``(n,)``.
+    """
+    _, place = np.unique(groups, return_inverse=True)
+    is_now = np.zeros(place.max() + 1, bool)
+    is_now[place[now]] = True
+    count, parts, sums, sizes = is_now.size, [], [], []
+    for name, of in segments(rows, columns):
+        size = np.bincount(place[of], minlength=count)
+        if min((size[is_now] > 0).sum(), (size[~is_now] > 0).sum()) >= THIN:
+            parts.append((name, of & now))
+            sums.append(np.bincount(place[of], over[of], count))
+            sizes.append(size)
+    if not parts:
+        return []
+    dealt = np.zeros((SHUFFLES, count), bool)
+    dealt[0] = is_now
+    rng = np.random.default_rng(0)
+    for one in dealt[1:]:
+        one[rng.permutation(count)[: is_now.sum()]] = True
+    changes = _changes(np.array(sums), np.array(sizes, np.float64), dealt)
+    scale = changes.std(axis=0)
+    scaled = changes / np.where(scale > 0, scale, 1)
+    chances = familywise(scaled[0], scaled)
+    found = [
+        Segment(name, int(of.sum()), float(losses[of].mean()), float(change), p)
+        for (name, of), change, p in zip(parts, changes[0], chances, strict=True)
+    ]
+    return sorted(found, key=lambda one: (one.p, -one.change))
+
+
+def _changes(sums: Floats, sizes: Floats, dealt: NDArray[np.bool_]) -> Floats:
+    """Return the change of each part's mean, for each way in which groups are dealt; 0 without rows."""
+    now = dealt.astype(np.float64)
+    s, n = now @ sums.T, now @ sizes.T
+    before, m = sums.sum(axis=1) - s, sizes.sum(axis=1) - n
+    means = np.divide(s, n, out=np.zeros_like(s), where=n > 0)
+    means_before = np.divide(before, m, out=np.zeros_like(s), where=m > 0)
+    return np.where((n > 0) & (m > 0), means - means_before, 0.0)
