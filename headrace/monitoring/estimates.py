@@ -37,8 +37,8 @@ RISK = 0.05
 """How often the truth may lie outside."""
 TREES = {"max_iter": 60, "max_leaf_nodes": 8, "min_samples_leaf": 100, "early_stopping": False}
 """Small trees: a few thousand rows are to tell of a whole window, not of themselves."""
-HEAVY, ALIKE = 0.99, 0.5
-"""Beyond this share of them weights are cut; of rows of now, more must be like some that are known."""
+HEAVY, ALIKE = 0.99, 0.01
+"""Beyond this share of them weights are cut; below this mean of them nothing that is known is like now."""
 
 
 @dataclass(frozen=True)
