@@ -201,6 +201,14 @@ def test_nothing_is_foretold_of_too_little_and_nothing_breaks_of_what_says_nothi
     empty = proven.set_column(proven.schema.get_field_index("x"), "x", nulls)
     assert forecast(of, empty, now)
     assert forecast(of, empty, now, adapt=True) is None
+    still = now.set_column(now.schema.get_field_index("x"), "x", nulls[: len(now)])
+    for kind in (Binary(), Regression("absolute")):
+        both = [
+            rows(kind, np.full(len(part), 0.5), part["label"].to_numpy(), np.full(len(part), np.nan), 0)
+            for part in (empty, still)
+        ]
+        for adapt in (False, True):
+            assert forecast(spec(kind), *both, adapt=adapt)
 
 
 def test_the_segment_that_has_become_worse_is_named_and_no_other():

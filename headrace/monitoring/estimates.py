@@ -213,8 +213,19 @@ def _cost(seen: Floats, true: Floats, weights: Floats) -> Outlook:
     from sklearn.ensemble import HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
+    varied = _varied(seen)
+    if not varied.any():
+        mean = np.average(true, weights=weights)
+        return lambda ahead: np.full(len(ahead), mean)
     with threadpool_limits(1, "openmp"):  # threads that wait for a core cost more than small trees
-        return HistGradientBoostingRegressor(**TREES, random_state=0).fit(seen, true, weights).predict
+        trees = HistGradientBoostingRegressor(**TREES, random_state=0).fit(seen[:, varied], true, weights)
+
+    def outlook(ahead: Floats) -> Floats:
+        with threadpool_limits(1, "openmp"):
+            costs: Floats = trees.predict(ahead[:, varied])
+        return costs
+
+    return outlook
 
 
 def _likeness(before: Floats, now: Floats) -> Floats:
@@ -226,8 +237,17 @@ def _likeness(before: Floats, now: Floats) -> Floats:
     from threadpoolctl import threadpool_limits
 
     rows, is_new = np.vstack([before, now]), np.repeat([0, 1], [len(before), len(now)])
+    varied = _varied(rows)
+    if not varied.any():
+        return np.ones(len(before))
     with threadpool_limits(1, "openmp"):
-        tells = HistGradientBoostingClassifier(**TREES, random_state=0).fit(rows, is_new)
-        new = tells.predict_proba(before)[:, 1]
+        trees = HistGradientBoostingClassifier(**TREES, random_state=0).fit(rows[:, varied], is_new)
+        new = trees.predict_proba(before[:, varied])[:, 1]
     ratio = new / np.maximum(1 - new, 1e-9)
     return np.minimum(ratio, np.quantile(ratio, HEAVY)) * len(before) / len(now)
+
+
+def _varied(rows: Floats) -> NDArray[np.bool_]:
+    """Return which columns have two values at least: trees refuse others."""
+    known = np.isfinite(rows)
+    return np.where(known, rows, np.inf).min(axis=0) < np.where(known, rows, -np.inf).max(axis=0)
