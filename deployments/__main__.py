@@ -10,7 +10,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import yaml
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from deployments.client import CarefulClient
+from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,7 @@ DECLARED = Path("prefect.yaml")
 POOL = "headrace"
 TEMPLATE = Path("deployments/process-pool.json")
 AUTOMATIONS = Path("deployments/automations.yaml")
+NOTIFICATIONS = Path("deployments/notifications.yaml")
 
 
 class _Context(AsyncClientContext):
@@ -69,12 +71,24 @@ async def deploy() -> Mapping[str, Outcome]:
                     console=quiet,
                     is_interactive=lambda: False,
                 )
-            for automation in yaml.safe_load(AUTOMATIONS.read_text())["automations"]:
+            for automation in await _automations(client):
                 await client.create_automation(AutomationCore.model_validate(automation))
             await client.remove_given_up()
         finally:
             await client.remember()
         return client.outcomes
+
+
+async def _automations(client: CarefulClient) -> list[dict[str, Any]]:
+    """Return the automations that are declared, and who is to be told of what, if anybody is."""
+    declared: list[dict[str, Any]] = yaml.safe_load(AUTOMATIONS.read_text())["automations"]
+    if not (whom := Settings().notify.get_secret_value()):
+        return declared
+    block = str(await client.settle_block(whom))
+    told = yaml.safe_load(NOTIFICATIONS.read_text())["automations"]
+    for action in (action for automation in told for action in automation["actions"]):
+        action["block_document_id"] = block
+    return [*declared, *told]
 
 
 def tell(outcomes: Mapping[str, Outcome], console: Console) -> None:

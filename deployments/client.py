@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
@@ -19,8 +20,9 @@ from prefect.client.schemas.actions import (
 )
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
+from prefect.types import SecretDict
 from pydantic_core import to_jsonable_python
 
 from deployments.merge import differing, merge
@@ -99,6 +101,33 @@ class CarefulClient(PrefectClient):
             await self.update_work_pool(name, WorkPoolUpdate(**changed))
 
         return await self._settle(key, now, {"base_job_template": there.base_job_template}, update)
+
+    async def settle_block(self, whom: str) -> UUID:
+        """Return the id of the notification block that ``whom`` names, as ``type/name``.
+
+        Of a webhook's URL one is made, or written anew, that posts ``{"text": …}``, as Slack, Mattermost and
+        Teams take it.
+
+        Raises:
+            ValueError: There is no such block.
+        """
+        if whom.startswith(("http://", "https://")):
+            block = CustomWebhookNotificationBlock(
+                name="headrace",
+                url="{{address}}",
+                json_data={"text": "{{subject}}\n{{body}}"},
+                secrets=SecretDict({"address": whom}),
+            )
+            return await block.asave("headrace", overwrite=True, client=self)
+        kind, _, name = whom.partition("/")
+        try:
+            found = await self.read_block_document_by_name(name, kind)
+        except (ObjectNotFound, PrefectHTTPStatusError) as error:
+            raise ValueError(
+                "HEADRACE_NOTIFY must be a webhook's URL or a block, as `slack-webhook/ops`, but Prefect has "
+                f"none of the type `{kind}` that is called `{name}`."
+            ) from error
+        return found.id
 
     async def read_deployment_by_name(self, name: str) -> DeploymentResponse:
         """Say that there is none, so that Prefect's ``deploy`` always goes on to create it."""

@@ -60,12 +60,13 @@ def lifecycle(pipeline: str, start: datetime, end: datetime) -> dict[str, Any]:
         _add(lived, landed, seconds)
         finding = steps.judgement(project, spec, window) or {
             "drifted": False,
+            "retrain": False,
             "reason": "It waits for a source.",
         }
         numbers = {"landed": sum(lived["landed"].values()), "scored": sum(lived["scored"].values())}
         week = {"as_of": window.end, **numbers, **finding}
         say(_line(week))
-        if finding["drifted"]:
+        if finding["retrain"]:
             with _timed(seconds, "wait for retraining"):
                 retraining = steps.await_retraining(project, spec, finding["cause"])
             week["retraining"] = retraining
@@ -122,7 +123,7 @@ def _line(week: dict[str, Any]) -> str:
     return (
         f"{shown(week['as_of'])}: landed {week['landed']:>6,}, scored {week['scored']:>5,}, "
         f"version {week['champion']} {skill}, "
-        f"drift in {week['drift_share']:>4.0%} of columns{'  ▶ retraining' if week['drifted'] else ''}"
+        f"drift in {week['drift_share']:>4.0%} of columns{'  ▶ retraining' if week['retrain'] else ''}"
     )
 
 

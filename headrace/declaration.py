@@ -161,6 +161,11 @@ def _gate(spec: Pipeline) -> Iterator[str]:
                 yield f"`gate.guards.scores` must not be below 0, but has {margin} for `{name}`"
 
 
+def _drift(spec: Pipeline) -> Iterator[str]:
+    if not 1 <= spec.drift.windows <= spec.drift.of:
+        yield "`drift.windows` must be from 1 to `drift.of`: as many of so many windows call for a retraining"
+
+
 def _suites(spec: Pipeline) -> Iterator[str]:
     from headrace.validation.suites import known
 
@@ -203,6 +208,7 @@ CHECKS = (
     (("candidates",), _trainers),
     (("sources", "feature_tables", "window", "holdout"), _spans),
     (("gate", "problem"), _gate),
+    (("drift",), _drift),
     (("sources", "feature_tables", "suite"), _suites),
     (("sources", "feature_tables", "spine", "label"), _queries),
 )

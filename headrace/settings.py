@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     serve_certificate_key: Path | None = Field(None, description="The certificate's private key, PEM")
     signing_key: Path | None = Field(None, description="Private key that signs releases, PEM")
     verifying_key: Path | None = Field(None, description="Public key that checks their signatures, PEM")
+    notify: SecretStr = Field(
+        SecretStr(""),
+        description="Who is told of what befell: a webhook's URL, or a Prefect block",
+    )
     api_keys: Path | None = Field(None, description="File of API keys; below `home` if it is not set")
 
     def __init__(self, **given: Any) -> None:

@@ -291,7 +291,7 @@ def _decided(spec: Pipeline, ledger: Ledger) -> list[Decided]:
     for one in ledger.entries(spec.name):
         detail, as_of = one.detail, one.detail.get("as_of", one.detail.get("end", ""))
         as_of = shown(read(as_of)) if as_of else ""
-        if one.kind == judgements.KIND and one.state == DONE and detail["drifted"]:
+        if one.kind == judgements.KIND and one.state == DONE and judgements.calls(detail):
             found.append(Decided(one.at, as_of, "drift, so train", detail["reason"]))
         elif one.kind == "training" and one.state == DONE and detail.get("challenger"):
             what = f"version {detail['challenger']} {detail['decision']} ({one.key})"

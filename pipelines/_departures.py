@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from headrace.monitoring.rule import DriftRule
 from headrace.pipeline import Columns, FeatureTable, Source
 from headrace.sources import Files
 from pipelines import _nycflights13 as nyc
@@ -47,6 +48,9 @@ SOURCES = (
         keys=("tailnum",),
     ),
 )
+
+# Of one window alone, and so by chance some five times a year: trainings take seconds, and the gate decides.
+DRIFT = DriftRule(windows=1, of=1)
 
 FEATURES = (
     FeatureTable(

@@ -39,5 +39,6 @@ PIPELINE = Pipeline(
         Candidate("baseline", "sklearn"),
     ),
     holdout=timedelta(weeks=3),
+    drift=departures.DRIFT,
     suite="arrival_delay.predictions",
 )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -281,6 +287,91 @@ def test_a_run_that_died_with_its_worker_is_settled_and_frees_its_place(project:
     assert slots() == 1
     eventually(lambda: run(stuck)["state_type"] == "CRASHED", seconds=120)
     assert slots() == 0
+
+
+class Receiver:
+    """A webhook on loopback, and what was posted to it."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        texts = self.texts
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                texts.append(json.loads(body)["text"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hooks/t0ken"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def heard(self, start: str) -> str | None:
+        return next((text for text in self.texts if text.startswith(start)), None)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver()
+    yield found
+    found.server.shutdown()
+
+
+def test_whoever_is_named_is_told_of_what_befell_and_nobody_else(
+    project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.deploy()
+    told = ("tell what befell data and models", "tell of runs that failed")
+    assert not {*told} & {*project.automations()}
+
+    monkeypatch.setenv("HEADRACE_NOTIFY", receiver.url)
+    assert "2 created" in project.deploy()
+    assert {*told} <= {*project.automations()}
+    assert "unchanged" in project.deploy()
+    for kept in (project.automations(), project.ask("POST", "block_documents/filter")):
+        assert "t0ken" not in json.dumps(kept)
+
+    def emit(event: str, id: str, name: str, **payload: str) -> None:
+        resource = {"prefect.resource.id": id, "prefect.resource.name": name}
+        now = datetime.now(UTC).isoformat()
+        about = {"event": event, "resource": resource, "payload": payload, "id": str(uuid4())}
+        httpx.post(f"{project.api}/events", json=[{**about, "occurred": now}], timeout=30).raise_for_status()
+
+    emit("headrace.upstream", "headrace.pipeline.flights", "flights", reason="nobody asked")
+    emit("headrace.worse", "headrace.pipeline.flights", "flights", reason="Skill is 0.1 and was 0.2.")
+    emit("headrace.quarantine", "headrace.quarantine.weather.1", "weather/1", reason="1 of 504 rows is held")
+    eventually(lambda: receiver.heard("flights: headrace.worse\nSkill is 0.1 and was 0.2."))
+    eventually(lambda: receiver.heard("weather/1: headrace.quarantine\n1 of 504 rows is held"))
+    id = project.deployments()["score"]["id"]
+    run = project.ask("POST", f"deployments/{id}/create_flow_run", state={"type": "SCHEDULED"})
+    failed = {"type": "FAILED", "message": "No champion.", "name": "Failed"}
+    project.ask("POST", f"flow_runs/{run['id']}/set_state", state=failed, force=True)
+    eventually(lambda: receiver.heard(f"{run['name']}: Failed\nNo champion."))
+    assert receiver.heard("flights: headrace.upstream") is None
+
+    monkeypatch.delenv("HEADRACE_NOTIFY")
+    assert "removed" in project.deploy()
+    assert not {*told} & {*project.automations()}
+
+    monkeypatch.setenv("HEADRACE_NOTIFY", "slack-webhook/nobody")
+    with pytest.raises(ServerUnreachable, match="none of the type `slack-webhook` that is called `nobody`"):
+        project.deploy()
+
+
+def test_what_is_told_of_is_what_the_flows_announce() -> None:
+    """An event that no flow emits would never be told of; one that is emitted and not named is by choice."""
+    automations = yaml.safe_load((ROOT / "deployments" / "notifications.yaml").read_text())["automations"]
+    told = set(automations[0]["trigger"]["expect"])
+    code = "".join(file.read_text() for file in (ROOT / "flows").rglob("*.py"))
+    emitted = {*re.findall(r'"(headrace(?:\.[a-z]+)+)"', code)}
+    assert told <= emitted
+    assert emitted - told - {"headrace.pipeline"} == {
+        "headrace.upstream"
+    }  # starts a training; people hear of the champion
 
 
 def test_every_flow_is_watched_for_a_silent_death() -> None:

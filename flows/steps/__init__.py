@@ -26,6 +26,7 @@ from flows.steps.features import (
 from flows.steps.ingest import ask, batches, predict_history, report, say_unreadable, settle, staging, tell
 from flows.steps.monitoring import (
     announce_drift,
+    announce_worse,
     await_retraining,
     compare_releases,
     judge_again,
@@ -57,6 +58,7 @@ __all__ = [
     "Parts",
     "announce_drift",
     "announce_overdue",
+    "announce_worse",
     "apply_features",
     "approved",
     "ask",

@@ -151,6 +151,7 @@ def announce_overdue(spec: Pipeline, overdue: Iterable[Freshness], at: datetime)
                 "age": view.age and view.age.total_seconds(),
                 "ttl": view.ttl.total_seconds(),
                 "as_of": at.isoformat(),
+                "reason": f"The newest row online is of {served}, and may be {view.ttl} old.",
             },
         )
 

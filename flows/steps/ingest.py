@@ -214,7 +214,11 @@ def _announce_overdue(spec: Pipeline, source: Source, missing: Sequence[Window])
                 "prefect.resource.name": source.name,
                 "headrace.pipeline": spec.name,
             },
-            payload={"window": str(window), "deadline": source.deadline.total_seconds()},
+            payload={
+                "window": str(window),
+                "deadline": source.deadline.total_seconds(),
+                "reason": f"Nothing came for {window} within {source.deadline}.",
+            },
             id=uuid5(NAMESPACE_URL, f"headrace/overdue/{spec.name}/{source.name}/{window}"),
         )
 
@@ -299,7 +303,10 @@ def _show(spec: Pipeline, s: Settled, link: str) -> None:
                 "prefect.resource.name": entry.id,
                 "headrace.pipeline": spec.name,
             },
-            payload={"rows": entry.held.rows, "of": entry.of, "whole": entry.whole, "reasons": list(reasons)},
+            payload={
+                **{"rows": entry.held.rows, "of": entry.of, "whole": entry.whole, "reasons": list(reasons)},
+                "reason": f"{entry.held.rows:,} of {entry.of:,} rows are held: {'; '.join(reasons)}",
+            },
         )
 
 

@@ -70,14 +70,14 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     All numbers are in the lake's table of metrics; what a plot over time is made of in MLflow, too, beside
     Evidently's page of a drift.
     """
-    from headrace.monitoring import metrics
+    from headrace.monitoring import metrics, policy
     from headrace.monitoring.watch import judge
 
     cause, reports = f"drift/{stamp(window.end)}", project.settings.home / "reports"
     findings = judge(spec, project.lake, project.mlflow, window, at, reports)
     if not findings:
         reason = "There was nothing to predict in it."
-        return {"window": str(window), "drifted": False, "cause": cause, "reason": reason}
+        return {"window": str(window), "drifted": False, "retrain": False, "cause": cause, "reason": reason}
     views = freshness.measure(project.store, spec.feature_service, at)
     old = {view.view: view.age for view in views if view.age is not None}
     ages = {f"feature_age_h.{view}": age / timedelta(hours=1) for view, age in old.items()}
@@ -93,9 +93,14 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         for finding, metrics in zip(findings, measured, strict=True)
     ]
     worse = any(finding.performance.worse for finding in findings)
+    retrain, why = False, ""
+    if drifted:
+        retrain, why = policy.decide(spec, project.ledger, window, findings[0].release.version)
     found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"
     fared = _told(findings, lambda finding: _fared(spec, finding))
-    create_markdown_artifact(key=slug("monitor", spec.name), markdown=f"## {found}\n\n" + "\n\n".join(pages))
+    create_markdown_artifact(
+        key=slug("monitor", spec.name), markdown="\n\n".join(filter(None, [f"## {found}", why, *pages]))
+    )
     texts = ("column", "odd readings")
     rows = [
         {"version": f.release.version, **row, **{name: markdown(row[name]) for name in texts}}
@@ -108,8 +113,9 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     return {
         "window": str(window),
         "drifted": drifted,
+        "retrain": retrain,
         "cause": cause,
-        "reason": _told(findings, lambda finding: finding.drift.reason),
+        "reason": f"{_told(findings, lambda finding: finding.drift.reason)} {why}".rstrip(),
         "worse": worse,
         "hurt": [one.name for finding in findings for one in finding.fared.hurt],
         "predictions": sum(finding.rows for finding in findings),
@@ -195,6 +201,8 @@ def _judge_again(
     for one in found:
         if one.worse:
             logger().warning("By now, worse than promised in %s. %s", one.window, one.reason)
+        if one.worse or any(fared.hurt for _, fared in one.versions):
+            announce_worse(spec, str(one.window), one.reason, one.outcomes)
     create_table_artifact(
         key=slug("matured", spec.name),
         table=[
@@ -239,6 +247,19 @@ def announce_drift(spec: Pipeline, at: datetime, finding: Mapping[str, Any]) -> 
         },
         payload={"as_of": at.isoformat(), "cause": finding["cause"], "reason": finding["reason"]},
         id=uuid5(NAMESPACE_URL, f"headrace/{spec.name}/{finding['cause']}"),
+    )
+
+
+def announce_worse(spec: Pipeline, window: str, reason: str, outcomes: int) -> None:
+    """Emit ``headrace.worse``: by as many outcomes a version has become worse, on the whole or for some."""
+    emit_event(
+        "headrace.worse",
+        resource={
+            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
+            "prefect.resource.name": spec.name,
+        },
+        payload={"window": window, "outcomes": outcomes, "reason": f"{window}: {reason}"},
+        id=uuid5(NAMESPACE_URL, f"headrace/{spec.name}/worse/{window}/{outcomes}"),
     )
 
 

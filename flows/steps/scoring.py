@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from datetime import datetime
 from functools import partial
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect.events import emit_event
 
 from flows.steps.common import holder, logger, progress, step
 from headrace import registry, tracking
@@ -15,7 +18,7 @@ from headrace.lake import Window
 from headrace.pipeline import Pipeline
 from headrace.project import Project
 from headrace.registry import Release
-from headrace.release import live
+from headrace.release import live, promotion
 from headrace.release.errors import NoChampion, NothingShadowed
 from headrace.serving import log
 from headrace.serving.predictor import Predictor
@@ -27,6 +30,25 @@ def settle_champion(project: Project, spec: Pipeline) -> None:
         logger().warning("Finished what was cut short: %s", done)
     if stray := releases.strayed(spec, project.mlflow, project.ledger):
         logger().warning("%s", stray)
+        _of_champion("headrace.champion.strayed", spec, str(stray), f"{stray.named}/{stray.expected}")
+
+
+def announce_champion(project: Project, spec: Pipeline) -> None:
+    """Emit ``headrace.champion``: another version serves."""
+    last = promotion.changes(spec, project.ledger)[-1]
+    _of_champion("headrace.champion", spec, promotion.told(last), last.key)
+
+
+def _of_champion(event: str, spec: Pipeline, reason: str, key: str) -> None:
+    emit_event(
+        event,
+        resource={
+            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
+            "prefect.resource.name": spec.name,
+        },
+        payload={"reason": reason},
+        id=uuid5(NAMESPACE_URL, f"{event}/{spec.name}/{key}"),
+    )
 
 
 def judge_live(project: Project, spec: Pipeline, at: datetime) -> None:
@@ -50,6 +72,9 @@ def _judge_live(project: Project, spec: Pipeline, version: int, at: datetime) ->
         logger().error("Version %s is not promoted: %s", version, error)
     else:
         logger().info("By live traffic: %s", verdict or f"version {version} serves already")
+        now = registry.champion(project.mlflow, spec.name)
+        if verdict and verdict.promoted and now and now.version == version:
+            announce_champion(project, spec)
 
 
 @step("find the champion")

@@ -25,6 +25,7 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run as this_run
 
 from flows.steps.common import holder, logger, progress, slug, step
+from flows.steps.scoring import announce_champion
 from headrace import registry, tracking
 from headrace import release as releases
 from headrace.feature_store import store as feature_store
@@ -312,6 +313,7 @@ def release(project: Project, spec: Pipeline, version: int, verdict: Verdict, at
         told = card(spec, about, project.mlflow, project.ledger)
         tracking.keep(project.mlflow, about.release.run_id, "card.md", told.encode())
         create_markdown_artifact(key=slug("card", spec.name), markdown=told)
+        announce_champion(project, spec)
         _tell_downstream(project, spec, version, at)
     return True
 

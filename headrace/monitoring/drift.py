@@ -190,7 +190,7 @@ def _reason(columns: Sequence[ColumnDrift], drifted: bool, rule: DriftRule) -> s
     more = f" and {len(far) - 5} more" if len(far) > 5 else ""
     return (
         f"{len(far)} of {len(columns)} columns lie farther from the reference than any of its own windows; "
-        f"{'that reaches' if drifted else 'it takes'} {rule.share:.0%} of them to call for retraining."
+        f"{'that reaches' if drifted else 'it takes'} {rule.share:.0%} of them for the window to drift."
         + (f" Farthest: {named}{more}." if far else "")
     )
 

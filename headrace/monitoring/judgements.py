@@ -70,8 +70,13 @@ def of(spec: Pipeline, ledger: Ledger, window: Window) -> dict[str, Any] | None:
 
 
 def unanswered(spec: Pipeline, ledger: Ledger) -> dict[str, Any] | None:
-    """Return the last judgement if it found drift and no training has begun for it: its event may be lost."""
+    """Return the last judgement if it calls for a training and none has begun: its event may be lost."""
     last = ledger.last(spec.name, KIND)
-    if not last or not last.detail["drifted"] or ledger.entries(spec.name, "training", last.detail["cause"]):
+    if not last or not calls(last.detail) or ledger.entries(spec.name, "training", last.detail["cause"]):
         return None
     return last.detail
+
+
+def calls(judged: Mapping[str, Any]) -> bool:
+    """Say whether what was found in a window calls for a retraining; before there was a policy, drift did."""
+    return bool(judged.get("retrain", judged["drifted"]))

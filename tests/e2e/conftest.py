@@ -67,7 +67,7 @@ class Project:
             eventually(self.at_rest, seconds=180)
 
     def drifts(self) -> list[str]:
-        return [entry.detail["cause"] for entry in self.done("judgement") if entry.detail["drifted"]]
+        return [entry.detail["cause"] for entry in self.done("judgement") if entry.detail["retrain"]]
 
     def retrainings(self) -> list[str]:
         return [entry.key for entry in self.done("training") if entry.key.startswith("drift/")]
