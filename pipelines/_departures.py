@@ -49,7 +49,7 @@ SOURCES = (
     ),
 )
 
-# Of one window alone, and so by chance some five times a year: trainings take seconds, and the gate decides.
+# Of one window alone, and so by chance some four times a year: trainings take seconds, and the gate decides.
 DRIFT = DriftRule(windows=1, of=1)
 
 FEATURES = (

@@ -17,7 +17,7 @@ class DriftRule:
     drift; ``least_score`` is the drift score below which a column never does,
     however steady it was; windows of fewer than ``min_rows`` rows are not
     judged. A retraining is called for when ``windows`` of the last ``of`` windows have drifted: with two of
-    three, less than once a year if nothing changes; with one of one, some five times.
+    three, less than once a year if nothing changes; with one of one, some four times.
     Performance is worse when its skill falls by more than ``skill_drop``.
     """
 
