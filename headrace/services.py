@@ -170,6 +170,14 @@ def feast_server(settings: Settings) -> Service:
     return Service("Feast", command, "`HEADRACE_FEAST_PORT`", f"{address}/", address)
 
 
+def evidently_server(settings: Settings) -> Service:
+    """Return Evidently's UI, on what was measured."""
+    address = settings.evidently_page
+    return Service(
+        "Evidently", [*HEADRACE, "dashboards"], "`HEADRACE_EVIDENTLY_PORT`", f"{address}/", address
+    )
+
+
 def model_server(settings: Settings) -> Service:
     """Return the service that answers with champions."""
     address = settings.serve_page
@@ -188,7 +196,8 @@ def embedded(settings: Settings) -> list[Service]:
             settings.mlflow, settings.home
         ).client  # makes its database: the server would not wait for our lock
         servers.append(mlflow_server(settings))
-    return [*servers, docs_server(settings), feast_server(settings), model_server(settings)]
+    others = (docs_server, feast_server, evidently_server, model_server)
+    return [*servers, *(server(settings) for server in others)]
 
 
 @contextmanager

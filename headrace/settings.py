@@ -105,6 +105,7 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, description="Where `headrace up` serves MLflow")
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")
     feast_port: int = Field(8888, description="Where `headrace up` serves the feature catalog")
+    evidently_port: int = Field(8070, description="Where `headrace up` serves Evidently's dashboards")
     serve_host: str = Field(
         "127.0.0.1", description="Where `headrace serve` listens; elsewhere it wants keys"
     )
@@ -190,6 +191,11 @@ class Settings(BaseSettings):
     def feast_page(self) -> str:
         """Where a person looks at the features: Feast's own UI, which `headrace up` serves."""
         return f"http://127.0.0.1:{self.feast_port}"
+
+    @property
+    def evidently_page(self) -> str:
+        """Where a person looks at what was measured over time: Evidently's UI, which `headrace up` serves."""
+        return f"http://127.0.0.1:{self.evidently_port}"
 
     @property
     def serve_page(self) -> str:

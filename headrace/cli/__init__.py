@@ -13,6 +13,7 @@ from rich.console import Console
 
 from headrace.cli import (
     claims,
+    dashboards,
     features,
     keys,
     live,
@@ -64,6 +65,7 @@ app.command()(serve.serve)
 app.command()(trace.trace)
 app.command()(replay.replay)
 app.command()(report.report)
+app.command()(dashboards.dashboards)
 app.command()(verify.verify)
 app.command()(reproduce.reproduce)
 app.command()(vacuum.vacuum)

@@ -24,7 +24,7 @@ console = Console()
 
 
 def up() -> None:
-    """Serve Prefect, MLflow, Feast's UI, Data Docs, models and a worker until Ctrl-C; deploy prefect.yaml."""
+    """Serve Prefect, MLflow, the UIs of Feast and Evidently, Data Docs, models and a worker until Ctrl-C."""
     settings = Settings()
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
@@ -154,6 +154,7 @@ def _addresses(settings: Settings) -> Table:
         ("MLflow", services.mlflow_models(settings), "models, their runs, and what the monitor saw"),
         ("Feast", settings.feast_page, "features: where from, what they mean, who uses them"),
         ("models", f"{settings.serve_page}/docs", "ask champions over HTTP; every answer is logged"),
+        ("Evidently", settings.evidently_page, "scores, expected and come true, and drift over time"),
         ("Data Docs", settings.docs_page, "what each batch was checked for, and what was found"),
         ("state", str(settings.home), "lake, ledger, features, logs"),
     ):

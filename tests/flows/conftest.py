@@ -82,6 +82,7 @@ def river(tmp_path_factory: pytest.TempPathFactory) -> Iterator[River]:
         "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "HEADRACE_MLFLOW_PORT": str(free_port()),
         "HEADRACE_FEAST_PORT": str(free_port()),
+        "HEADRACE_EVIDENTLY_PORT": str(free_port()),
         "HEADRACE_SERVE_PORT": str(free_port()),
     }.items():
         patch.setenv(name, value)

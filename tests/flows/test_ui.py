@@ -40,6 +40,24 @@ def test_how_a_pipeline_is_is_one_page_with_a_picture(river: River, page: Page) 
     assert picture.evaluate("image => image.naturalWidth") > 500
 
 
+def test_evidently_shows_what_was_measured_over_time_without_a_network(river: River, page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    server = services.evidently_server(river.settings)
+    with services.running([server], river.settings):
+        projects = httpx.get(f"{server.page}/api/projects", timeout=30).json()
+        (flights,) = (one for one in projects if one["name"] == "flights")
+        page.goto(f"{server.page}/projects/{flights['id']}")
+        for title in ("AUC", "skill", "Predictions, and those of which the truth is known"):
+            expect(page.get_by_text(title, exact=True).first).to_be_visible(timeout=60_000)
+        for line in ("came true", "promised", "expected (CBPE)"):
+            expect(page.get_by_text(line, exact=True).first).to_be_visible()
+        page.goto(f"{server.page}/projects/{flights['id']}/reports")
+        report = page.get_by_text("flights, version 1, 2013-04-08 00:00 to 2013-04-15 00:00 UTC")
+        expect(report.first).to_be_visible(timeout=30_000)
+    assert not [url for url in asked if not url.startswith((server.page, "data:", "blob:"))]
+
+
 def test_the_catalog_shows_where_features_come_from_and_what_uses_them(river: River, page: Page) -> None:
     """Feast's own UI, without a network."""
     asked: list[str] = []

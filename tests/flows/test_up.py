@@ -67,14 +67,15 @@ class Project:
         self.folder, self.said = folder, folder / "said"
         aside = shutil.ignore_patterns(".*", "docs", "tests", "benchmarks", "__pycache__")
         shutil.copytree(ROOT, folder, ignore=aside)
-        prefect, mlflow, docs, feast, models = (f"127.0.0.1:{free_port()}" for _ in range(5))
+        prefect, mlflow, docs, feast, evidently, models = (f"127.0.0.1:{free_port()}" for _ in range(6))
         declared = (folder / "pyproject.toml").read_text()
         assert "127.0.0.1:4200/api" in declared
         (folder / "pyproject.toml").write_text(declared.replace("127.0.0.1:4200", prefect))
         self.api = f"http://{prefect}/api"
         self.pages = [f"{self.api}/health", f"http://{mlflow}/health", f"http://{docs}/"]
         self.pages += [f"http://{feast}/projects-list.json", f"http://{models}/healthz"]
-        ports = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast, "SERVE": models}
+        self.pages += [f"http://{evidently}/api/projects"]
+        ports = {"MLFLOW": mlflow, "DOCS": docs, "FEAST": feast, "SERVE": models, "EVIDENTLY": evidently}
         self.env = BARE | {f"HEADRACE_{server}_PORT": at.split(":")[1] for server, at in ports.items()}
 
     def prefect(self, kind: str) -> Any:
@@ -173,5 +174,5 @@ def test_what_is_killed_is_started_again_and_a_run_goes_on_in_its_place(project:
         start("last")
         eventually(lambda: len(taken_up()) == 2)
     assert gone(*taken_up())
-    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "models", "fork server", "worker"):
+    for name in ("Prefect", "MLflow", "Data Docs", "Feast", "Evidently", "models", "fork server", "worker"):
         assert f"{name} was ended by SIGKILL; it starts again in 1 s. Its log: /" in project.said.read_text()
