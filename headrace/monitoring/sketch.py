@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.cluster import batched
 from headrace.lake import MONDAY, duckdb_connection
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     import duckdb
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 SIZE = 4_000
 """Rows of a sketch: enough for scores within 0.01 of those of all rows."""
+AT_ONCE = 8_000_000
+"""Numbers that are read at once."""
 FAR = 10
 """How many times their own spread readings may lie beyond all but a thousandth of the others."""
 
@@ -73,7 +76,8 @@ def sketch(
 
     ``limits`` are those of the sketch that it is to be compared with; their own if left out.
     """
-    return _sketch(_read(rows, columns, "0"), columns, size, limits)
+    found = _sketches(_relation(rows), columns, size, "0", limits)
+    return found[0] if found else _drawn(0, {name: np.full(size, np.nan) for name in columns.names}, {}, {})
 
 
 def sketch_windows(
@@ -85,53 +89,86 @@ def sketch_windows(
 ) -> tuple[Sketch, list[Sketch]]:
     """Sketch ``rows`` as a whole, and each window of the Monday grid that has some, oldest first."""
     window = f"(epoch({time}) - {MONDAY.timestamp()})::BIGINT // {int(every.total_seconds())}"
-    table = _read(rows, columns, window)
-    _, starts = np.unique(table["slot"].to_numpy(), return_index=True)
-    parts = (
-        table.slice(start, end - start)
-        for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True)
-    )
-    whole = _sketch(table, columns, size)
-    return whole, [_sketch(part, columns, size, whole.limits) for part in parts]
+    whole = sketch(rows, columns, size)
+    return whole, _sketches(_relation(rows), columns, size, window, whole.limits)
 
 
-def _read(rows: duckdb.DuckDBPyRelation | pa.Table, columns: Columns, slot: str) -> pa.Table:
-    """Read each column once, ordered by ``slot``; a sketch cannot tell a FLOAT from a DOUBLE.
-
-    A number that a FLOAT does not hold is null to the model, and so it is here.
-    """
+def _relation(rows: duckdb.DuckDBPyRelation | pa.Table) -> duckdb.DuckDBPyRelation:
     import pyarrow as pa
 
-    relation = duckdb_connection().from_arrow(rows) if isinstance(rows, pa.Table) else rows
-    numbers = map(quoted, columns.numeric)
-    wanted = [f"TRY_CAST({name} AS FLOAT) AS {name}" for name in numbers]
-    wanted += [f"{quoted(name)}::VARCHAR AS {quoted(name)}" for name in columns.categorical]
-    read = relation.project(", ".join([f"{slot} AS slot", *wanted]))
-    return (read if slot == "0" else read.order("slot")).to_arrow_table()
+    return duckdb_connection().from_arrow(rows) if isinstance(rows, pa.Table) else rows
 
 
-def _sketch(
-    table: pa.Table, columns: Columns, size: int, limits: Mapping[str, tuple[float, float]] | None = None
+def _sketches(
+    rows: duckdb.DuckDBPyRelation,
+    columns: Columns,
+    size: int,
+    slot: str,
+    limits: Mapping[str, tuple[float, float]] | None,
+) -> list[Sketch]:
+    """Sketch the rows of each ``slot``, in its order. Columns are read some at a time: memory stays flat.
+
+    A sketch cannot tell a FLOAT from a DOUBLE. A number that a FLOAT does not hold is null to the model,
+    and so it is here.
+    """
+    counts = dict(rows.query("rows", f"SELECT {slot} AS slot, count(*) FROM rows GROUP BY ALL").fetchall())
+    frames: dict[int, dict[str, np.ndarray]] = {place: {} for place in sorted(counts)}
+    within = {place: dict(limits or {}) for place in frames}
+    odd: dict[int, dict[str, Odd]] = {place: {} for place in frames}
+    for name in columns.categorical:
+        select = f"SELECT {slot} AS slot, {quoted(name)}::VARCHAR AS value, count(*) AS seen FROM rows"
+        seen = rows.query("rows", f"{select} GROUP BY ALL HAVING value IS NOT NULL ORDER BY ALL")
+        found: dict[int, list[tuple[str, int]]] = {place: [] for place in frames}
+        for place, value, count in seen.fetchall():
+            found[place].append((value, count))
+        for place, frame in frames.items():
+            frame[name] = _categories(found[place], size, counts[place])
+    for names in batched(columns.numeric, max(1, AT_ONCE // max(1, sum(counts.values())))):
+        numbers = ", ".join(f"TRY_CAST({quoted(name)} AS FLOAT) AS {quoted(name)}" for name in names)
+        order = "" if slot == "0" else "ORDER BY slot"
+        table = rows.query("rows", f"SELECT {slot} AS slot, {numbers} FROM rows {order}").to_arrow_table()
+        start = 0
+        for place, frame in frames.items():
+            part = table.slice(start, counts[place])
+            start += counts[place]
+            for name in names:
+                frame[name] = _numbers(name, part[name], size, within[place], odd[place])
+    return [
+        _drawn(counts[place], {name: frame[name] for name in columns.names}, within[place], odd[place])
+        for place, frame in frames.items()
+    ]
+
+
+def _drawn(
+    rows: int,
+    frame: Mapping[str, np.ndarray],
+    limits: Mapping[str, tuple[float, float]],
+    odd: Mapping[str, Odd],
 ) -> Sketch:
     import pandas as pd
 
-    frame: dict[str, np.ndarray] = {}
-    for name in columns.categorical:
-        frame[name] = _categories(table[name], size)
-    within, odd = dict(limits or {}), {}
-    for name in columns.numeric:
-        known = np.sort(table[name].drop_null().to_numpy())
-        known = known[: known.size - int(np.isnan(known).sum())]  # they go last, and are nulls, too
-        finite = known[np.isfinite(known)]
-        low, high = within.setdefault(name, _limits(finite))
-        likely = finite[np.searchsorted(finite, low) : np.searchsorted(finite, high, "right")]
-        frame[name] = _quantiles(likely, size, table.num_rows)
-        if likely.size < known.size:
-            farthest = max(finite[[0, -1]], key=abs) if finite.size else np.nan
-            odd[name] = Odd(known.size - finite.size, finite.size - likely.size, float(farthest))
     # In order, Evidently's plots of a column's mean along its rows would show a trend that is none.
     drawn = pd.DataFrame(frame).sample(frac=1, random_state=0, ignore_index=True)
-    return Sketch(table.num_rows, drawn, within, odd)
+    return Sketch(rows, drawn, limits, odd)
+
+
+def _numbers(
+    name: str,
+    values: pa.ChunkedArray,
+    size: int,
+    limits: dict[str, tuple[float, float]],
+    odd: dict[str, Odd],
+) -> np.ndarray:
+    """Return values that stand for a column's; set its limits, if it has none, and what is odd about it."""
+    known = np.sort(values.drop_null().to_numpy())
+    known = known[: known.size - int(np.isnan(known).sum())]  # they go last, and are nulls, too
+    finite = known[np.isfinite(known)]
+    low, high = limits.setdefault(name, _limits(finite))
+    likely = finite[np.searchsorted(finite, low) : np.searchsorted(finite, high, "right")]
+    if likely.size < known.size:
+        farthest = max(finite[[0, -1]], key=abs) if finite.size else np.nan
+        odd[name] = Odd(known.size - finite.size, finite.size - likely.size, float(farthest))
+    return _quantiles(likely, size, len(values))
 
 
 def _limits(ordered: np.ndarray) -> tuple[float, float]:
@@ -151,13 +188,13 @@ def _quantiles(ordered: np.ndarray, size: int, rows: int) -> np.ndarray:
     return picked
 
 
-def _categories(values: pa.ChunkedArray, size: int) -> np.ndarray:
-    counts = values.drop_null().value_counts()
-    names, seen = np.array(counts.field(0).to_pylist(), dtype=object), counts.field(1).to_numpy()
-    order = np.argsort(names)
-    # Rounding the running total, not each count, makes them add up.
-    ends = np.rint(np.cumsum(seen[order]) / max(len(values), 1) * size).astype(int)
-    shares = np.repeat(names[order], np.diff(ends, prepend=0))
+def _categories(seen: Sequence[tuple[str, int]], size: int, rows: int) -> np.ndarray:
+    """Return ``size`` values in which each comes as often as ``seen`` has it; the rest are null."""
     picked = np.full(size, None, dtype=object)
-    picked[: shares.size] = shares
+    if seen:
+        names, counts = zip(*seen, strict=True)
+        # Rounding the running total, not each count, makes them add up.
+        ends = np.rint(np.cumsum(counts) / rows * size).astype(int)
+        shares = np.repeat(np.array(names, dtype=object), np.diff(ends, prepend=0))
+        picked[: shares.size] = shares
     return picked

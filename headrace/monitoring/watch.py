@@ -44,8 +44,8 @@ MOST = 20_000
 """Rows beyond which some stand for all where performance is estimated."""
 BACK = 13
 """Windows before one that its version predicted and that tell what is to be expected, too."""
-SHOWN = 5
-"""Segments that are named."""
+CHANCE, SHOWN = 0.01, 5
+"""The share of windows in which a segment may be called worse by chance; and how many are named."""
 MATURE = 0.9
 """The share of a window's truth that must be known for that: what is known early may be unlike the rest."""
 
@@ -64,7 +64,7 @@ class Fared:
     @property
     def hurt(self) -> tuple[Segment, ...]:
         """The segments that are proven to cost more than before, beyond what was expected of them."""
-        return tuple(one for one in self.segments if one.p <= estimates.RISK)
+        return tuple(one for one in self.segments if one.p <= CHANCE)
 
     @property
     def told(self) -> str:
