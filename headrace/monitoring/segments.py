@@ -65,6 +65,7 @@ def worse(
         now: Which rows are those of now, shape ``(n,)``.
     """
     _, place = np.unique(groups, return_inverse=True)
+    _, place = np.unique(place * 2 + now, return_inverse=True)  # a window may end within a group
     is_now = np.zeros(place.max() + 1, bool)
     is_now[place[now]] = True
     count, parts, sums, sizes = is_now.size, [], [], []

@@ -52,7 +52,7 @@ MATURE = 0.9
 
 @dataclass(frozen=True)
 class Fared:
-    """How a version did in a window by the truth that is known, and in which segments it has become worse.
+    """How a version did in a window by the truth that is known, and how segments did, once most of it is.
 
     ``promised`` are its scores on what it was proven on.
     """
@@ -142,7 +142,8 @@ def judge(
         ways = (False, True) if spec.problem.labels else (False,)
         ahead = [estimates.forecast(spec, proven, _some(made), adapt=adapt) for adapt in ways]
         scores = tuple(score for one in ahead if one for score in one.scores)
-        fared = _fared(spec, mlflow, release, known, proven, ahead[0])
+        mature = _of(known, version).num_rows >= MATURE * made.num_rows
+        fared = _fared(spec, mlflow, release, known, proven, ahead[0] if mature else None)
         report = str(page) if drawn else ""
         findings.append(
             Finding(name, release, made.num_rows, _incomplete(made), found, scores, fared, report)
@@ -157,9 +158,11 @@ def fared(
     known = log.outcomes(spec, lake, window, as_of)
     for name, version, made in _by_version(spec, log.read(spec, lake, window), window):
         release = registry.version(mlflow, spec.name, version)
-        _, held_out = _learnt_from(spec, lake, mlflow, release)
-        proven = _proven(spec, lake, held_out, version, window, as_of)
-        ahead = estimates.forecast(spec, proven, _some(made))
+        proven, ahead = known.slice(0, 0), None
+        if _of(known, version).num_rows >= MATURE * made.num_rows:
+            _, held_out = _learnt_from(spec, lake, mlflow, release)
+            proven = _proven(spec, lake, held_out, version, window, as_of)
+            ahead = estimates.forecast(spec, proven, _some(made))
         yield name, release, _fared(spec, mlflow, release, known, proven, ahead)
 
 
