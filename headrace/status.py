@@ -271,11 +271,13 @@ def _seen(
 def _changed(judged: Mapping[str, Any], measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     """Yield what lies beyond its threshold in a window, the farthest first, and who is hurt in it."""
     of = [one for one in measured.get(judged["window"], ()) if one["high"] is not None]
+    by = {one["of"]: one["value"] for one in of if one["kind"] == "contribution"}
     far = [one for one in of if one["kind"] == "drift" and one["value"] >= one["high"] > 0]
     for one in sorted(far, key=lambda one: -one["value"] / one["high"])[:LINES]:
         what = "lies" if one["metric"] == "score" else "is missing from a share of rows that lies"
         far_from = f"{one['value']:.2f} from what the champion knows (at most {one['high']:.2f} before)"
-        yield f"`{one['of']}` {what} {far_from}"
+        matters = f", and is {by[one['of']]:.0%} of what it goes by" if one["of"] in by else ""
+        yield f"`{one['of']}` {what} {far_from}{matters}"
     worse = [one for one in of if one["kind"] == "segment" and one["metric"] == "change"]
     for one in sorted(worse, key=lambda one: one["high"])[:LINES]:
         if one["of"] in judged.get("hurt", ()):

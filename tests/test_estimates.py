@@ -11,6 +11,7 @@ import pytest
 from headrace.gate import Gate
 from headrace.lake import Lake, Window
 from headrace.monitoring import metrics
+from headrace.monitoring.contributions import gone_by, ndcg
 from headrace.monitoring.estimates import forecast
 from headrace.monitoring.metrics import Metric
 from headrace.monitoring.segments import worse
@@ -264,3 +265,32 @@ def test_metrics_are_noted_once_a_look_and_the_last_look_counts(tmp_path):
     assert metrics.latest(of, lake, week.end).num_rows == 0
     whole = lake.connect({"m": metrics.table_of(of)}).sql("SELECT count(*) FROM m").fetchall()
     assert whole == [(3,)]
+
+
+def test_what_a_model_goes_by_is_told_beside_what_it_was_where_it_was_proven():
+    """It learns from `x` alone; where `x` is always the same, it goes by the other."""
+    import xgboost
+
+    from headrace.training.encoding import Encoder
+    from headrace.training.model import Model
+    from headrace.training.xgboost import Boosted
+
+    rng, of = np.random.default_rng(0), Columns(("kind",), ("x",))
+    table = pa.table({"kind": rng.choice(["a", "b"], 2_000), "x": rng.normal(0, 1, 2_000)})
+    chance = np.where(table["kind"].to_numpy(zero_copy_only=False) == "a", 0.4, 0.6)
+    truth = np.where(table["x"].to_numpy() > 0, 0.9, 0.1) * 0.8 + chance * 0.2 > rng.random(2_000)
+    encoder = Encoder.fit(table, of)
+    data = xgboost.DMatrix(encoder.encode(table), truth)
+    booster = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 20)
+    model = Model("xgboost", Binary(), Boosted(encoder, booster))
+
+    first, second = gone_by(model, table, table)
+    assert (first.column, second.column) == ("x", "kind")
+    assert first.now == first.before > 0.6
+    assert first.now + second.now == pytest.approx(1)
+    assert ndcg([first, second]) == 1
+    same = table.set_column(1, "x", pa.array(np.full(2_000, 0.0)))
+    now = gone_by(model, table, same)
+    assert {one.column: one.before for one in now} == {"x": first.before, "kind": second.before}
+    assert gone_by(model, table, table.slice(0, 0)) == []
+    assert gone_by(Model("sklearn", Binary(), None), table, table) == []  # it cannot tell

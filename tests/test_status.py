@@ -111,7 +111,7 @@ def test_it_says_what_was_expected_before_the_truth_and_what_came_true(rooms, tm
     assert f"http://mlflow/#/models/toy/versions/{version}" in page
     assert "data:image/png;base64," in page
     kinds = {one["kind"] for one in metrics.latest(spec, lake).to_pylist()}
-    assert kinds == {"data", "drift", "estimated", "promised", "realised", "segment"}
+    assert kinds == {*("contribution", "data", "drift", "estimated", "promised", "realised", "segment")}
 
 
 def test_it_says_what_is_pending_what_was_decided_and_who_moved_the_alias(rooms):

@@ -103,7 +103,13 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     )
     texts = ("column", "odd readings")
     rows = [
-        {"version": f.release.version, **row, **{name: markdown(row[name]) for name in texts}}
+        {
+            **{"version": f.release.version, **row},
+            **{name: markdown(row[name]) for name in texts},
+            "gone by": next(
+                (f"{p.now:.1%} ({p.before:.1%} before)" for p in f.gone_by if p.column == row["column"]), ""
+            ),
+        }
         for f in findings
         for row in f.drift.table()
     ]
@@ -128,11 +134,20 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     }
 
 
+def _gone_by(finding: Finding, column: str) -> str:
+    """Return how much a version goes by a column, in words; nothing if that is not known."""
+    shares = (f"{one.now:.1%} ({one.before:.1%} before)" for one in finding.gone_by if one.column == column)
+    return next(shares, "")
+
+
 def _measured(finding: Finding) -> dict[str, float]:
     """Return what MLflow keeps of a finding."""
+    from headrace.monitoring.contributions import ndcg
+
     fared = finding.performance
     measured: dict[str, float | None] = {
         "drift_share": finding.drift.share,
+        "contributions_ndcg": ndcg([*finding.gone_by]) if finding.gone_by else None,
         "skill": fared.skill,
         "skill_promised": fared.expected_skill,
         "champion_version": finding.release.version,

@@ -114,6 +114,8 @@ def _window(line: Line) -> str:
 def _beside(line: Line) -> str:
     if line["kind"] == "drift":
         return f" (at most {line['high']:.4g} before)"
+    if line["kind"] == "contribution":
+        return f" ({line['high']:.4g} where it was proven)"
     return f" ({line['low']:.4g} to {line['high']:.4g})" if line["low"] is not None else ""
 
 
@@ -121,10 +123,14 @@ def _numbers(spec: Pipeline, lines: Sequence[Line]) -> Iterator[tuple[str, Any, 
     """Yield what each line is called, Evidently's metric for it, and the line itself."""
     from evidently.metrics import MeanValue, ValueDrift
 
-    for line in sorted(lines, key=lambda line: (line["kind"] == "drift", line["kind"] not in KINDS)):
+    order = [*KINDS, "data", "drift", "contribution", "segment"]
+    for line in sorted(lines, key=lambda line: order.index(line["kind"])):
         if line["kind"] == "drift" and line["metric"] == "score":
             method = CATEGORICAL if line["of"] in spec.watched.categorical else NUMERIC
             yield f"drift of {line['of']}", ValueDrift(column=line["of"], method=method), line
+        elif line["kind"] == "contribution" and line["of"]:
+            name = f"goes by {line['of']}"
+            yield name, MeanValue(column=name), line
         elif line["kind"] in KINDS:
             name = _called(line["metric"], line["kind"], line["method"])
             yield name, MeanValue(column=name), line
@@ -167,12 +173,17 @@ def _dashboard(spec: Pipeline) -> DashboardModel:
         [line("ValueDrift", name) for name in spec.watched.names],
         size="full",
     )
+    by = line_plot_panel(
+        "What the model goes by: each input's share of the mean absolute SHAP value",
+        [line("MeanValue", f"goes by {name}", name) for name in spec.columns.names],
+        size="full",
+    )
     volumes = line_plot_panel(
         "Predictions, and those of which the truth is known",
         [line("MeanValue", name) for name in ("predictions", "outcomes")],
         size="full",
     )
-    all_of = [*panels, drift, volumes]
+    all_of = [*panels, drift, by, volumes]
     return DashboardModel(
         tabs=[DashboardTabModel(title="What was measured", panels=[panel.id for panel in all_of])],
         panels=all_of,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace import quarantine
 from headrace.lake import AVAILABLE
+from headrace.monitoring import contributions
 from headrace.sources.feedback import served_by
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from headrace.monitoring.watch import Fared, Finding
     from headrace.pipeline import Pipeline
 
-Kind = Literal["realised", "estimated", "promised", "segment", "drift", "data"]
+Kind = Literal["realised", "estimated", "promised", "segment", "drift", "contribution", "data"]
 
 MANY = 64
 """Files of a table above which it is compacted."""
@@ -29,7 +30,7 @@ MANY = 64
 
 @dataclass(frozen=True)
 class Metric:
-    """One number; ``low`` and ``high`` are its interval, or ``high`` the threshold that it is held against.
+    """One number; ``low`` and ``high`` are its interval, or ``high`` what it is held against.
 
     ``of`` names the segment or column it is of, if not all rows; ``method`` how it was estimated.
     """
@@ -128,6 +129,10 @@ def of_finding(finding: Finding) -> Iterator[Metric]:
         yield Metric(
             "drift", "missing", column.missing_change, high=column.missing_threshold, of=column.column
         )
+    for part in finding.gone_by:
+        yield Metric("contribution", "share", part.now, high=part.before, of=part.column)
+    if finding.gone_by:
+        yield Metric("contribution", "ndcg", contributions.ndcg([*finding.gone_by]))
     for one in finding.estimates:
         yield Metric("estimated", one.metric, one.value, one.low, one.high, method=one.method)
     for name, value in finding.fared.promised.items():

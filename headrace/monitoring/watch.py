@@ -16,13 +16,14 @@ import numpy as np
 
 from headrace import registry, spine, tracking
 from headrace.lake import MONDAY, Window
+from headrace.monitoring import contributions, estimates, segments
 from headrace.monitoring import drift as drifts
-from headrace.monitoring import estimates, segments
 from headrace.monitoring.performance import Performance, performance
 from headrace.monitoring.reference import Reference
 from headrace.monitoring.sketch import sketch
 from headrace.serving import log
 from headrace.training import dataset
+from headrace.training.errors import DamagedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from headrace.lake import Lake
+    from headrace.monitoring.contributions import GoneBy
     from headrace.monitoring.drift import Drift
     from headrace.monitoring.estimates import Estimate, Forecast
     from headrace.monitoring.segments import Segment
@@ -78,7 +80,8 @@ class Finding:
     """What the ``rows`` that one version predicted in a window show.
 
     ``name`` is that of the finding, by pipeline, window and version; ``incomplete`` the share of rows that
-    lacked features; ``report`` the file of Evidently's page, empty if there is none.
+    lacked features; ``gone_by`` what its model goes by, if that is known; ``report`` the file of
+    Evidently's page, empty if there is none.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Finding:
     rows: int
     incomplete: float
     drift: Drift
+    gone_by: tuple[GoneBy, ...]
     estimates: tuple[Estimate, ...]
     fared: Fared
     report: str
@@ -139,6 +143,7 @@ def judge(
             reference, current, found, spec.watched, spec.drift, page
         )
         proven = _proven(spec, lake, held_out, version, window, as_of)
+        by = _gone_by(mlflow, release, held_out, made)
         ways = (False, True) if spec.problem.labels else (False,)
         ahead = [estimates.forecast(spec, proven, _some(made), adapt=adapt) for adapt in ways]
         scores = tuple(score for one in ahead if one for score in one.scores)
@@ -146,7 +151,7 @@ def judge(
         fared = _fared(spec, mlflow, release, known, proven, ahead[0] if mature else None)
         report = str(page) if drawn else ""
         findings.append(
-            Finding(name, release, made.num_rows, _incomplete(made), found, scores, fared, report)
+            Finding(name, release, made.num_rows, _incomplete(made), found, by, scores, fared, report)
         )
     return findings
 
@@ -261,6 +266,14 @@ def _learnt_from(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -
     pq.write_table(held_out, file := io.BytesIO(), compression="zstd")
     tracking.keep(mlflow, release.run_id, PROVEN, file.getvalue())
     return reference, held_out
+
+
+def _gone_by(mlflow: MLflow, release: Release, proven: pa.Table, now: pa.Table) -> tuple[GoneBy, ...]:
+    try:
+        model = tracking.load_model(mlflow, release.model_uri)
+    except DamagedModel:  # what it predicted is there, and is judged all the same
+        return ()
+    return tuple(contributions.gone_by(model, proven, now))
 
 
 def _incomplete(rows: pa.Table) -> float:
