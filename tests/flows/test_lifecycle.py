@@ -414,7 +414,7 @@ def test_one_look_says_what_serves_how_well_it_does_and_what_was_decided(river: 
     assert told["champion"]["version"] == releases[-1]["version"]
     assert [one["version"] for one in windows] == [releases[0]["version"]] * 4
     assert [one["predictions"] for one in windows] == [6_594, 6_614, 6_622, 6_561]
-    assert all(one["outcomes"] > 0.95 * one["predictions"] for one in windows)
+    assert all(one["outcomes"] > 0.9 * one["predictions"] for one in windows)
     assert all(one["low"] < one["expected"] < one["high"] for one in windows)
     assert sum(one["low"] < one["realised"] < one["high"] for one in windows) >= 3
     assert "drift" in windows[-1]["notes"]
