@@ -57,7 +57,8 @@ def children_of(pid: int) -> dict[str, int]:
     listed = subprocess.run(["pgrep", "-P", str(pid), "-a"], capture_output=True, text=True, check=False)
     commands = [line.split() for line in listed.stdout.splitlines()]  # pid, python, -m, module, …
     alive = [c for c in commands if len(c) > 3]
-    return {" ".join(c[3:5]) if c[3] == "prefect" else c[3]: int(c[0]) for c in alive}
+    several = ("prefect", "headrace.cli")
+    return {" ".join(c[3:5]) if c[3] in several else c[3]: int(c[0]) for c in alive}
 
 
 class Project:
@@ -125,7 +126,8 @@ def test_up_serves_prefect_mlflow_feast_docs_models_and_a_worker_and_ends_them_a
             "mlflow",
             "headrace.validation.serve",
             "feast.cli.cli",
-            "headrace.cli",
+            "headrace.cli serve",
+            "headrace.cli dashboards",
             "headrace.forkserver",
             "prefect worker",
         }
