@@ -122,6 +122,29 @@ def test_every_kind_of_run_leaves_artifacts_that_link_onwards(river: River) -> N
     assert {row["candidate"] for row in candidates} == {"xgboost", "torch", "baseline"}
 
 
+def test_one_look_says_what_serves_how_well_it_does_and_what_was_decided(river: River) -> None:
+    told = json.loads(river.command("headrace.cli", "status", "flights", "--json").stdout)[0]
+    releases, windows = river.summary["releases"], told["windows"]
+    assert told["champion"]["version"] == releases[-1]["version"]
+    assert [one["version"] for one in windows] == [releases[0]["version"]] * 4
+    assert [one["predictions"] for one in windows] == [6_594, 6_614, 6_622, 6_561]
+    assert all(one["outcomes"] > 0.9 * one["predictions"] for one in windows)
+    assert all(one["low"] < one["expected"] < one["high"] for one in windows)
+    assert sum(one["low"] < one["realised"] < one["high"] for one in windows) >= 3
+    assert "drift" in windows[-1]["notes"]
+    assert [one["what"] for one in told["decided"]] == [
+        f"version {releases[1]['version']} promoted ({DRIFT})",
+        "drift, so train",
+        f"version {releases[0]['version']} promoted (first release)",
+    ]
+    assert [line for line in told["changed"] if line.startswith("`temp` lies ")]
+    shown = " ".join(river.command("headrace.cli", "status", "flights").stdout.split())
+    for said in ("which model serves?", "more is better", "What has changed?", "drift, so train"):
+        assert said in shown
+    page = river.prefect("artifacts/latest", artifacts={"key": {"any_": ["status-flights"]}})[0]["data"]
+    assert "## What was decided, and why?" in page
+
+
 def test_a_page_is_drawn_of_drift_and_of_a_quiet_week_when_somebody_asks(river: River) -> None:
     reports = river.settings.home / "reports"
 
@@ -406,29 +429,6 @@ def test_the_command_line_says_that_it_is_and_who_uses_which_feature(river: Rive
     versions = [str(release["version"]) for release in river.summary["releases"]]
     assert re.search(rf"models .*{', '.join(f'flights {version}' for version in versions)}", shown)
     assert "raw tables     raw/weather" in shown
-
-
-def test_one_look_says_what_serves_how_well_it_does_and_what_was_decided(river: River) -> None:
-    told = json.loads(river.command("headrace.cli", "status", "flights", "--json").stdout)[0]
-    releases, windows = river.summary["releases"], told["windows"]
-    assert told["champion"]["version"] == releases[-1]["version"]
-    assert [one["version"] for one in windows] == [releases[0]["version"]] * 4
-    assert [one["predictions"] for one in windows] == [6_594, 6_614, 6_622, 6_561]
-    assert all(one["outcomes"] > 0.9 * one["predictions"] for one in windows)
-    assert all(one["low"] < one["expected"] < one["high"] for one in windows)
-    assert sum(one["low"] < one["realised"] < one["high"] for one in windows) >= 3
-    assert "drift" in windows[-1]["notes"]
-    assert [one["what"] for one in told["decided"]] == [
-        f"version {releases[1]['version']} promoted ({DRIFT})",
-        "drift, so train",
-        f"version {releases[0]['version']} promoted (first release)",
-    ]
-    assert [line for line in told["changed"] if line.startswith("`temp` lies ")]
-    shown = " ".join(river.command("headrace.cli", "status", "flights").stdout.split())
-    for said in ("which model serves?", "more is better", "What has changed?", "drift, so train"):
-        assert said in shown
-    page = river.prefect("artifacts/latest", artifacts={"key": {"any_": ["status-flights"]}})[0]["data"]
-    assert "## What was decided, and why?" in page
 
 
 def test_features_that_are_not_served_as_trained_on_stop_the_scoring(river: River, tmp_path: Path) -> None:
