@@ -10,6 +10,9 @@ The flights of 2013 as in ``benchmarks.gate``, and its four questions:
   Seasons turn and people fly otherwise: the intervals take for granted that what is predicted comes true
   as often as before.
 
+In weeks to come of shuffled days no segment is worse than before but by chance: `segments_named` is the share
+of them in which ``headrace.monitoring.segments`` names any.
+
 `error` is the mean distance of estimate and truth in the year, `as promised` that of saying each week what
 the proven week's score was. Ours is the time of a week's estimate; there is no peer and no bound.
 """
@@ -27,6 +30,7 @@ import numpy as np
 
 from benchmarks.gate import MORE, PARAMS, QUESTIONS, ROUNDS, _between, _rows
 from benchmarks.result import Result
+from headrace.monitoring import segments
 from headrace.monitoring.estimates import RISK, forecast
 from headrace.pipeline import Columns, load
 from headrace.problem import Binary, MultiClass, Regression
@@ -54,7 +58,7 @@ CATEGORIES = ("carrier", "origin", "dest")
 
 def run() -> Result:
     """Estimate, wait for the truth, and count."""
-    rows, took = _rows(), list[float]()
+    rows, took, named = _rows(), list[float](), list[bool]()
     held: dict[tuple[str, str, str, str], list[bool]] = defaultdict(list)
     off: dict[tuple[str, str, str], list[tuple[float, float, float]]] = defaultdict(list)
     for question, problem in PROBLEMS.items():
@@ -65,6 +69,9 @@ def run() -> Result:
                 began = time.perf_counter()
                 found = forecast(spec, proven, now, adapt=adapt)
                 took.append(time.perf_counter() - began)
+                if found and not adapt and kind != "year":
+                    parts = segments.of_window(spec, proven, now, found)
+                    named.append(any(part.p <= segments.CHANCE for part in parts))
                 for one in found.scores if found else ():
                     key, came = (question, one.metric, one.method), truth[one.metric]
                     held[*key, kind].append(one.low <= came <= one.high)
@@ -82,7 +89,8 @@ def run() -> Result:
         rows=tuple(
             (*key, *(_share(held[*key, kind]) for kind in _kinds()), *_means(of)) for key, of in off.items()
         ),
-        more={f"held_{kind.split()[0]}": round(float(share), 4) for kind, share in shares.items()},
+        more={f"held_{kind.split()[0]}": round(float(share), 4) for kind, share in shares.items()}
+        | {"segments_named": round(float(np.mean(named)), 4), "segment_weeks": len(named)},
     )
 
 

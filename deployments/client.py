@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import (
 )
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 from prefect.types import SecretDict
 from pydantic_core import to_jsonable_python
@@ -122,7 +122,7 @@ class CarefulClient(PrefectClient):
         kind, _, name = whom.partition("/")
         try:
             found = await self.read_block_document_by_name(name, kind)
-        except (ObjectNotFound, PrefectHTTPStatusError) as error:
+        except ObjectNotFound as error:
             raise ValueError(
                 "HEADRACE_NOTIFY must be a webhook's URL or a block, as `slack-webhook/ops`, but Prefect has "
                 f"none of the type `{kind}` that is called `{name}`."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import quarantine, registry
 from headrace.instants import read, shown
+from headrace.lake import Window
 from headrace.ledger import DONE
 from headrace.legible import markdown
 from headrace.monitoring import judgements, metrics
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from headrace.registry import Release
     from headrace.tracking import MLflow
 
+HEAD = ("from", "by", "rows", "known", "expected", "came true", "promised", "found")
 WINDOWS, LINES = 12, 8
 """How many windows are shown, and how many changes and decisions."""
 PREFERRED = ("PAPE", "CBPE", "DLE")
@@ -134,7 +136,7 @@ def of(spec: Pipeline, lake: Lake, mlflow: MLflow, ledger: Ledger) -> Status:
         serves,
         (*beside, *([str(stray)] if stray else [])),
         tuple(windows),
-        tuple(_changed(judged[-1], measured)) if judged else (),
+        tuple(_changed({**judged[-1], **later.get(judged[-1]["window"], {})}, measured)) if judged else (),
         tuple(_decided(spec, ledger))[:LINES],
         tuple(pending),
     )
@@ -201,9 +203,6 @@ def page(status: Status, mlflow_page: str = "", drawn: bytes = b"") -> str:
     return "\n".join(lines) + "\n"
 
 
-HEAD = ("from", "by", "rows", "known", "expected", "came true", "promised", "found")
-
-
 def row(one: Seen) -> tuple[str, ...]:
     """Return a window as cells below ``HEAD``: in it what was known is of the rows that were predicted."""
     between = "" if one.low is None else f" ({one.low:.3g}, {one.high:.3g})"
@@ -226,8 +225,6 @@ def _number(value: float | None) -> str:
 
 def _measured(spec: Pipeline, lake: Lake, since: datetime) -> dict[str, list[dict[str, Any]]]:
     """Return what was measured of windows that end after ``since``, by window."""
-    from headrace.lake import Window
-
     found = defaultdict(list)
     known = metrics.latest(spec, lake, since)
     for line in known.to_pylist() if known else ():
@@ -270,7 +267,9 @@ def _seen(
 
 def _changed(judged: Mapping[str, Any], measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     """Yield what lies beyond its threshold in a window, the farthest first, and who is hurt in it."""
-    of = [one for one in measured.get(judged["window"], ()) if one["high"] is not None]
+    version = judged.get("champion")
+    of = [one for one in measured.get(judged["window"], ()) if one["model_version"] == version]
+    of = [one for one in of if one["high"] is not None]
     by = {one["of"]: one["value"] for one in of if one["kind"] == "contribution"}
     far = [one for one in of if one["kind"] == "drift" and one["value"] >= one["high"] > 0]
     for one in sorted(far, key=lambda one: -one["value"] / one["high"])[:LINES]:

@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from headrace.cli import dashboards as command
 from headrace.lake import Lake, Window
-from headrace.monitoring import metrics
+from headrace.monitoring import dashboards, metrics
 from headrace.monitoring.dashboards import bring
 from headrace.monitoring.metrics import Metric
 from headrace.pipeline import Columns
@@ -95,3 +97,28 @@ def test_a_dashboard_is_of_the_scores_of_its_problem(tmp_path, problem, wanted):
     panels = json.loads(dashboard.read_text())["panels"]
     drawn = {value["metric_labels"]["column"] for panel in panels for value in panel["values"]}
     assert wanted | {"<b>kind</b>", "x", "predictions", *spec.problem.columns} <= drawn
+
+
+def test_a_dashboard_that_somebody_changed_stays_until_its_pipeline_asks_for_other_columns(tmp_path):
+    lake = Lake(str(tmp_path / "lake"))
+    bring(TOY, lake, tmp_path)
+    (dashboard,) = tmp_path.glob("*/dashboard.json")
+    dashboard.write_text('{"tabs": [], "panels": []}')
+    bring(TOY, lake, tmp_path)
+    assert dashboard.read_text() == '{"tabs": [], "panels": []}'
+    bring(replace(TOY, columns=Columns((), ("x", "y"))), lake, tmp_path)
+    assert '"goes by y"' in dashboard.read_text()
+
+
+def test_nothing_is_brought_again_while_nothing_is_measured(tmp_path, monkeypatch):
+    lake, brought = Lake(str(tmp_path / "lake")), []
+    settings = SimpleNamespace(home=tmp_path)
+    project = SimpleNamespace(lake=lake, settings=settings, sound_pipelines=lambda: [TOY])
+    monkeypatch.setattr(dashboards, "bring", lambda *args: brought.append(args))
+    seen = command._bring(project, {})
+    assert (seen, len(brought)) == ({"toy": -1}, 1)  # an empty dashboard
+    assert command._bring(project, seen) == seen
+    assert len(brought) == 1
+    metrics.note(TOY, lake, WEEK, "closed", WEEK.end, found(0.7))
+    assert command._bring(project, seen) != seen
+    assert len(brought) == 2

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -335,12 +335,15 @@ def test_whoever_is_named_is_told_of_what_befell_and_nobody_else(
     for kept in (project.automations(), project.ask("POST", "block_documents/filter")):
         assert "t0ken" not in json.dumps(kept)
 
-    def emit(event: str, id: str, name: str, **payload: str) -> None:
+    def emit(event: str, id: str, name: str, of: UUID | None = None, **payload: str) -> None:
         resource = {"prefect.resource.id": id, "prefect.resource.name": name}
         now = datetime.now(UTC).isoformat()
-        about = {"event": event, "resource": resource, "payload": payload, "id": str(uuid4())}
+        about = {"event": event, "resource": resource, "payload": payload, "id": str(of or uuid4())}
         httpx.post(f"{project.api}/events", json=[{**about, "occurred": now}], timeout=30).raise_for_status()
 
+    one = uuid4()
+    for _ in range(2):
+        emit("headrace.drift", "headrace.pipeline.flights", "flights", one, reason="It calls for retraining.")
     emit("headrace.upstream", "headrace.pipeline.flights", "flights", reason="nobody asked")
     emit("headrace.worse", "headrace.pipeline.flights", "flights", reason="Skill is 0.1 and was 0.2.")
     emit("headrace.quarantine", "headrace.quarantine.weather.1", "weather/1", reason="1 of 504 rows is held")
@@ -352,6 +355,7 @@ def test_whoever_is_named_is_told_of_what_befell_and_nobody_else(
     project.ask("POST", f"flow_runs/{run['id']}/set_state", state=failed, force=True)
     eventually(lambda: receiver.heard(f"{run['name']}: Failed\nNo champion."))
     assert receiver.heard("flights: headrace.upstream") is None
+    assert receiver.texts.count("flights: headrace.drift\nIt calls for retraining.") == 1
 
     monkeypatch.delenv("HEADRACE_NOTIFY")
     assert "removed" in project.deploy()

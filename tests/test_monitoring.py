@@ -6,12 +6,14 @@ import math
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headrace import registry, tracking
@@ -116,6 +118,19 @@ def test_a_sketch_keeps_nulls_and_categories_in_proportion_and_forgets_order(win
     assert drawn.frame["origin"].value_counts(normalize=True).to_dict() == pytest.approx(
         counts.to_dict(), abs=2e-3
     )
+
+
+def test_columns_may_be_called_like_anything_that_a_query_of_ours_could_name(winter):
+    names = ("slot", "value", "seen", "rows", "sketched", "count", "wanted")
+    columns = Columns(("origin",), ("temp",))
+    wanted, weeks = sketch_windows(winter, columns, WEEK)
+    for text, number in pairwise(names):
+        renamed = winter.select(["origin", "temp", "event_timestamp"])
+        renamed = renamed.rename_columns([text, number, "event_timestamp"])
+        whole, parts = sketch_windows(renamed, Columns((text,), (number,)), WEEK)
+        for one, other in zip((whole, *parts), (wanted, *weeks), strict=True):
+            assert one.rows == other.rows
+            assert one.frame.set_axis(["origin", "temp"], axis=1).equals(other.frame)
 
 
 def test_windows_share_out_the_rows_of_the_whole(winter):
@@ -565,6 +580,27 @@ def test_what_a_version_learnt_from_is_summarised_once_and_again_if_that_is_dama
     kept.unlink()
     assert look() == first
     assert len(reads) == 3
+
+
+def test_of_a_version_of_an_earlier_release_what_it_was_proven_on_is_made_and_its_summary_stays(
+    tmp_path, monkeypatch
+):
+    mlflow = MLflow(f"sqlite:///{tmp_path}/mlflow/mlflow.db", tmp_path)
+    lake, week = Lake(str(tmp_path / "lake")), Window(utc(2013, 4, 1), utc(2013, 4, 8))
+    version = toy_release(lake, mlflow, 0.0)
+    lake.table("predictions/toy").overwrite(predicted(week, version), week, "event_timestamp")
+    (first,) = judge(TOY, lake, mlflow, week, utc(2013, 4, 8), tmp_path / "reports")
+    (summary,), (proven,) = (list(tmp_path.rglob(f"{name}.parquet")) for name in ("reference", "proven"))
+    was, rows = summary.read_bytes(), pq.read_table(proven)
+    assert set(rows["span"].to_pylist()) == {"holdout"}
+    proven.unlink()
+    spans, read = [], dataset.read
+    monkeypatch.setattr(dataset, "read", lambda *args: spans.append(args[3]) or read(*args))
+    (again,) = judge(TOY, lake, mlflow, week, utc(2013, 4, 8), tmp_path / "reports")
+    assert again.drift == first.drift
+    assert spans == [["holdout"]]
+    assert summary.read_bytes() == was
+    assert pq.read_table(proven).equals(rows)
 
 
 def test_a_model_that_fails_is_said_to_fail_wherever_it_is_told(tmp_path, monkeypatch):

@@ -139,6 +139,35 @@ def test_it_says_what_is_pending_what_was_decided_and_who_moved_the_alias(rooms)
     assert found.decided[0].as_of == "2013-04-08"
 
 
+def test_who_is_hurt_by_what_came_later_is_said_and_of_the_version_that_predicted_most(rooms):
+    lake, mlflow, ledger = rooms
+    version = toy_release(lake, mlflow, 0.0)
+    promotion.move(TOY, version, "by a test", mlflow, ledger, "a test")
+    about = {"window": str(FIRST), "end": stamp(FIRST.end)}
+    closed = {"drifted": False, "cause": "", "reason": "", "hurt": [], "champion": version}
+    ledger.finish("toy", judgements.KIND, str(FIRST), holder="a test", **about, **closed)
+    far = metrics.Metric("drift", "score", 2.0, high=1.0, of="x")
+    numbers = [
+        (version, far),
+        (version + 1, far),
+        (version, metrics.Metric("contribution", "share", 0.4, of="x", high=0.3)),
+    ]
+    metrics.note(TOY, lake, FIRST, "closed", FIRST.end, numbers)
+    (said,) = status.of(TOY, *rooms).changed
+    assert (
+        said
+        == "`x` lies 2.00 from what the champion knows (at most 1.00 before), and is 40% of what it goes by"
+    )
+
+    worse = metrics.Metric("segment", "change", 0.5, high=0.001, of="x below 1", rows=90)
+    metrics.note(TOY, lake, FIRST, "by 300", FIRST.end + WEEK, [(version, worse)])
+    later = {"outcomes": 300, "worse": False, "hurt": ["x below 1"]}
+    ledger.finish("toy", judgements.AGAIN, f"{FIRST} by 300", holder="a test", **about, **later)
+    assert status.of(TOY, *rooms).changed[1:] == (
+        "where x below 1 the champion costs +0.500 per row more than expected (90 rows, p 0.001)",
+    )
+
+
 def test_the_command_shows_one_or_all_to_people_and_to_programs(rooms, monkeypatch):
     lake, mlflow, ledger = rooms
     version = toy_release(lake, mlflow, 0.0)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from headrace import ingest
@@ -111,6 +112,22 @@ def tracked(
             update_progress_artifact(progress, share)
             if total >= 10:
                 logger().info("%3d %% of %s %s", share, f"{total:,}", what)
+
+
+def announce(
+    event: str, spec: Pipeline, key: str, related: list[dict[str, str]] | None = None, **payload: Any
+) -> None:
+    """Emit an event of a pipeline; one of the same ``key`` has the same id, however often it is emitted."""
+    emit_event(
+        event,
+        resource={
+            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
+            "prefect.resource.name": spec.name,
+        },
+        related=related,
+        payload=payload,
+        id=uuid5(NAMESPACE_URL, f"headrace/{spec.name}/{key}"),
+    )
 
 
 def progress(project: Project, spec: Pipeline, at: datetime) -> dict[str, datetime]:

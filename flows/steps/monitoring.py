@@ -8,12 +8,10 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from math import isnan
 from typing import TYPE_CHECKING, Any
-from uuid import NAMESPACE_URL, uuid5
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.events import emit_event
 
-from flows.steps.common import finish, holder, logger, progress, slug, step
+from flows.steps.common import announce, finish, holder, logger, progress, slug, step
 from flows.steps.scoring import released
 from headrace import tracking
 from headrace.feature_store import freshness
@@ -106,9 +104,7 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         {
             **{"version": f.release.version, **row},
             **{name: markdown(row[name]) for name in texts},
-            "gone by": next(
-                (f"{p.now:.1%} ({p.before:.1%} before)" for p in f.gone_by if p.column == row["column"]), ""
-            ),
+            "gone by": _gone_by(f, str(row["column"])),
         }
         for f in findings
         for row in f.drift.table()
@@ -254,28 +250,14 @@ def show_status(project: Project, spec: Pipeline) -> None:
 @step("announce drift")
 def announce_drift(spec: Pipeline, at: datetime, finding: Mapping[str, Any]) -> None:
     """Emit ``headrace.drift``; the ledger, not the event, makes sure that one window retrains once."""
-    emit_event(
-        "headrace.drift",
-        resource={
-            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
-            "prefect.resource.name": spec.name,
-        },
-        payload={"as_of": at.isoformat(), "cause": finding["cause"], "reason": finding["reason"]},
-        id=uuid5(NAMESPACE_URL, f"headrace/{spec.name}/{finding['cause']}"),
-    )
+    cause, reason = finding["cause"], finding["reason"]
+    announce("headrace.drift", spec, cause, as_of=at.isoformat(), cause=cause, reason=reason)
 
 
 def announce_worse(spec: Pipeline, window: str, reason: str, outcomes: int) -> None:
     """Emit ``headrace.worse``: by as many outcomes a version has become worse, on the whole or for some."""
-    emit_event(
-        "headrace.worse",
-        resource={
-            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
-            "prefect.resource.name": spec.name,
-        },
-        payload={"window": window, "outcomes": outcomes, "reason": f"{window}: {reason}"},
-        id=uuid5(NAMESPACE_URL, f"headrace/{spec.name}/worse/{window}/{outcomes}"),
-    )
+    key, reason = f"worse/{window}/{outcomes}", f"{window}: {reason}"
+    announce("headrace.worse", spec, key, window=window, outcomes=outcomes, reason=reason)
 
 
 @step("wait for the retraining", minutes=30)

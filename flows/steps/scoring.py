@@ -5,11 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from datetime import datetime
 from functools import partial
-from uuid import NAMESPACE_URL, uuid5
 
-from prefect.events import emit_event
-
-from flows.steps.common import holder, logger, progress, step
+from flows.steps.common import announce, holder, logger, progress, step
 from headrace import registry, tracking
 from headrace import release as releases
 from headrace.feature_store.errors import ParityBroken
@@ -30,25 +27,14 @@ def settle_champion(project: Project, spec: Pipeline) -> None:
         logger().warning("Finished what was cut short: %s", done)
     if stray := releases.strayed(spec, project.mlflow, project.ledger):
         logger().warning("%s", stray)
-        _of_champion("headrace.champion.strayed", spec, str(stray), f"{stray.named}/{stray.expected}")
+        key = f"strayed/{stray.named}/{stray.expected}"
+        announce("headrace.champion.strayed", spec, key, reason=str(stray))
 
 
 def announce_champion(project: Project, spec: Pipeline) -> None:
     """Emit ``headrace.champion``: another version serves."""
     last = promotion.changes(spec, project.ledger)[-1]
-    _of_champion("headrace.champion", spec, promotion.told(last), last.key)
-
-
-def _of_champion(event: str, spec: Pipeline, reason: str, key: str) -> None:
-    emit_event(
-        event,
-        resource={
-            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
-            "prefect.resource.name": spec.name,
-        },
-        payload={"reason": reason},
-        id=uuid5(NAMESPACE_URL, f"{event}/{spec.name}/{key}"),
-    )
+    announce("headrace.champion", spec, f"champion/{last.key}", reason=promotion.told(last))
 
 
 def judge_live(project: Project, spec: Pipeline, at: datetime) -> None:

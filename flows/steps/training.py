@@ -8,7 +8,7 @@ from contextvars import copy_context
 from datetime import datetime
 from threading import Timer
 from typing import cast
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
 from httpx import HTTPError
 from prefect.artifacts import (
@@ -17,14 +17,13 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.events import emit_event
 from prefect.exceptions import FlowPauseTimeout, NotPausedError
 from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.futures import PrefectFuture
 from prefect.input import RunInput
 from prefect.runtime import flow_run as this_run
 
-from flows.steps.common import holder, logger, progress, slug, step
+from flows.steps.common import announce, holder, logger, progress, slug, step
 from flows.steps.scoring import announce_champion
 from headrace import registry, tracking
 from headrace import release as releases
@@ -376,19 +375,10 @@ def _tell_downstream(project: Project, spec: Pipeline, version: int, at: datetim
     """Emit ``headrace.upstream`` for each pipeline that feeds on the predictions of this one."""
     for fed in releases.downstream(spec.name, project.sound_pipelines()):
         cause = f"upstream/{spec.name}/{version}"
-        emit_event(
-            "headrace.upstream",
-            resource={
-                "prefect.resource.id": f"headrace.pipeline.{fed.name}",
-                "prefect.resource.name": fed.name,
-            },
-            related=[
-                {
-                    "prefect.resource.id": f"headrace.pipeline.{spec.name}",
-                    "prefect.resource.role": "upstream",
-                }
-            ],
-            payload={"upstream": spec.name, "version": version, "as_of": at.isoformat(), "cause": cause},
-            id=uuid5(NAMESPACE_URL, f"headrace/{fed.name}/{cause}"),
-        )
+        upstream = {
+            "prefect.resource.id": f"headrace.pipeline.{spec.name}",
+            "prefect.resource.role": "upstream",
+        }
+        told = {"upstream": spec.name, "version": version, "as_of": at.isoformat(), "cause": cause}
+        announce("headrace.upstream", fed, cause, [upstream], **told)
         logger().info("%s feeds on this pipeline, and is told of its new champion", fed.name)

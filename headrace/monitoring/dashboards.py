@@ -34,7 +34,8 @@ KINDS = {"realised": "came true", "estimated": "expected", "promised": "promised
 def bring(spec: Pipeline, lake: Lake, folder: Path) -> int:
     """Bring the workspace in ``folder`` up to date with a pipeline's metrics; return how many were written.
 
-    A snapshot that says what the table does is left; one of which more is known by now is written anew.
+    A snapshot that says what the table does is left; one of which more is known by now is written anew. So is
+    a dashboard whose pipeline asks for other columns or scores than when it was made; else it is left.
     """
     from evidently.sdk.models import ProjectModel
     from evidently.ui.storage.local.base import LocalState
@@ -45,9 +46,12 @@ def bring(spec: Pipeline, lake: Lake, folder: Path) -> int:
         if line["model_version"] is not None:
             windows[line["window_end"], line["model_version"]].append(line)
     state, project = LocalState(str(folder)), uuid5(NAMESPACE_URL, f"headrace/{spec.name}")
-    if not (folder / str(project) / "dashboard.json").exists():
+    dashboard, declared = _dashboard(spec), folder / str(project) / "declared"
+    drawn = repr([(panel.title, [value.dict() for value in panel.values]) for panel in dashboard.panels])
+    if not declared.exists() or declared.read_text() != drawn:  # else it is as somebody left it
         state.write_project(ProjectModel(id=project, name=spec.name, description=spec.about))
-        state.write_dashboard(project, _dashboard(spec))
+        state.write_dashboard(project, dashboard)
+        declared.write_text(drawn)
     written = 0
     for (end, version), lines in windows.items():
         id = uuid5(project, f"{end.isoformat()}/{version}")

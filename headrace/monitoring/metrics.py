@@ -87,6 +87,12 @@ def note(
     table.compact(MANY)
 
 
+def noted(spec: Pipeline, lake: Lake) -> int:
+    """Return what changes whenever something is measured: how often the table was written to, or -1."""
+    table = lake.table(table_of(spec))
+    return table.open().version() if table.exists() else -1
+
+
 def latest(spec: Pipeline, lake: Lake, since: datetime | None = None) -> pa.Table | None:
     """Return what is known by now of the windows that end after ``since`` (UTC): each number's last look.
 
@@ -136,7 +142,8 @@ def of_finding(finding: Finding) -> Iterator[Metric]:
     for one in finding.estimates:
         yield Metric("estimated", one.metric, one.value, one.low, one.high, method=one.method)
     for name, value in finding.fared.promised.items():
-        yield Metric("promised", name, value)
+        if name != "rows":
+            yield Metric("promised", name, value)
     yield from of_truth(finding.fared)
 
 

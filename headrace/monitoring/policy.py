@@ -32,8 +32,8 @@ def decide(spec: Pipeline, ledger: Ledger, window: Window, version: int) -> tupl
     if (vain := _vain(spec, ledger)) and since < 2**vain - 1:
         told = f"the last {vain} retrainings" if vain > 1 else "the last retraining"
         return False, f"It calls for none: {told} did not help, so {2**vain} windows are waited for."
-    of_version = (one for one in past[len(past) - since :][::-1] if one.get("champion") == version)
-    drifted = 1 + sum(one["drifted"] for one, _ in zip(of_version, range(rule.of - 1), strict=False))
+    of_version = [one for one in past[len(past) - since :] if one.get("champion") == version]
+    drifted = 1 + sum(one["drifted"] for one in of_version[::-1][: rule.of - 1])
     if drifted < rule.windows:
         return False, f"That is {drifted} of the last {rule.of} windows; {rule.windows} call for retraining."
     return True, "It calls for retraining."

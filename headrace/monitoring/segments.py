@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.gate import familywise
+from headrace.monitoring.estimates import groups
 from headrace.segments import segments
 
 if TYPE_CHECKING:
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from headrace.monitoring.estimates import Forecast
+    from headrace.pipeline import Pipeline
+
     Floats = NDArray[np.float64]
 
+CHANCE = 0.01
+"""The share of windows in which a segment may be called worse by chance."""
 SHUFFLES = 2_048
 """How often groups are dealt anew to before and now."""
 THIN = 2
@@ -43,12 +49,36 @@ class Segment:
     p: float
 
 
+def of_window(spec: Pipeline, proven: pa.Table, came: pa.Table, ahead: Forecast) -> list[Segment]:
+    """Return how segments did in ``came``, a window's rows whose truth is known, as :func:`worse` does.
+
+    ``ahead`` is what was to be expected of them, learnt from ``proven``. Looked at are the columns that the
+    gate declares, and all inputs.
+    """
+    problem, rows = spec.problem, together(proven, came)
+    losses = problem.losses(problem.encode(rows["label"]), problem.predicted(rows))
+    over = losses - np.concatenate([ahead.before, ahead.expect(came)])
+    now = np.arange(rows.num_rows) >= proven.num_rows
+    declared = spec.gate.guards.segments if spec.gate.guards else ()
+    columns = [name for name in dict.fromkeys([*declared, *spec.columns.names]) if name in rows.column_names]
+    return worse(columns, rows, losses, over, groups(spec, rows), now)
+
+
+def together(one: pa.Table, other: pa.Table) -> pa.Table:
+    """Return the rows of both, in their order, with the columns that both have."""
+    import pyarrow as pa
+
+    both = [name for name in one.column_names if name in other.column_names]
+    first = one.select(both)
+    return pa.concat_tables([first, other.select(both).cast(first.schema, safe=False)])
+
+
 def worse(
     columns: Sequence[str],
     rows: pa.Table,
     losses: Floats,
     over: Floats,
-    groups: NDArray[Any],
+    of: NDArray[Any],
     now: NDArray[np.bool_],
 ) -> list[Segment]:
     """Return the segments by how likely it is that chance alone makes any of them look as bad as it does.
@@ -61,19 +91,19 @@ def worse(
         rows: Those of before and those of now, n rows.
         losses: What each costs, shape ``(n,)``.
         over: By how much more that is than was expected, shape ``(n,)``.
-        groups: To what rows belong that stand and fall together, shape ``(n,)``.
+        of: To what groups rows belong, which stand and fall together, shape ``(n,)``.
         now: Which rows are those of now, shape ``(n,)``.
     """
-    _, place = np.unique(groups, return_inverse=True)
+    _, place = np.unique(of, return_inverse=True)
     _, place = np.unique(place * 2 + now, return_inverse=True)  # a window may end within a group
     is_now = np.zeros(place.max() + 1, bool)
     is_now[place[now]] = True
     count, parts, sums, sizes = is_now.size, [], [], []
-    for name, of in segments(rows, columns):
-        size = np.bincount(place[of], minlength=count)
+    for name, chosen in segments(rows, columns):
+        size = np.bincount(place[chosen], minlength=count)
         if min((size[is_now] > 0).sum(), (size[~is_now] > 0).sum()) >= THIN:
-            parts.append((name, of & now))
-            sums.append(np.bincount(place[of], over[of], count))
+            parts.append((name, chosen & now))
+            sums.append(np.bincount(place[chosen], over[chosen], count))
             sizes.append(size)
     if not parts:
         return []
@@ -87,8 +117,8 @@ def worse(
     scaled = changes / np.where(scale > 0, scale, 1)
     chances = familywise(scaled[0], scaled)
     found = [
-        Segment(name, int(of.sum()), float(losses[of].mean()), float(change), p)
-        for (name, of), change, p in zip(parts, changes[0], chances, strict=True)
+        Segment(name, int(part.sum()), float(losses[part].mean()), float(change), p)
+        for (name, part), change, p in zip(parts, changes[0], chances, strict=True)
     ]
     return sorted(found, key=lambda one: (one.p, -one.change))
 

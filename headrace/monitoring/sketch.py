@@ -108,31 +108,33 @@ def _sketches(
 ) -> list[Sketch]:
     """Sketch the rows of each ``slot``, in its order. Columns are read some at a time: memory stays flat.
 
-    A sketch cannot tell a FLOAT from a DOUBLE. A number that a FLOAT does not hold is null to the model,
-    and so it is here.
+    What is read is told by its place, for a column may have any name. A sketch cannot tell a FLOAT from a
+    DOUBLE. A number that a FLOAT does not hold is null to the model, and so it is here.
     """
-    counts = dict(rows.query("rows", f"SELECT {slot} AS slot, count(*) FROM rows GROUP BY ALL").fetchall())
+    by_slot = rows.query("sketched", f"SELECT {slot}, count(*) FROM sketched GROUP BY 1")
+    counts: dict[int, int] = dict(by_slot.fetchall())
     frames: dict[int, dict[str, np.ndarray]] = {place: {} for place in sorted(counts)}
     within = {place: dict(limits or {}) for place in frames}
     odd: dict[int, dict[str, Odd]] = {place: {} for place in frames}
     for name in columns.categorical:
-        select = f"SELECT {slot} AS slot, {quoted(name)}::VARCHAR AS value, count(*) AS seen FROM rows"
-        seen = rows.query("rows", f"{select} GROUP BY ALL HAVING value IS NOT NULL ORDER BY ALL")
+        column = quoted(name)
+        select = f"SELECT {slot}, {column}::VARCHAR, count(*) FROM sketched WHERE {column} IS NOT NULL"
+        seen = rows.query("sketched", f"{select} GROUP BY 1, 2 ORDER BY 1, 2")
         found: dict[int, list[tuple[str, int]]] = {place: [] for place in frames}
         for place, value, count in seen.fetchall():
             found[place].append((value, count))
         for place, frame in frames.items():
             frame[name] = _categories(found[place], size, counts[place])
     for names in batched(columns.numeric, max(1, AT_ONCE // max(1, sum(counts.values())))):
-        numbers = ", ".join(f"TRY_CAST({quoted(name)} AS FLOAT) AS {quoted(name)}" for name in names)
-        order = "" if slot == "0" else "ORDER BY slot"
-        table = rows.query("rows", f"SELECT {slot} AS slot, {numbers} FROM rows {order}").to_arrow_table()
+        numbers = ", ".join(f"TRY_CAST({quoted(name)} AS FLOAT)" for name in names)
+        order = "" if slot == "0" else "ORDER BY 1"
+        table = rows.query("sketched", f"SELECT {slot}, {numbers} FROM sketched {order}").to_arrow_table()
         start = 0
         for place, frame in frames.items():
             part = table.slice(start, counts[place])
             start += counts[place]
-            for name in names:
-                frame[name] = _numbers(name, part[name], size, within[place], odd[place])
+            for nth, name in enumerate(names, start=1):
+                frame[name] = _numbers(name, part.column(nth), size, within[place], odd[place])
     return [
         _drawn(counts[place], {name: frame[name] for name in columns.names}, within[place], odd[place])
         for place, frame in frames.items()

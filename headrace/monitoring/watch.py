@@ -23,7 +23,7 @@ from headrace.monitoring.reference import Reference
 from headrace.monitoring.sketch import sketch
 from headrace.serving import log
 from headrace.training import dataset
-from headrace.training.errors import DamagedModel
+from headrace.training.errors import DamagedModel, UnknownTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,8 +46,8 @@ MOST = 20_000
 """Rows beyond which some stand for all where performance is estimated."""
 BACK = 13
 """Windows before one that its version predicted and that tell what is to be expected, too."""
-CHANCE, SHOWN = 0.01, 5
-"""The share of windows in which a segment may be called worse by chance; and how many are named."""
+SHOWN = 5
+"""Segments that are named."""
 MATURE = 0.9
 """The share of a window's truth that must be known for that: what is known early may be unlike the rest."""
 
@@ -66,7 +66,7 @@ class Fared:
     @property
     def hurt(self) -> tuple[Segment, ...]:
         """The segments that are proven to cost more than before, beyond what was expected of them."""
-        return tuple(one for one in self.segments if one.p <= CHANCE)
+        return tuple(one for one in self.segments if one.p <= segments.CHANCE)
 
     @property
     def told(self) -> str:
@@ -185,14 +185,7 @@ def _fared(
     did = performance(problem, truth, predicted, promised, spec.drift)
     if not ahead or came.num_rows < spec.drift.min_rows:
         return Fared(did, promised)
-    rows = _together(proven, came := _some(came))
-    costs = problem.losses(problem.encode(rows["label"]), problem.predicted(rows))
-    over = costs - np.concatenate([ahead.before, ahead.expect(came)])
-    now = np.arange(rows.num_rows) >= proven.num_rows
-    declared = spec.gate.guards.segments if spec.gate.guards else ()
-    columns = [name for name in dict.fromkeys([*declared, *spec.columns.names]) if name in rows.column_names]
-    groups = estimates.groups(spec, rows)
-    return Fared(did, promised, tuple(segments.worse(columns, rows, costs, over, groups, now)))
+    return Fared(did, promised, tuple(segments.of_window(spec, proven, _some(came), ahead)))
 
 
 def _proven(
@@ -211,7 +204,7 @@ def _proven(
     of_made, of_known = (_nth(spec, rows) for rows in (made, known))
     counts = (np.bincount(of, minlength=BACK + 1) for of in (of_known, of_made))
     share = next(counts) / np.maximum(next(counts), 1)
-    return _some(_together(held_out, known.filter(share[of_known] >= MATURE)))
+    return _some(segments.together(held_out, known.filter(share[of_known] >= MATURE)))
 
 
 def _nth(spec: Pipeline, rows: pa.Table) -> np.ndarray:
@@ -251,17 +244,23 @@ def _learnt_from(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -
     import pyarrow.parquet as pq
 
     summary, rows = (tracking.kept(mlflow, release.run_id, name) for name in (REFERENCE, PROVEN))
-    if summary and rows:
-        reference, held_out = Reference.load(summary), pq.read_table(io.BytesIO(rows))
-        if reference.fits(spec.watched, spec.window) and {*spec.columns.names} <= {*held_out.column_names}:
-            return reference, held_out
+    reference = Reference.load(summary) if summary else None
+    if reference and not reference.fits(spec.watched, spec.window):
+        reference = None
+    held_out = pq.read_table(io.BytesIO(rows)) if rows else None
+    if held_out and not {*spec.columns.names} <= {*held_out.column_names}:
+        held_out = None
+    if reference and held_out:
+        return reference, held_out
     lake.check(release.training)
-    seen = dataset.read(spec, release.training, lake)
+    # Of a version of an earlier release the summary is there: what it was proven on is enough.
+    seen = dataset.read(spec, release.training, lake, [spine.HOLDOUT] if reference else [])
     predicted = tracking.load_model(mlflow, release.model_uri).predict(seen)
     for name, values in spec.problem.named(predicted).items():
         seen = seen.append_column(name, values)
-    reference = Reference.of(seen, spec.watched, spec.window)
-    tracking.keep(mlflow, release.run_id, REFERENCE, reference.dump())
+    if not reference:
+        reference = Reference.of(seen, spec.watched, spec.window)
+        tracking.keep(mlflow, release.run_id, REFERENCE, reference.dump())
     held_out = _some(seen.filter(pc.equal(seen["span"], spine.HOLDOUT)))
     pq.write_table(held_out, file := io.BytesIO(), compression="zstd")
     tracking.keep(mlflow, release.run_id, PROVEN, file.getvalue())
@@ -271,7 +270,7 @@ def _learnt_from(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -
 def _gone_by(mlflow: MLflow, release: Release, proven: pa.Table, now: pa.Table) -> tuple[GoneBy, ...]:
     try:
         model = tracking.load_model(mlflow, release.model_uri)
-    except DamagedModel:  # what it predicted is there, and is judged all the same
+    except (DamagedModel, UnknownTrainer):  # what it predicted is there, and is judged all the same
         return ()
     return tuple(contributions.gone_by(model, proven, now))
 
@@ -290,12 +289,3 @@ def _some(rows: pa.Table) -> pa.Table:
     if rows.num_rows <= MOST:
         return rows
     return rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:MOST]))
-
-
-def _together(one: pa.Table, other: pa.Table) -> pa.Table:
-    """Return the rows of both, in their order, with the columns that both have."""
-    import pyarrow as pa
-
-    both = [name for name in one.column_names if name in other.column_names]
-    first = one.select(both)
-    return pa.concat_tables([first, other.select(both).cast(first.schema, safe=False)])
