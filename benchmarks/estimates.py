@@ -78,7 +78,9 @@ def run() -> Result:
                     if kind == "year":
                         errors = abs(one.value - came), abs(promised[one.metric] - came)
                         off[key].append((*errors, one.high - one.low))
-    shares = {kind: np.mean([of for (*_, at), of in held.items() if at == kind]) for kind in _kinds()}
+    shares = {
+        kind: np.mean([np.mean(of) for (*_, at), of in held.items() if at == kind]) for kind in _kinds()
+    }
     return Result(
         name="estimates",
         about=f"shares of weeks whose truth lies within an interval of {1 - RISK:.0%}",

@@ -17,10 +17,11 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
     """Judge, in order, every predicted window that closed by ``as_of`` (UTC) and was not judged yet.
 
     Windows of which more truth is known than they were judged by are judged by it again; both stand.
-    Drift that calls for a retraining emits ``headrace.drift``, which starts the `train` deployment through
-    its trigger in ``prefect.yaml``; its ``cause`` names the window, so that one window
-    retrains once. A drift that nothing has answered is announced again. A version that has become worse,
-    on the whole or in a segment, is announced as ``headrace.worse``, which starts nothing. A canary that
+    Where the pipeline's policy calls for a retraining, ``headrace.drift`` or ``headrace.due`` is emitted,
+    which starts the `train` deployment through its trigger in ``prefect.yaml``; its ``cause`` names the
+    window, so that one window retrains once. A call that nothing has answered is announced again. A version
+    that has become worse, on the whole or in a segment, is announced as ``headrace.worse``, which starts
+    nothing. A canary that
     live traffic proves to be worse is returned; where the gate says ``live``, what it proves to be better
     is promoted.
     """
@@ -33,13 +34,13 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
     for window in steps.unjudged(project, spec, at):
         finding = steps.watch(project, spec, window, at)
         if finding["retrain"]:
-            steps.announce_drift(spec, at, finding)
+            steps.call_for_training(spec, at, finding)
         if finding.get("worse") or finding.get("hurt"):
             steps.announce_worse(spec, str(window), finding["performance"], finding["outcomes"])
         findings[str(window)] = steps.note_judgement(project, spec, window, finding)
     again = steps.judge_again(project, spec, at)
     if findings or again:
         steps.show_status(project, spec)
-    if not findings and (unanswered := steps.unanswered_drift(project, spec)):
-        steps.announce_drift(spec, at, unanswered)
+    if not findings and (unanswered := steps.unanswered(project, spec)):
+        steps.call_for_training(spec, at, unanswered)
     return findings

@@ -161,9 +161,18 @@ def _gate(spec: Pipeline) -> Iterator[str]:
                 yield f"`gate.guards.scores` must not be below 0, but has {margin} for `{name}`"
 
 
-def _drift(spec: Pipeline) -> Iterator[str]:
-    if not 1 <= spec.drift.windows <= spec.drift.of:
-        yield "`drift.windows` must be from 1 to `drift.of`: as many of so many windows call for a retraining"
+def _policy(spec: Pipeline) -> Iterator[str]:
+    policy = spec.policy
+    windows, of, every = (getattr(policy, name, 1) for name in ("windows", "of", "every"))
+    if not 1 <= windows <= of:
+        yield "`policy.windows` must be from 1 to `policy.of`: that many of the last so many windows call"
+    if isinstance(every, timedelta) and every <= timedelta(0):
+        yield "`policy.every` must be longer than 0"
+    if policy.limit is not None and (policy.limit < 1 or policy.per <= timedelta(0)):
+        yield "`policy.limit` must be 1 or more, within a `policy.per` that is longer than 0"
+    for name in ("retraining", "loss"):
+        if getattr(spec.costs, name) < 0:
+            yield f"`costs.{name}` must not be below 0"
 
 
 def _suites(spec: Pipeline) -> Iterator[str]:
@@ -208,7 +217,7 @@ CHECKS = (
     (("candidates",), _trainers),
     (("sources", "feature_tables", "window", "holdout"), _spans),
     (("gate", "problem"), _gate),
-    (("drift",), _drift),
+    (("policy", "costs"), _policy),
     (("sources", "feature_tables", "suite"), _suites),
     (("sources", "feature_tables", "spine", "label"), _queries),
 )

@@ -12,7 +12,7 @@ from headrace.declaration import slips
 from headrace.errors import BrokenDeclaration, HeadraceError, did_you_mean
 from headrace.gate import Gate
 from headrace.instants import plain, shown
-from headrace.monitoring.rule import DriftRule
+from headrace.monitoring.rule import DriftRule, OnDrift, Policy
 from headrace.problem import Binary, Problem
 
 if TYPE_CHECKING:
@@ -193,6 +193,18 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What things cost, in any one currency: a ``retraining``, and a ``loss`` of 1 in the problem's unit.
+
+    By them ``headrace backtest`` says which policy is cheapest. By default a retraining is worth it if it
+    saves a hundredth of a unit of loss on each of 5,000 rows.
+    """
+
+    retraining: float = 50.0
+    loss: float = 1.0
+
+
+@dataclass(frozen=True)
 class Serving:
     """How requests are answered where features are missing.
 
@@ -219,6 +231,8 @@ class Pipeline:
     predictions of the last ``holdout`` for the gate; of several candidates it
     chooses one by those of as long before that.
     ``weights`` say how much each row counts in learning: all alike without them.
+    ``drift`` says when a window has drifted, ``policy`` what calls for a retraining, and ``costs`` what that
+    is worth.
     Before they are logged, predictions must be what the problem demands, and pass ``suite``, if one is named.
     ``serving`` says how requests are answered where features are missing.
     """
@@ -239,6 +253,8 @@ class Pipeline:
     weights: Weights | None = None
     gate: Gate = field(default_factory=Gate)
     drift: DriftRule = field(default_factory=DriftRule)
+    policy: Policy = field(default_factory=OnDrift)
+    costs: Costs = field(default_factory=Costs)
     holdout: timedelta = WEEK
     window: timedelta = WEEK
     suite: str = ""

@@ -145,6 +145,26 @@ def with_truth(spec: Pipeline, lake: Lake, predictions: pa.Table, as_of: datetim
     return known
 
 
+def outcomes(spec: Pipeline, lake: Lake, rows: pa.Table, as_of: datetime) -> pa.Table:
+    """Return ``rows`` with their ``label``, and when it was ``available_at``; null if not by ``as_of`` (UTC).
+
+    Raises:
+        BadLabels: A label is not what the problem asks for.
+    """
+    con = lake.connect(among(spec.label, spec.raw))
+    con.register("asked", rows)
+    keys = quoted(*spec.keys)
+    with query_of(f"The query `label` of pipeline `{spec.name}`", f"pipelines/{spec.name}.py"):
+        found = con.execute(
+            f"SELECT asked.*, label, available_at FROM asked LEFT JOIN ("
+            f"SELECT {keys}, label, available_at FROM ({spec.label}) WHERE available_at < $as_of"
+            f") known USING ({keys}) ORDER BY event_timestamp, {keys}",
+            {"as_of": as_of},
+        ).to_arrow_table()
+    check_labels(spec, found.filter(found["available_at"].is_valid())["label"])
+    return found
+
+
 def check_labels(spec: Pipeline, labels: pa.ChunkedArray) -> None:
     """Refuse labels that the problem does not ask for, of whatever type.
 

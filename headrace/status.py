@@ -17,7 +17,7 @@ from headrace.instants import read, shown
 from headrace.lake import Window
 from headrace.ledger import DONE
 from headrace.legible import markdown
-from headrace.monitoring import judgements, metrics
+from headrace.monitoring import judgements, metrics, policy
 from headrace.problem.base import RISING
 from headrace.release import promotion
 from headrace.release.page import table
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 HEAD = ("from", "by", "rows", "known", "expected", "came true", "promised", "found")
 WINDOWS, LINES = 12, 8
 """How many windows are shown, and how many changes and decisions."""
-PREFERRED = ("PAPE", "CBPE", "DLE")
-"""Which estimate is shown, if there are several: the one that is off by least (``benchmarks estimates``)."""
+WHY = {"drift": "drift", "age": "old data", "estimate": "worse performance expected"}
+"""What a policy's causes are called."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def of(spec: Pipeline, lake: Lake, mlflow: MLflow, ledger: Ledger) -> Status:
     windows = [_seen(one, later.get(one["window"], {}), measured, score) for one in judged]
     running = [one for one in ledger.running() if one.pipeline == spec.name]
     pending = [f"{one.kind} of {one.key}: {one.holder} is at work" for one in running]
-    if drift := judgements.unanswered(spec, ledger):
-        pending.append(f"drift in {drift['window']}: no training has taken it up yet")
+    if call := judgements.unanswered(spec, ledger):
+        pending.append(f"{_why(call)} in {call['window']}: no training has taken it up yet")
     for entry in quarantine.waiting(lake, ledger, spec):
         pending.append(
             f"{entry.id}: {entry.held.rows:,} rows are held, `headrace quarantine show {entry.id}`"
@@ -242,7 +242,7 @@ def _seen(
     of = [one for one in measured.get(judged["window"], ()) if one["model_version"] == version]
     of = [one for one in of if one["metric"] == score]
     estimated = {one["method"]: one for one in of if one["kind"] == "estimated"}
-    best: Mapping[str, Any] = next((estimated[name] for name in PREFERRED if name in estimated), {})
+    best: Mapping[str, Any] = next((estimated[name] for name in policy.PREFERRED if name in estimated), {})
     values = {one["kind"]: one["value"] for one in of}
     worse, hurt = later.get("worse", judged.get("worse")), later.get("hurt", judged.get("hurt", ()))
     notes = [*(["drift"] if judged.get("drifted") else []), *(["worse than promised"] if worse else [])]
@@ -286,6 +286,11 @@ def _changed(judged: Mapping[str, Any], measured: Mapping[str, Sequence[Mapping[
             )
 
 
+def _why(judged: Mapping[str, Any]) -> str:
+    kind = judged["cause"].partition("/")[0]
+    return WHY.get(kind, kind)
+
+
 def _decided(spec: Pipeline, ledger: Ledger) -> list[Decided]:
     """Return what was decided, newest first."""
     found = []
@@ -293,7 +298,7 @@ def _decided(spec: Pipeline, ledger: Ledger) -> list[Decided]:
         detail, as_of = one.detail, one.detail.get("as_of", one.detail.get("end", ""))
         as_of = shown(read(as_of)) if as_of else ""
         if one.kind == judgements.KIND and one.state == DONE and judgements.calls(detail):
-            found.append(Decided(one.at, as_of, "drift, so train", detail["reason"]))
+            found.append(Decided(one.at, as_of, f"{_why(detail)}, so train", detail["reason"]))
         elif one.kind == "training" and one.state == DONE and detail.get("challenger"):
             what = f"version {detail['challenger']} {detail['decision']} ({one.key})"
             found.append(Decided(one.at, as_of, what, detail["reason"]))

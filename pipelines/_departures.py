@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from headrace.monitoring.rule import DriftRule
+from headrace.monitoring.rule import OnDrift
 from headrace.pipeline import Columns, FeatureTable, Source
 from headrace.sources import Files
 from pipelines import _nycflights13 as nyc
@@ -49,8 +49,8 @@ SOURCES = (
     ),
 )
 
-# Of one window alone, and so by chance some four times a year: trainings take seconds, and the gate decides.
-DRIFT = DriftRule(windows=1, of=1)
+# Of one window alone, and so by chance some four times a year: trainings take seconds, and the gate judges.
+POLICY = OnDrift(windows=1, of=1)
 
 FEATURES = (
     FeatureTable(

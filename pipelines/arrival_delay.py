@@ -39,6 +39,6 @@ PIPELINE = Pipeline(
         Candidate("baseline", "sklearn"),
     ),
     holdout=timedelta(weeks=3),
-    drift=departures.DRIFT,
+    policy=departures.POLICY,
     suite="arrival_delay.predictions",
 )

@@ -57,6 +57,6 @@ PIPELINE = Pipeline(
         Candidate("torch", "torch", {"hidden": (64, 32), "epochs": 4, "lr": 2e-3, "batch": 1024}),
         Candidate("baseline", "sklearn", {"C": 1.0}),
     ),
-    drift=departures.DRIFT,
+    policy=departures.POLICY,
     suite="flights.predictions",
 )

@@ -65,6 +65,6 @@ PIPELINE = Pipeline(
         Candidate("baseline", "sklearn", {"C": 1.0}),
     ),
     holdout=timedelta(weeks=3),  # of one week, a single stormy day decides
-    drift=departures.DRIFT,
+    policy=departures.POLICY,
     suite="next_leg.predictions",
 )

@@ -11,7 +11,7 @@ import pytest
 from headrace.gate import Gate
 from headrace.lake import Lake, Window
 from headrace.monitoring import metrics
-from headrace.monitoring.contributions import gone_by, ndcg
+from headrace.monitoring.contributions import gone_by, ndcg, shares
 from headrace.monitoring.estimates import forecast
 from headrace.monitoring.metrics import Metric
 from headrace.monitoring.segments import worse
@@ -284,13 +284,14 @@ def test_what_a_model_goes_by_is_told_beside_what_it_was_where_it_was_proven():
     booster = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, data, 20)
     model = Model("xgboost", Binary(), Boosted(encoder, booster))
 
-    first, second = gone_by(model, table, table)
+    before = shares(model, table)
+    first, second = gone_by(before, before)
     assert (first.column, second.column) == ("x", "kind")
     assert first.now == first.before > 0.6
     assert first.now + second.now == pytest.approx(1)
     assert ndcg([first, second]) == 1
     same = table.set_column(1, "x", pa.array(np.full(2_000, 0.0)))
-    now = gone_by(model, table, same)
+    now = gone_by(shares(model, same), before)
     assert {one.column: one.before for one in now} == {"x": first.before, "kind": second.before}
-    assert gone_by(model, table, table.slice(0, 0)) == []
-    assert gone_by(Model("sklearn", Binary(), None), table, table) == []  # it cannot tell
+    assert gone_by(shares(model, table.slice(0, 0)), before) == []
+    assert shares(Model("sklearn", Binary(), None), table) == {}  # it cannot tell

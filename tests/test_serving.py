@@ -558,6 +558,22 @@ def test_metrics_count_what_was_answered(toy: Toy) -> None:
     assert 'headrace_champion_not_serving{pipeline="toy"} 0.0' in told
 
 
+def test_metrics_have_what_was_watched_of_the_last_window(toy: Toy, caplog: pytest.LogCaptureFixture) -> None:
+    labels = ("3", "realised", "skill", "carrier = EV", "")
+    service = toy.service()
+    service._watched = lambda _: (utc(2013, 4, 8), [(labels, 0.25)])
+    with TestClient(application(service, Keys(toy.home / "none.json"))) as client:
+        service.refresh_watched()
+        told = client.get("/metrics").text
+        service._watched = lambda _: 1 / 0
+        service.refresh_watched()
+        assert "headrace_watched{" in client.get("/metrics").text
+    line = '{kind="realised",method="",metric="skill",of="carrier = EV",pipeline="toy",version="3"} 0.25'
+    assert f"headrace_watched{line}" in told
+    assert 'headrace_watched_window_end_timestamp_seconds{pipeline="toy"} 1.3653792e+09' in told
+    assert "What is watched of toy cannot be read" in caplog.text
+
+
 def test_the_example_of_the_description_works(toy: Toy) -> None:
     with toy.client() as client:
         told = client.get("/openapi.json").json()

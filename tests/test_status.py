@@ -65,6 +65,7 @@ def watch(rooms: tuple[Lake, MLflow, Ledger], spec, week: Window, folder) -> Non
 
 def test_before_anything_is_released_it_says_so(rooms):
     found = status.of(TOY, *rooms)
+    assert metrics.gauges(TOY, rooms[0]) == (None, [])
     assert (found.champion, found.windows, found.decided) == (None, (), ())
     page = status.page(found)
     for said in ("Nothing was released yet", "No window was judged yet", "Nothing yet"):
@@ -106,6 +107,10 @@ def test_it_says_what_was_expected_before_the_truth_and_what_came_true(rooms, tm
     judge_again(spec, grown, lake, mlflow, ledger, at, "a test")
     *_, third = status.of(spec, *rooms).windows
     assert third.outcomes == 350
+    end, numbers = metrics.gauges(spec, lake)
+    assert end == third.end
+    of_truth = {labels: value for labels, value in numbers if labels[1] == "realised"}
+    assert of_truth[str(version), "realised", "auc", "", ""] == third.realised
     assert third.low <= third.realised <= third.high
     page = status.page(found := status.of(spec, *rooms), "http://mlflow", status.picture(found))
     assert f"http://mlflow/#/models/toy/versions/{version}" in page

@@ -25,15 +25,15 @@ from flows.steps.features import (
 )
 from flows.steps.ingest import ask, batches, predict_history, report, say_unreadable, settle, staging, tell
 from flows.steps.monitoring import (
-    announce_drift,
     announce_worse,
     await_retraining,
+    call_for_training,
     compare_releases,
     judge_again,
     judgement,
     note_judgement,
     show_status,
-    unanswered_drift,
+    unanswered,
     unjudged,
     watch,
 )
@@ -56,7 +56,6 @@ from flows.steps.training import (
 
 __all__ = [
     "Parts",
-    "announce_drift",
     "announce_overdue",
     "announce_worse",
     "apply_features",
@@ -66,6 +65,7 @@ __all__ = [
     "batches",
     "bring_online",
     "build_features",
+    "call_for_training",
     "catching_up",
     "champion",
     "check_parity",
@@ -110,7 +110,7 @@ __all__ = [
     "train_name",
     "training_set",
     "tune",
-    "unanswered_drift",
+    "unanswered",
     "unjudged",
     "unscored",
     "up_to_date",

@@ -56,8 +56,8 @@ def judgement(project: Project, spec: Pipeline, window: Window) -> dict[str, Any
     return judgements.of(spec, project.ledger, window)
 
 
-def unanswered_drift(project: Project, spec: Pipeline) -> dict[str, Any] | None:
-    """Return the last judgement if it found drift and no training has begun for it: its event may be lost."""
+def unanswered(project: Project, spec: Pipeline) -> dict[str, Any] | None:
+    """Return the last judgement if it calls for a training and none has begun: its event may be lost."""
     return judgements.unanswered(spec, project.ledger)
 
 
@@ -71,7 +71,7 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     from headrace.monitoring import metrics, policy
     from headrace.monitoring.watch import judge
 
-    cause, reports = f"drift/{stamp(window.end)}", project.settings.home / "reports"
+    cause, reports = policy.cause(spec.policy, stamp(window.end)), project.settings.home / "reports"
     findings = judge(spec, project.lake, project.mlflow, window, at, reports)
     if not findings:
         reason = "There was nothing to predict in it."
@@ -91,9 +91,10 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         for finding, metrics in zip(findings, measured, strict=True)
     ]
     worse = any(finding.performance.worse for finding in findings)
-    retrain, why = False, ""
-    if drifted:
-        retrain, why = policy.decide(spec, project.ledger, window, findings[0].release.version)
+    foreseen = policy.foreseen(findings[0].estimates, findings[0].fared.promised)
+    signals = {"drifted": drifted, "foreseen": foreseen, "champion": findings[0].release.version}
+    past, trained = policy.known(spec, project.ledger, window.start)
+    retrain, why = policy.decide(spec.policy, [*past, {"end": stamp(window.end), **signals}], trained)
     found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"
     fared = _told(findings, lambda finding: _fared(spec, finding))
     create_markdown_artifact(
@@ -114,7 +115,7 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         logger().warning("Worse than promised in %s. %s", window, fared)
     return {
         "window": str(window),
-        "drifted": drifted,
+        **signals,
         "retrain": retrain,
         "cause": cause,
         "reason": f"{_told(findings, lambda finding: finding.drift.reason)} {why}".rstrip(),
@@ -124,7 +125,6 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
         "outcomes": sum(int(finding.performance.scores.get("rows", 0)) for finding in findings),
         "performance": fared,
         "score": spec.problem.told(findings[0].performance.scores, most=1),
-        "champion": findings[0].release.version,
         "report": next((finding.report for finding in findings if finding.report), ""),
         **measured[0],
     }
@@ -247,11 +247,15 @@ def show_status(project: Project, spec: Pipeline) -> None:
     create_markdown_artifact(key=slug("status", spec.name), markdown=page)
 
 
-@step("announce drift")
-def announce_drift(spec: Pipeline, at: datetime, finding: Mapping[str, Any]) -> None:
-    """Emit ``headrace.drift``; the ledger, not the event, makes sure that one window retrains once."""
+@step("call for a retraining")
+def call_for_training(spec: Pipeline, at: datetime, finding: Mapping[str, Any]) -> None:
+    """Emit ``headrace.drift``, or ``headrace.due`` if the policy goes by something else.
+
+    The ledger, not the event, makes sure that one window retrains once.
+    """
     cause, reason = finding["cause"], finding["reason"]
-    announce("headrace.drift", spec, cause, as_of=at.isoformat(), cause=cause, reason=reason)
+    event = "headrace.drift" if cause.startswith("drift/") else "headrace.due"
+    announce(event, spec, cause, as_of=at.isoformat(), cause=cause, reason=reason)
 
 
 def announce_worse(spec: Pipeline, window: str, reason: str, outcomes: int) -> None:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from headrace.cli import (
+    backtest,
     claims,
     dashboards,
     features,
@@ -64,6 +65,7 @@ app.command()(status.status)
 app.command()(serve.serve)
 app.command()(trace.trace)
 app.command()(replay.replay)
+app.command()(backtest.backtest)
 app.command()(report.report)
 app.command()(dashboards.dashboards)
 app.command()(verify.verify)

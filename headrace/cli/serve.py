@@ -25,6 +25,7 @@ def serve(
     """Answer requests with each pipeline's champion until Ctrl-C, and log every answer; see /docs there."""
     from headrace import release as releases
     from headrace.feature_store.plan import Plan
+    from headrace.monitoring import metrics
     from headrace.project import Project
     from headrace.serving import run
     from headrace.serving.keys import Keys
@@ -42,7 +43,8 @@ def serve(
         return str(releases.strayed(spec, project.mlflow, project.ledger) or "")
 
     planned = partial(Plan, project.store)
-    run.run(settings, specs, planned, project.mlflow, project.lake, Keys(keys), notice)
+    watched = partial(metrics.gauges, lake=project.lake)
+    run.run(settings, specs, planned, project.mlflow, project.lake, Keys(keys), notice, watched)
 
 
 def keys_of(settings: Settings) -> Path:

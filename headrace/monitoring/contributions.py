@@ -10,12 +10,14 @@ import numpy as np
 from headrace.training.trainers import trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pyarrow as pa
 
     from headrace.training import Model
 
 SAMPLE = 1_000
-"""Rows, of either side, that are looked at."""
+"""Rows that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,20 @@ class GoneBy:
     before: float
 
 
-def gone_by(model: Model, proven: pa.Table, now: pa.Table) -> list[GoneBy]:
-    """Return what a model goes by in the rows of now, most first; nothing if its trainer cannot tell.
-
-    ``proven`` are rows that it was proven on, to compare with.
-    """
+def shares(model: Model, rows: pa.Table) -> dict[str, float]:
+    """Return the share of each input in what a model goes by; nothing if its trainer cannot tell."""
     explains = getattr(trainer(model.trainer), "contributions", None)
-    if not explains or not min(proven.num_rows, now.num_rows):
-        return []
-    shares: list[list[float]] = []
-    for rows in (now, proven):
-        some = np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:SAMPLE])
-        names, found = explains(model.native, rows.take(some))
-        means = np.abs(found).mean(axis=tuple(range(found.ndim - 1)))
-        shares.append((means / max(float(means.sum()), 1e-12)).tolist())
-    each = [GoneBy(*one) for one in zip(names, *shares, strict=True)]
+    if not explains or not rows.num_rows:
+        return {}
+    some = np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:SAMPLE])
+    names, found = explains(model.native, rows.take(some))
+    means = np.abs(found).mean(axis=tuple(range(found.ndim - 1)))
+    return dict(zip(names, (means / max(float(means.sum()), 1e-12)).tolist(), strict=True))
+
+
+def gone_by(now: Mapping[str, float], before: Mapping[str, float]) -> list[GoneBy]:
+    """Return shares of now beside those of the rows that a version was proven on, most first."""
+    each = [GoneBy(name, share, before[name]) for name, share in now.items() if name in before]
     return sorted(each, key=lambda one: -one.now)
 
 

@@ -177,6 +177,24 @@ def draw(
     return True
 
 
+def preset(reference: pd.DataFrame, current: pd.DataFrame, columns: Columns) -> bool:
+    """Say whether Evidently calls ``current`` drifted at its defaults, as its preset does, without plots."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.metrics import DriftedColumnsCount
+
+        names = [n for n in columns.names if not (reference[n].isna().all() or current[n].isna().all())]
+        definition = DataDefinition(
+            numerical_columns=[name for name in names if name not in columns.categorical],
+            categorical_columns=[name for name in names if name in columns.categorical],
+        )
+        before, now = (Dataset.from_pandas(frame[names], definition) for frame in (reference, current))
+        counted = DriftedColumnsCount()
+        (found,) = Report([counted], include_tests=False).run(now, before).dict()["metrics"]
+    return float(found["value"]["share"]) >= counted.drift_share
+
+
 def _escaped(frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
     texts = [name for name in frame.columns if name in columns.categorical]
     return frame.assign(

@@ -79,4 +79,4 @@ def unanswered(spec: Pipeline, ledger: Ledger) -> dict[str, Any] | None:
 
 def calls(judged: Mapping[str, Any]) -> bool:
     """Say whether what was found in a window calls for a retraining; before there was a policy, drift did."""
-    return bool(judged.get("retrain", judged["drifted"]))
+    return bool(judged.get("retrain", judged.get("drifted")))

@@ -113,6 +113,25 @@ def latest(spec: Pipeline, lake: Lake, since: datetime | None = None) -> pa.Tabl
     )
 
 
+def gauges(spec: Pipeline, lake: Lake) -> tuple[datetime | None, list[tuple[tuple[str, ...], float]]]:
+    """Return when the last window ended that was judged (UTC), and its numbers, each with its labels.
+
+    Labels are the version, or nothing, and ``kind``, ``metric``, ``of`` and ``method``.
+    """
+    if not lake.table(table_of(spec)).exists():
+        return None, []
+    [(end,)] = lake.connect({"metrics": table_of(spec)}).sql("SELECT max(window_end) FROM metrics").fetchall()
+    last = latest(spec, lake, end - timedelta(microseconds=1))
+    rows = last.to_pylist() if last else []
+    return end, [
+        (
+            (str(one["model_version"] or ""), *(one[name] for name in ("kind", "metric", "of", "method"))),
+            one["value"],
+        )
+        for one in rows
+    ]
+
+
 def of_window(spec: Pipeline, lake: Lake, window: Window, ages: Mapping[str, timedelta]) -> Iterator[Metric]:
     """Yield how much there was of everything in a window, and how old features were, by view."""
     for source in spec.sources:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-CHANCE = 0.01
-"""The share of windows in which a segment may be called worse by chance."""
+CHANCE = 0.005
+"""The share of windows in which a segment may be called worse by chance: of weeks, one in four years."""
 SHUFFLES = 2_048
 """How often groups are dealt anew to before and now."""
 THIN = 2
@@ -107,20 +107,31 @@ def worse(
             sizes.append(size)
     if not parts:
         return []
-    dealt = np.zeros((SHUFFLES, count), bool)
+    changes, likely = chances(np.array(sums), np.array(sizes, np.float64), is_now)
+    found = [
+        Segment(name, int(part.sum()), float(losses[part].mean()), float(change), p)
+        for (name, part), change, p in zip(parts, changes, likely, strict=True)
+    ]
+    return sorted(found, key=lambda one: (one.p, -one.change))
+
+
+def chances(sums: Floats, sizes: Floats, is_now: NDArray[np.bool_]) -> tuple[Floats, list[float]]:
+    """Return by how much the mean of each of ``m`` parts has changed, and how likely by chance that is.
+
+    Args:
+        sums: What is summed in each of ``g`` groups of rows, shape ``(m, g)``.
+        sizes: Of how many rows, shape ``(m, g)``.
+        is_now: Which groups are those of now, shape ``(g,)``.
+    """
+    dealt = np.zeros((SHUFFLES, is_now.size), bool)
     dealt[0] = is_now
     rng = np.random.default_rng(0)
     for one in dealt[1:]:
-        one[rng.permutation(count)[: is_now.sum()]] = True
-    changes = _changes(np.array(sums), np.array(sizes, np.float64), dealt)
+        one[rng.permutation(is_now.size)[: is_now.sum()]] = True
+    changes = _changes(sums, sizes, dealt)
     scale = changes.std(axis=0)
     scaled = changes / np.where(scale > 0, scale, 1)
-    chances = familywise(scaled[0], scaled)
-    found = [
-        Segment(name, int(part.sum()), float(losses[part].mean()), float(change), p)
-        for (name, part), change, p in zip(parts, changes[0], chances, strict=True)
-    ]
-    return sorted(found, key=lambda one: (one.p, -one.change))
+    return changes[0], familywise(scaled[0], scaled)
 
 
 def _changes(sums: Floats, sizes: Floats, dealt: NDArray[np.bool_]) -> Floats:

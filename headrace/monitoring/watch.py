@@ -7,6 +7,7 @@ prediction log ─▶ one part per version ─▶ drift, estimated and realised 
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from headrace.registry import Release
     from headrace.tracking import MLflow
 
-REFERENCE, PROVEN = "reference.parquet", "proven.parquet"
+REFERENCE, PROVEN, GONE_BY = "reference.parquet", "proven.parquet", "contributions.json"
 MOST = 20_000
 """Rows beyond which some stand for all where performance is estimated."""
 BACK = 13
@@ -145,7 +146,7 @@ def judge(
         proven = _proven(spec, lake, held_out, version, window, as_of)
         by = _gone_by(mlflow, release, held_out, made)
         ways = (False, True) if spec.problem.labels else (False,)
-        ahead = [estimates.forecast(spec, proven, _some(made), adapt=adapt) for adapt in ways]
+        ahead = [estimates.forecast(spec, proven, some(made), adapt=adapt) for adapt in ways]
         scores = tuple(score for one in ahead if one for score in one.scores)
         mature = _of(known, version).num_rows >= MATURE * made.num_rows
         fared = _fared(spec, mlflow, release, known, proven, ahead[0] if mature else None)
@@ -167,7 +168,7 @@ def fared(
         if _of(known, version).num_rows >= MATURE * made.num_rows:
             _, held_out = _learnt_from(spec, lake, mlflow, release)
             proven = _proven(spec, lake, held_out, version, window, as_of)
-            ahead = estimates.forecast(spec, proven, _some(made))
+            ahead = estimates.forecast(spec, proven, some(made))
         yield name, release, _fared(spec, mlflow, release, known, proven, ahead)
 
 
@@ -185,7 +186,7 @@ def _fared(
     did = performance(problem, truth, predicted, promised, spec.drift)
     if not ahead or came.num_rows < spec.drift.min_rows:
         return Fared(did, promised)
-    return Fared(did, promised, tuple(segments.of_window(spec, proven, _some(came), ahead)))
+    return Fared(did, promised, tuple(segments.of_window(spec, proven, some(came), ahead)))
 
 
 def _proven(
@@ -200,11 +201,19 @@ def _proven(
     made = _of(log.read(spec, lake, earlier), version)
     if not made.num_rows:
         return held_out
-    known = spine.with_truth(spec, lake, made, as_of)
+    return proven_on(spec, held_out, made, spine.with_truth(spec, lake, made, as_of))
+
+
+def proven_on(spec: Pipeline, held_out: pa.Table, made: pa.Table, known: pa.Table) -> pa.Table:
+    """Return rows that a version had not learnt from, with what it predicted and the truth.
+
+    They are what it was proven on, ``held_out``, and of the windows in which it ``made`` predictions those
+    rows whose truth is ``known``, where that is of most.
+    """
     of_made, of_known = (_nth(spec, rows) for rows in (made, known))
     counts = (np.bincount(of, minlength=BACK + 1) for of in (of_known, of_made))
     share = next(counts) / np.maximum(next(counts), 1)
-    return _some(segments.together(held_out, known.filter(share[of_known] >= MATURE)))
+    return some(segments.together(held_out, known.filter(share[of_known] >= MATURE)))
 
 
 def _nth(spec: Pipeline, rows: pa.Table) -> np.ndarray:
@@ -261,18 +270,24 @@ def _learnt_from(spec: Pipeline, lake: Lake, mlflow: MLflow, release: Release) -
     if not reference:
         reference = Reference.of(seen, spec.watched, spec.window)
         tracking.keep(mlflow, release.run_id, REFERENCE, reference.dump())
-    held_out = _some(seen.filter(pc.equal(seen["span"], spine.HOLDOUT)))
+    held_out = some(seen.filter(pc.equal(seen["span"], spine.HOLDOUT)))
     pq.write_table(held_out, file := io.BytesIO(), compression="zstd")
     tracking.keep(mlflow, release.run_id, PROVEN, file.getvalue())
     return reference, held_out
 
 
 def _gone_by(mlflow: MLflow, release: Release, proven: pa.Table, now: pa.Table) -> tuple[GoneBy, ...]:
+    """Return what a version goes by, now and where it was proven; that is found once, and kept with it."""
     try:
         model = tracking.load_model(mlflow, release.model_uri)
     except (DamagedModel, UnknownTrainer):  # what it predicted is there, and is judged all the same
         return ()
-    return tuple(contributions.gone_by(model, proven, now))
+    if kept := tracking.kept(mlflow, release.run_id, GONE_BY):
+        before = json.loads(kept)
+    else:
+        before = contributions.shares(model, proven)
+        tracking.keep(mlflow, release.run_id, GONE_BY, json.dumps(before).encode())
+    return tuple(contributions.gone_by(contributions.shares(model, now), before))
 
 
 def _incomplete(rows: pa.Table) -> float:
@@ -284,7 +299,7 @@ def _incomplete(rows: pa.Table) -> float:
     return float(pc.mean(pc.greater(lacking, 0)).as_py())
 
 
-def _some(rows: pa.Table) -> pa.Table:
+def some(rows: pa.Table) -> pa.Table:
     """Return ``rows``, or ``MOST`` of them in their order, always the same ones."""
     if rows.num_rows <= MOST:
         return rows

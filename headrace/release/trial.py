@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from headrace import cluster, gate, spine, tracking, training
 from headrace.cluster import crew, peak_mb
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from headrace.tracking import Logged, MLflow
     from headrace.training import Model
 
+One = TypeVar("One", "Trial", "Fitted")
 ONES = 21
 """Rows that are predicted one by one to see how long that takes."""
 
@@ -55,6 +56,54 @@ class Trial:
     costs: Mapping[str, float] = field(default_factory=dict)
     settled: Mapping[str, Any] = field(default_factory=dict)
     without_gpu: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A candidate's ``model``, and how it did on ``rows`` that it has not learnt from.
+
+    Names as of :class:`Trial`; ``seconds`` are what the fit took.
+    """
+
+    candidate: str
+    model: Model
+    rows: pa.Table
+    truth: NDArray[np.float64]
+    predictions: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    groups: NDArray[Any]
+    seconds: float
+
+    @property
+    def settled(self) -> Mapping[str, Any]:
+        """Parameters that the selection settled."""
+        found: Mapping[str, Any] = getattr(self.model.native, "settled", {})
+        return found
+
+
+def fit(
+    spec: Pipeline,
+    candidate: Candidate,
+    data: DatasetRef,
+    lake: Lake,
+    client: Client | None,
+    *,
+    final: bool,
+) -> Fitted:
+    """Fit ``candidate``, and predict rows that it has not learnt from; which, see :func:`try_out`."""
+    start, (learn, score) = time.perf_counter(), _spans(final=final)
+    selection = None if final or not spec.selects else dataset.learnt(spec, data, lake, (score,))
+    rows = dataset.learnt(spec, data, lake, learn)
+    model = training.fit(candidate, rows, spec.columns, spec.problem, client, selection)
+    took, others = time.perf_counter() - start, dataset.read(spec, data, lake, (score,))
+    truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
+    losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
+    return Fitted(candidate.name, model, others, truth, predicted, losses, groups, took)
+
+
+def _spans(*, final: bool) -> tuple[tuple[str, ...], str]:
+    """Return the spans that a trial learns from, and the one that it is scored on."""
+    return (spine.LEARNT, spine.HOLDOUT) if final else ((spine.TRAIN,), spine.SELECTION)
 
 
 def try_out(
@@ -84,20 +133,15 @@ def try_out(
         BadOutputs: What it predicts is no prediction.
     """
     start = time.perf_counter()
-    learn, score = (spine.LEARNT, spine.HOLDOUT) if final else ((spine.TRAIN,), spine.SELECTION)
     if final:
         lake.check(data)
-    rows, others = dataset.learnt(spec, data, lake, learn), dataset.read(spec, data, lake, (score,))
-    selection = None if final or not spec.selects else dataset.learnt(spec, data, lake, (score,))
     workers = crew(client)
     asked = str(candidate.params.get("device", "")).startswith("cuda")
     without_gpu = cluster.without_gpu(workers, asked=asked)
-    model = training.fit(candidate, rows, spec.columns, spec.problem, client, selection)
-    fitted = time.perf_counter()
-    truth, predicted = spec.problem.encode(others["label"]), model.predict(others)
-    scores = spec.problem.scores(truth, predicted)
-    spent = {"seconds/fit": fitted - start, "seconds/score": time.perf_counter() - fitted}
-    costs = _costs(model, others) if final else {}
+    one = fit(spec, candidate, data, lake, client, final=final)
+    model, scores = one.model, spec.problem.scores(one.truth, one.predictions)
+    spent = {"seconds/fit": one.seconds, "seconds/score": time.perf_counter() - start - one.seconds}
+    costs = _costs(model, one.rows) if final else {}
     logged = tracking.log_candidate(
         mlflow,
         spec,
@@ -115,18 +159,26 @@ def try_out(
         folder=folder,
         page=page,
         history=getattr(model.native, "history", {}),
-        spans=learn,
+        spans=_spans(final=final)[0],
         role="challenger" if final else "candidate",
     )
     if final:
         for name, data_of in proof.artifacts(
-            spec, candidate.name, model, others, truth, predicted, as_of
+            spec, candidate.name, model, one.rows, one.truth, one.predictions, as_of
         ).items():
             tracking.keep(mlflow, logged.run_id, name, data_of)
-    losses, groups = spec.problem.losses(truth, predicted), gate.groups(spec.gate, others)
-    took, found = time.perf_counter() - start, getattr(model.native, "settled", {})
     return Trial(
-        candidate.name, final, logged, scores, predicted, losses, groups, took, costs, found, without_gpu
+        candidate.name,
+        final,
+        logged,
+        scores,
+        one.predictions,
+        one.losses,
+        one.groups,
+        time.perf_counter() - start,
+        costs,
+        one.settled,
+        without_gpu,
     )
 
 
@@ -144,13 +196,13 @@ def _costs(model: Model, rows: pa.Table) -> dict[str, float]:
     return {"latency_ms": 1_000 * median(took), "size_mb": size / 1e6}
 
 
-def settled(spec: Pipeline, chosen: Trial) -> Candidate:
+def settled(spec: Pipeline, chosen: Trial | Fitted) -> Candidate:
     """Return the chosen candidate, with what the selection settled, to be fitted again."""
     candidate = next(c for c in spec.candidates if c.name == chosen.candidate)
     return replace(candidate, params={**candidate.params, **chosen.settled})
 
 
-def choose(spec: Pipeline, trials: Sequence[Trial]) -> Trial:
+def choose(spec: Pipeline, trials: Sequence[One]) -> One:
     """Return the trial to put forward: the first, unless a later one passes the gate against it."""
     chosen = gate.best(spec.gate, {trial.candidate: trial.losses for trial in trials}, trials[0].groups)
     return next(trial for trial in trials if trial.candidate == chosen)

@@ -12,7 +12,12 @@ from headrace.release import guards
 from headrace.training import dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
+
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
     from headrace.gate import Verdict
     from headrace.lake import DatasetRef, Lake
@@ -47,14 +52,32 @@ def judge(
         predicted = tracking.load_model(mlflow, champion.model_uri).predict(held_out)
     else:
         predicted = guess(problem, dataset.read(spec, data, lake, spine.LEARNT), held_out)
+    before = str(champion.version) if champion else None
+    return compared(spec, held_out, name, trial.predictions, before, predicted, trial.costs)
+
+
+def compared(
+    spec: Pipeline,
+    held_out: pa.Table,
+    challenger: str,
+    ours: NDArray[np.float64],
+    champion: str | None,
+    theirs: NDArray[np.float64],
+    costs: Mapping[str, float] | None = None,
+) -> Verdict:
+    """Say what the gate makes of a challenger's predictions of ``held_out`` beside the champion's.
+
+    Without a champion ``theirs`` are a guess from the past. ``costs`` are what it takes to serve the
+    challenger, by name.
+    """
+    rule, problem, groups = spec.gate, spec.problem, gate.groups(spec.gate, held_out)
     truth = problem.encode(held_out["label"])
-    gain = gate.paired_gain(problem.losses(truth, predicted), trial.losses, trial.groups)
-    rule, ours, before = spec.gate, trial.predictions, str(champion.version) if champion else None
-    bounds = guards.bounds(rule, problem, truth, predicted if champion else None, ours, trial.costs)
+    gain = gate.paired_gain(problem.losses(truth, theirs), problem.losses(truth, ours), groups)
+    bounds = guards.bounds(rule, problem, truth, theirs if champion else None, ours, costs or {})
     found = []
     if champion:
-        found = guards.look(rule, problem, spec.columns, held_out, truth, predicted, ours, trial.groups)
-    return gate.judge(rule, name, before, gain, problem.loss_unit, found, bounds)
+        found = guards.look(rule, problem, spec.columns, held_out, truth, theirs, ours, groups)
+    return gate.judge(rule, challenger, champion, gain, problem.loss_unit, found, bounds)
 
 
 def asks(spec: Pipeline, verdict: Verdict, mlflow: MLflow) -> timedelta | None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from headrace.serving.service import Service
 
 TYPE = CONTENT_TYPE_LATEST
+WATCHED = ("version", "kind", "metric", "of", "method")
+"""What tells apart the numbers of a window that was watched."""
 BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
@@ -89,4 +91,18 @@ class Metrics:
         )
         if service.looked:
             looked.add_metric([], service.looked.timestamp())
+        of_windows = GaugeMetricFamily(
+            "headrace_watched", "What `monitor` found of the last window", labels=["pipeline", *WATCHED]
+        )
+        ended = GaugeMetricFamily(
+            "headrace_watched_window_end_timestamp_seconds",
+            "When the last window ended that `monitor` has judged",
+            labels=["pipeline"],
+        )
+        for name, (end, numbers) in list(service.watched.items()):
+            for labels, value in numbers:
+                of_windows.add_metric([name, *labels], value)
+            if end:
+                ended.add_metric([name], end.timestamp())
+        yield from (of_windows, ended)
         yield from (version, waiting, trouble, unshadowed, canary, refused, unsent, looked)

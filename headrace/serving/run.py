@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
     from headrace.serving.keys import Keys
     from headrace.serving.predictor import Planned
+    from headrace.serving.service import Watched
     from headrace.settings import Settings
     from headrace.tracking import MLflow
 
@@ -56,10 +57,11 @@ def run(
     lake: Lake,
     keys: Keys,
     notice: Callable[[Pipeline], str] = lambda _: "",
+    watched: Callable[[Pipeline], Watched] = lambda _: (None, []),
 ) -> None:
     """Serve until told to end; what was taken is answered first, and the log brought into the lake.
 
-    ``notice`` is that of ``Service``.
+    ``notice`` and ``watched`` are those of ``Service``.
     """
     import uvicorn
 
@@ -70,7 +72,7 @@ def run(
     # Threads that hand each other work must not wait five milliseconds for their turn.
     sys.setswitchinterval(0.001)
     journal = Journal(settings.home / "served", lake)
-    service = Service({spec.name: spec for spec in specs}, planned, mlflow, lake, journal, notice)
+    service = Service({spec.name: spec for spec in specs}, planned, mlflow, lake, journal, notice, watched)
     certificate, key = settings.serve_certificate, settings.serve_certificate_key
     uvicorn.run(
         application(service, keys),

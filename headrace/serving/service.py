@@ -15,7 +15,7 @@ from headrace.serving.endpoint import Endpoint
 from headrace.serving.predictor import Predictor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.lake import Lake
     from headrace.pipeline import Pipeline
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from headrace.serving.predictor import Planned
     from headrace.tracking import MLflow
 
+    Watched = tuple[datetime | None, Sequence[tuple[tuple[str, ...], float]]]
+
 SHADOWS = 5
 """How many versions may predict beside the champion."""
-REFRESH = 2.0
-"""Seconds between two looks at who is champion."""
+REFRESH, RARELY = 2.0, 15
+"""Seconds between two looks at who is champion; and how many of them go by until one at what is watched."""
 logger = logging.getLogger(__name__)
 
 
@@ -46,15 +48,21 @@ class Service:
         lake: Lake,
         journal: Journal,
         notice: Callable[[Pipeline], str] = lambda _: "",
+        watched: Callable[[Pipeline], Watched] = lambda _: (None, []),
     ) -> None:
-        """Serve ``pipelines``; ``notice`` says what people should know of who is champion, if anything."""
+        """Serve ``pipelines``; ``notice`` says what people should know of who is champion, if anything.
+
+        ``watched`` returns when the last window ended that was watched (UTC), and its numbers with labels.
+        """
         self.pipelines, self.planned, self.mlflow, self.lake = pipelines, planned, mlflow, lake
-        self.journal, self._notice = journal, notice
+        self.journal, self._notice, self._watched = journal, notice, watched
         self.endpoints = {name: Endpoint(spec, journal) for name, spec in pipelines.items()}
         self.troubles: dict[str, str] = {}
         """Why a pipeline's champion is not what serves, by pipeline."""
         self.notices: dict[str, str] = {}
         """What people should know of who is champion, by pipeline."""
+        self.watched: dict[str, Watched] = {}
+        """What was last found of a pipeline's windows, by pipeline."""
         self.looked: datetime | None = None
         """When it was last seen who is champion (UTC)."""
         self._stamp: tuple[int, ...] | None = None
@@ -163,5 +171,17 @@ class Service:
         return Predictor(spec, version, model, self.planned, self.lake)
 
     def _keep_up(self) -> None:
+        looks = 0
         while not self._ended.wait(REFRESH):
             self.refresh()
+            if looks % RARELY == 0:
+                self.refresh_watched()
+            looks += 1
+
+    def refresh_watched(self) -> None:
+        """See what was found of the pipelines' last windows; where that cannot be, what was known stays."""
+        for name, spec in self.pipelines.items():
+            try:
+                self.watched[name] = self._watched(spec)
+            except Exception as error:  # noqa: BLE001  # of figures alone: requests are answered all the same
+                logger.warning("What is watched of %s cannot be read: %s", name, error)

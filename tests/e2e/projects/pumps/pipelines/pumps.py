@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.gate import Gate
 from headrace.lake import Window
-from headrace.monitoring.rule import DriftRule
+from headrace.monitoring.rule import OnDrift
 from headrace.pipeline import Candidate, Columns, FeatureTable, Pipeline, Source
 from headrace.sources import Call
 
@@ -78,7 +78,7 @@ PIPELINE = Pipeline(
     columns=Columns(categorical=("pump",), numeric=("load", "mean_load")),
     candidates=(Candidate("trees", "xgboost", {"max_depth": 4, "rounds": 50}),),
     gate=Gate(group=timedelta(seconds=1)),  # pumps fail each by itself, and there is no day of them
-    drift=DriftRule(windows=1, of=1),
+    policy=OnDrift(windows=1, of=1),
     holdout=WINDOW,
     window=WINDOW,
 )  # fmt: skip
