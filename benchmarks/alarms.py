@@ -5,7 +5,7 @@ fitted on the first quarter. All days of the year are dealt at random: 13 weeks 
 from, and 52 are watched, so that no week is unlike another but by chance. Of such model-years
 
 - false alarms a year are counted, of windows of a week and of a day: of ``DriftRule`` as it is, of one odd
-  window alone, and of Evidently's own preset at its defaults;
+  window alone, of columns that moved, and of Evidently's own preset at its defaults;
 - changes are planted: the share of years in which they are found within twelve weeks, and the week by which
   half of them are. By chance alone a rule "finds" what its false alarms come to.
 
@@ -34,7 +34,7 @@ import numpy as np
 
 from benchmarks.result import Result
 from headrace.lake import duckdb_connection
-from headrace.monitoring import segments
+from headrace.monitoring import segments, shift
 from headrace.monitoring.drift import drift
 from headrace.monitoring.reference import Reference
 from headrace.monitoring.rule import DriftRule
@@ -223,7 +223,25 @@ def _fired(
     ours, theirs = _drifted(counts, other, learnt, watched.reshape(-1, every), every)
     for name, (times, of) in RULES.items():
         yield name, _persists(ours, times, of)
+    yield "columns that moved", _moved(counts, other, learnt, watched.reshape(-1, every), every)
     yield "Evidently's preset", theirs
+
+
+def _moved(
+    counts: _Counts, other: _Counts, learnt: NDArray[Any], windows: NDArray[Any], every: int
+) -> NDArray[np.bool_]:
+    """Return in which windows columns have moved since the last of these."""
+    own = learnt.reshape(-1, every)
+    pull = 1 - counts.rows[own].sum(axis=1) / counts.rows[learnt].sum()
+    before = np.concatenate(_distances(counts, learnt, counts, own), axis=1) / pull[:, None]
+    now = np.concatenate(_distances(counts, learnt, other, windows), axis=1)
+    least = np.repeat([shift.LEAST["score"], shift.LEAST["missing"]], len(COLUMNS.names), axis=0).T
+    fired, since, risk = np.zeros(len(now), bool), 0, DriftRule().risk * every / 7
+    for place in range(len(now)):
+        lately = now[max(since, place + 1 - max(shift.SPANS)) : place + 1]
+        if shift.discovered(shift.chances(before, lately, least), risk).size:
+            fired[place], since = True, place + 1
+    return fired
 
 
 def _drifted(
@@ -300,7 +318,10 @@ def _agreed(rows: pd.DataFrame, counts: _Counts) -> float:
         for place, days_of in enumerate(windows):
             part = pa.Table.from_pandas(_dealt(rows, days_of), preserve_index=False)
             now = sketch(part, COLUMNS, limits=reference.whole.limits)
-            same.append(drift(reference, now, COLUMNS, rule).drifted == bool(said[0][place]))
+            found = drift(reference, now, COLUMNS, rule)
+            same.append(found.drifted == bool(said[0][place]))
+            moved = _moved(counts, counts, learnt, windows[place : place + 1], 7)
+            same.append(bool(found.moved) == bool(moved[0]))
     return float(np.mean(same))
 
 

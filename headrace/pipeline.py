@@ -12,7 +12,7 @@ from headrace.declaration import slips
 from headrace.errors import BrokenDeclaration, HeadraceError, did_you_mean
 from headrace.gate import Gate
 from headrace.instants import plain, shown
-from headrace.monitoring.rule import DriftRule, OnDrift, Policy
+from headrace.monitoring.rule import DriftRule, OnShift, Policy
 from headrace.problem import Binary, Problem
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class Pipeline:
     weights: Weights | None = None
     gate: Gate = field(default_factory=Gate)
     drift: DriftRule = field(default_factory=DriftRule)
-    policy: Policy = field(default_factory=OnDrift)
+    policy: Policy = field(default_factory=OnShift)
     costs: Costs = field(default_factory=Costs)
     holdout: timedelta = WEEK
     window: timedelta = WEEK

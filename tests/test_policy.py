@@ -14,7 +14,7 @@ from headrace.ledger import Ledger
 from headrace.monitoring import judgements
 from headrace.monitoring.estimates import Estimate
 from headrace.monitoring.policy import cause, decide, foreseen, known
-from headrace.monitoring.rule import Never, OnDrift, OnEstimate, Periodic
+from headrace.monitoring.rule import Never, OnDrift, OnEstimate, OnShift, Periodic
 from tests.conftest import utc
 from tests.test_monitoring import TOY
 
@@ -105,6 +105,14 @@ def test_what_is_expected_to_be_worse_calls_for_a_retraining_as_drift_does_and_d
     called, why = lived.decide(foreseen=True, champion=1)
     assert not called
     assert why == "It calls for none: the last retraining did not help, so 2 windows are waited for."
+
+
+def test_a_column_that_has_moved_calls_at_once_and_rarer_while_nothing_helps(tmp_path):
+    lived = Lived(tmp_path, OnShift())
+    assert [lived.week(drifted=True, moved=moved, helps=False) for moved in ([], ["x"], ["x"], ["x"])] == [
+        *(False, True, False, True)
+    ]
+    assert lived.decide(moved=["x"], champion=1)[1].startswith("It calls for none: the last 2 retrainings")
 
 
 def test_age_calls_for_a_retraining_whether_or_not_the_last_helped(tmp_path):

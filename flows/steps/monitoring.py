@@ -92,7 +92,8 @@ def watch(project: Project, spec: Pipeline, window: Window, at: datetime) -> dic
     ]
     worse = any(finding.performance.worse for finding in findings)
     foreseen = policy.foreseen(findings[0].estimates, findings[0].fared.promised)
-    signals = {"drifted": drifted, "foreseen": foreseen, "champion": findings[0].release.version}
+    signals = {"drifted": drifted, "moved": [*findings[0].drift.moved], "foreseen": foreseen}
+    signals |= {"champion": findings[0].release.version}
     past, trained = policy.known(spec, project.ledger, window.start)
     retrain, why = policy.decide(spec.policy, [*past, {"end": stamp(window.end), **signals}], trained)
     found = f"{'Drift' if drifted else 'No drift'} in {window}{', and worse than promised' * worse}"

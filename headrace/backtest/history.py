@@ -20,6 +20,7 @@ from headrace.lake import DatasetRef, Lake, Window
 from headrace.monitoring.drift import drift, preset
 from headrace.monitoring.estimates import forecast
 from headrace.monitoring.policy import foreseen
+from headrace.monitoring.shift import SPANS
 from headrace.monitoring.sketch import SIZE, sketch
 from headrace.monitoring.watch import BACK, proven_on, some
 from headrace.release.study import space_of, tuned
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.ledger import Ledger
+    from headrace.monitoring.drift import Drift
     from headrace.pipeline import Pipeline
 
     Floats = NDArray[np.float64]
@@ -135,12 +137,22 @@ class History:
     def drifted(self, serving: int, window: int) -> bool:
         """Say whether a window has drifted from what the vintage that serves has learnt from."""
 
-        def found() -> bool:
+        return self._drift(serving, window).drifted
+
+    def moved(self, serving: int, window: int) -> bool:
+        """Say whether columns have moved over the last windows that the vintage has served in."""
+        return bool(self._drift(serving, window).moved)
+
+    def _drift(self, serving: int, window: int) -> Drift:
+        def found() -> Drift:
+            earlier = range(max(serving, window + 1 - max(SPANS)), window)
+            before = [self._drift(serving, one).distances for one in earlier]
             reference, made = self.vintages[serving].reference, self.made(serving, window)
             current = sketch(made, self.spec.watched, limits=reference.whole.limits)
-            return drift(reference, current, self.spec.watched, self.spec.drift).drifted
+            return drift(reference, current, self.spec.watched, self.spec.drift, before)
 
-        return bool(self.once(("drifted", serving, window), found))
+        one: Drift = self.once(("drift", serving, window), found)
+        return one
 
     def preset(self, serving: int, window: int) -> bool:
         """Say whether Evidently's preset calls a window drifted, at its defaults."""

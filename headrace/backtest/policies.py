@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headrace.instants import stamp
 from headrace.monitoring import policy as policies
-from headrace.monitoring.rule import Never, OnDrift, OnEstimate, Periodic
+from headrace.monitoring.rule import Never, OnDrift, OnEstimate, OnShift, Periodic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,7 @@ def every(history: History) -> Iterator[Contestant]:
         "after each window": Periodic(every=length),
         f"after {MONTH} windows": Periodic(every=MONTH * length),
         f"after {QUARTER} windows": Periodic(every=QUARTER * length),
+        "on shift": OnShift(),
         "on drift": OnDrift(),
         "on estimated performance": OnEstimate(),
     }
@@ -75,6 +76,8 @@ def declared(name: str, policy: Policy, history: History) -> Contestant:
         told["champion"] = one.serving
         if isinstance(policy, OnDrift):
             told["drifted"] = history.drifted(one.serving, one.window)
+        if isinstance(policy, OnShift):
+            told["moved"] = history.moved(one.serving, one.window)
         if isinstance(policy, OnEstimate):
             told["foreseen"] = history.foreseen(one.serving, one.window)
         return told

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.monitoring import shift
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference, distance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
     from headrace.monitoring.rule import DriftRule
     from headrace.monitoring.sketch import Sketch
     from headrace.pipeline import Columns
+
+WEEK = timedelta(weeks=1)
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,22 @@ class ColumnDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """Whether a window has drifted, and why."""
+    """Whether a window has drifted, and why.
+
+    ``moved`` are the columns that have moved over the last windows by more than chance explains.
+    """
 
     drifted: bool
     share: float
     columns: tuple[ColumnDrift, ...]
     reason: str
+    moved: tuple[str, ...] = ()
+
+    @property
+    def distances(self) -> dict[tuple[str, str], float]:
+        """How far each column lies: its values, and its share of rows without one."""
+        scores = {(one.column, "score"): one.score for one in self.columns}
+        return scores | {(one.column, "missing"): one.missing_change for one in self.columns}
 
     def table(self) -> list[dict[str, str | float]]:
         """Return one row per column, the one farthest beyond its threshold first."""
@@ -85,6 +99,7 @@ class Drift:
             {
                 "column": c.column,
                 "drift": "yes" if c.drifted else "",
+                "moved": "yes" if c.column in self.moved else "",
                 "score": round(c.score, 3),
                 "threshold": round(c.threshold, 3),
                 "without a value": f"{c.missing:.1%} ({c.missing_before:.1%} before)",
@@ -94,7 +109,13 @@ class Drift:
         ]
 
 
-def drift(reference: Reference, current: Sketch, columns: Columns, rule: DriftRule) -> Drift:
+def drift(
+    reference: Reference,
+    current: Sketch,
+    columns: Columns,
+    rule: DriftRule,
+    earlier: Sequence[Mapping[tuple[str, str], float]] = (),
+) -> Drift:
     """Compare one window with the rows its champion was trained and proven on.
 
     Args:
@@ -102,6 +123,7 @@ def drift(reference: Reference, current: Sketch, columns: Columns, rule: DriftRu
         current: A sketch of the window's ``columns``, within the reference's limits.
         columns: What is watched: the inputs, and what was predicted of them.
         rule: When a column, and when the window, counts as drifted.
+        earlier: The distances of the windows before that the same version predicted, oldest first.
 
     Returns:
         The verdict. With too few rows on either side nothing has drifted, and it has no columns.
@@ -116,8 +138,15 @@ def drift(reference: Reference, current: Sketch, columns: Columns, rule: DriftRu
     compared = tuple(_column(reference, current, name, columns, rule) for name in columns.names)
     share = sum(column.drifted for column in compared) / len(compared)
     drifted = share >= rule.share
+    found = Drift(drifted, share, compared, "")
+    # Of shorter windows there are more in a year, in which as many are to be named by chance.
+    risk = rule.risk * min(reference.every / WEEK, 1)
+    own = {(name, "score"): of for name, of in reference.own.items() if name in columns.names}
+    own |= {(name, "missing"): of for name, of in reference.missing_own.items() if name in columns.names}
+    things = shift.moved(own, [*earlier[1 - max(shift.SPANS) :], found.distances], risk)
+    moved = tuple(dict.fromkeys(name for name, _ in things))
     odd = _left_out(current, "the window") + _left_out(whole, "the reference")
-    return Drift(drifted, share, compared, _reason(compared, drifted, rule) + odd)
+    return replace(found, reason=_reason(compared, drifted, rule) + _moved(moved) + odd, moved=moved)
 
 
 def _column(
@@ -127,10 +156,10 @@ def _column(
     return ColumnDrift(
         name,
         distance(before, now, categorical=name in columns.categorical),
-        max(rule.least_score, reference.strays[name]),
+        max(rule.least_score, reference.stray(name)),
         float(now.isna().mean()),
         float(before.isna().mean()),
-        max(rule.least_score, reference.missing_strays[name]),
+        max(rule.least_score, reference.missing_stray(name)),
         str(current.odd.get(name, "")),
     )
 
@@ -211,6 +240,11 @@ def _reason(columns: Sequence[ColumnDrift], drifted: bool, rule: DriftRule) -> s
         f"{'that reaches' if drifted else 'it takes'} {rule.share:.0%} of them for the window to drift."
         + (f" Farthest: {named}{more}." if far else "")
     )
+
+
+def _moved(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    return f" More than chance over the last windows: {', '.join(columns[:5])}{more}." if columns else ""
 
 
 def _left_out(drawn: Sketch, where: str) -> str:

@@ -113,6 +113,21 @@ def latest(spec: Pipeline, lake: Lake, since: datetime | None = None) -> pa.Tabl
     )
 
 
+def distances(
+    spec: Pipeline, lake: Lake, version: int, before: datetime, count: int
+) -> list[dict[tuple[str, str], float]]:
+    """Return how far each column lay in up to ``count`` windows ``before`` (UTC), oldest first.
+
+    Of windows that ``version`` predicted: its values (``score``), and its share without one (``missing``).
+    """
+    known = latest(spec, lake, before - count * spec.window)
+    found: dict[datetime, dict[tuple[str, str], float]] = {}
+    for one in known.to_pylist() if known else ():
+        if one["kind"] == "drift" and one["model_version"] == version and one["window_end"] <= before:
+            found.setdefault(one["window_end"], {})[one["of"], one["metric"]] = one["value"]
+    return [found[end] for end in sorted(found)]
+
+
 def gauges(spec: Pipeline, lake: Lake) -> tuple[datetime | None, list[tuple[tuple[str, ...], float]]]:
     """Return when the last window ended that was judged (UTC), and its numbers, each with its labels.
 

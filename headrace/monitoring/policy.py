@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.instants import read, shown
 from headrace.ledger import DONE
 from headrace.monitoring import judgements
-from headrace.monitoring.rule import Never, OnDrift, OnEstimate, Periodic
+from headrace.monitoring.rule import Never, OnDrift, OnEstimate, OnShift, Periodic
 from headrace.problem.base import FALLING, RISING
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from headrace.monitoring.rule import Policy
     from headrace.pipeline import Pipeline
 
-CAUSES = {Periodic: "age", OnDrift: "drift", OnEstimate: "estimate"}
+CAUSES = {Periodic: "age", OnDrift: "drift", OnShift: "drift", OnEstimate: "estimate"}
 """What a retraining's cause is called, before the window that it came of."""
 SIGNALS = {
     OnDrift: ("drifted", "drifted"),
+    OnShift: ("moved", "had columns that moved"),
     OnEstimate: ("foreseen", "are expected to be worse than promised"),
 }
 """What a finding has of a window, and how that is said of several."""
@@ -69,7 +70,7 @@ def decide(
             return False, ""
         of = f"the last one was of what was known on {shown(since)}" if since else "there was none yet"
         found = f"It calls for retraining: {of}."
-    elif isinstance(policy, OnDrift | OnEstimate):
+    elif isinstance(policy, OnDrift | OnShift | OnEstimate):
         found = _signalled(policy, past, last, trained)
         if not found.startswith("It calls for retraining"):
             return False, found
@@ -83,7 +84,7 @@ def decide(
 
 
 def _signalled(
-    policy: OnDrift | OnEstimate,
+    policy: OnDrift | OnShift | OnEstimate,
     past: Sequence[Mapping[str, Any]],
     last: Mapping[str, Any],
     trained: Sequence[Trained],
@@ -94,12 +95,13 @@ def _signalled(
     called = [place for place, one in enumerate(past) if judgements.calls(one)]
     since = len(past) - 1 - called[-1] if called else len(past)
     if (vain := _vain(trained)) and since < 2**vain - 1:
-        of = f"the last {vain} retrainings" if vain > 1 else "the last retraining"
-        return f"It calls for none: {of} did not help, so {2**vain} windows are waited for."
+        those = f"the last {vain} retrainings" if vain > 1 else "the last retraining"
+        return f"It calls for none: {those} did not help, so {2**vain} windows are waited for."
     of_version = [one for one in past[len(past) - since :] if one.get("champion") == last.get("champion")]
-    count = 1 + sum(bool(one.get(signal)) for one in of_version[::-1][: policy.of - 1])
-    if count < policy.windows:
-        return f"{count} of the last {policy.of} windows {told}; {policy.windows} call for retraining."
+    windows, of = (getattr(policy, name, 1) for name in ("windows", "of"))
+    count = 1 + sum(bool(one.get(signal)) for one in of_version[::-1][: of - 1])
+    if count < windows:
+        return f"{count} of the last {of} windows {told}; {windows} call for retraining."
     return "It calls for retraining."
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from headrace.monitoring.sketch import Odd, Sketch, sketch_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import duckdb
     import pandas as pd
@@ -31,15 +31,15 @@ ABOUT = b"headrace.reference"
 
 @dataclass(frozen=True)
 class Reference:
-    """The sketch of all rows, and the farthest that any of its windows, ``every`` long, lies from it.
+    """The sketch of all rows, and how far each of its windows, ``every`` long, lies from it.
 
-    ``strays`` is told by column in drift scores, ``missing_strays`` in shares of rows without a value.
+    ``own`` is told by column in drift scores, ``missing_own`` in shares of rows without a value.
     """
 
     whole: Sketch
     every: timedelta
-    strays: Mapping[str, float]
-    missing_strays: Mapping[str, float]
+    own: Mapping[str, Sequence[float]]
+    missing_own: Mapping[str, Sequence[float]]
 
     @classmethod
     def of(
@@ -52,7 +52,8 @@ class Reference:
         whole, windows = sketch_windows(rows, columns, every)
         names = list(whole.frame.columns)
         missing = whole.frame.isna().mean()
-        strays, missing_strays = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+        own: dict[str, list[float]] = {name: [] for name in names}
+        missing_own: dict[str, list[float]] = {name: [] for name in names}
         # A window of its grid that the rows hold only partly strays for that reason alone.
         full = [part for part in windows if part.rows * 2 >= median(w.rows for w in windows)]
         for part in full if len(full) > 1 else ():
@@ -60,13 +61,23 @@ class Reference:
             pull = 1 - part.rows / whole.rows
             for name in names:
                 far = distance(whole.frame[name], part.frame[name], categorical=name in columns.categorical)
-                strays[name] = max(strays[name], far / pull)
+                own[name].append(far / pull)
                 gone = abs(float(part.frame[name].isna().mean() - missing[name]))
-                missing_strays[name] = max(missing_strays[name], gone / pull)
-        return cls(whole, every, strays, missing_strays)
+                missing_own[name].append(gone / pull)
+        return cls(whole, every, own, missing_own)
+
+    def stray(self, column: str) -> float:
+        """Return the farthest that any window lies."""
+        return max(self.own[column], default=0.0)
+
+    def missing_stray(self, column: str) -> float:
+        """Return the farthest that any window's share of rows without a value lies."""
+        return max(self.missing_own[column], default=0.0)
 
     def fits(self, columns: Columns, every: timedelta) -> bool:
         """Say whether it is a summary of those columns, each of its kind, in windows of that length."""
+        if not {*columns.names} <= {*self.own}:  # of an earlier release, which kept the farthest alone
+            return False
         numbers = {*self.whole.limits}
         texts = {*self.whole.frame.columns} - numbers
         return {*columns.numeric} <= numbers and {*columns.categorical} <= texts and self.every == every
@@ -81,8 +92,8 @@ class Reference:
             "limits": {name: list(ends) for name, ends in self.whole.limits.items()},
             "odd": {name: asdict(odd) for name, odd in self.whole.odd.items()},
             "every": self.every.total_seconds(),
-            "strays": dict(self.strays),
-            "missing_strays": dict(self.missing_strays),
+            "own": {name: list(of) for name, of in self.own.items()},
+            "missing_own": {name: list(of) for name, of in self.missing_own.items()},
         }
         table = pa.Table.from_pandas(self.whole.frame, preserve_index=False)
         file = io.BytesIO()
@@ -108,7 +119,7 @@ class Reference:
             {name: Odd(**odd) for name, odd in about["odd"].items()},
         )
         every = timedelta(seconds=about["every"])
-        return cls(whole, every, about["strays"], about["missing_strays"])
+        return cls(whole, every, about.get("own", {}), about.get("missing_own", {}))
 
 
 def distance(reference: pd.Series, current: pd.Series, *, categorical: bool) -> float:

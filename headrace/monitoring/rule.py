@@ -17,12 +17,15 @@ class DriftRule:
     ``share`` is the share of columns, the prediction among them, that must
     drift; ``least_score`` is the drift score below which a column never does,
     however steady it was; windows of fewer than ``min_rows`` rows are not
-    judged. Performance is worse when its skill falls by more than ``skill_drop``.
+    judged. Of columns that are named as having moved over the last weeks, at most a share of ``risk`` is so
+    by chance.
+    Performance is worse when its skill falls by more than ``skill_drop``.
     """
 
     share: float = 0.2
     least_score: float = 0.1
     min_rows: int = 200
+    risk: float = 0.05
     skill_drop: float = 0.1
 
 
@@ -50,8 +53,17 @@ class Periodic(Policy):
 
 
 @dataclass(frozen=True)
+class OnShift(Policy):
+    """Columns that have moved, over one, two or four windows, by more than chance explains.
+
+    One column is enough, and what is small is seen once it lasts. Rarer while no retraining helps. If nothing
+    changes, that is less than once a year.
+    """
+
+
+@dataclass(frozen=True)
 class OnDrift(Policy):
-    """Drift, in ``windows`` of the last ``of`` windows, and rarer while no retraining helps.
+    """Drift of whole windows, in ``windows`` of the last ``of``, and rarer while no retraining helps.
 
     With two of three that is less than once a year if nothing changes; with one of one, some four times.
     """

@@ -17,10 +17,11 @@ import numpy as np
 
 from headrace import registry, spine, tracking
 from headrace.lake import MONDAY, Window
-from headrace.monitoring import contributions, estimates, segments
+from headrace.monitoring import contributions, estimates, metrics, segments
 from headrace.monitoring import drift as drifts
 from headrace.monitoring.performance import Performance, performance
 from headrace.monitoring.reference import Reference
+from headrace.monitoring.shift import SPANS
 from headrace.monitoring.sketch import sketch
 from headrace.serving import log
 from headrace.training import dataset
@@ -138,7 +139,8 @@ def judge(
         release = registry.version(mlflow, spec.name, version)
         reference, held_out = _learnt_from(spec, lake, mlflow, release)
         current = sketch(made, spec.watched, limits=reference.whole.limits)
-        found = drifts.drift(reference, current, spec.watched, spec.drift)
+        earlier = metrics.distances(spec, lake, version, window.start, max(SPANS) - 1)
+        found = drifts.drift(reference, current, spec.watched, spec.drift, earlier)
         page = reports / f"{name}.html"
         drawn = (draw or found.drifted) and drifts.draw(
             reference, current, found, spec.watched, spec.drift, page

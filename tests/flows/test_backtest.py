@@ -54,7 +54,7 @@ def test_killed_it_goes_on_where_it_stopped_and_touches_nothing_that_is_live(riv
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
 
     policies = {one["policy"]: one for one in found["policies"]}
-    assert len(policies) == 14
+    assert len(policies) == 15
     assert found["windows"] == 4
     assert 0.4 < policies["never"]["loss per row"] < 0.7
     assert policies["never"]["retrainings"] == []
