@@ -90,4 +90,4 @@ def test_it_is_told_at_once_what_cannot_be_replayed(river: River) -> None:
         "needs 2 windows or more to set policies by, and as many to judge them, but there are 0 and 2" in told
     )
     told = " ".join(river.command(*ask[:-1], "2013-01-07", "--to", "2013-03-25", ends=1).stderr.split())
-    assert "to train on" in told
+    assert "has 0 labelled rows" in told
