@@ -172,7 +172,7 @@ class History:
             before = range(max(serving, window - BACK), window)
             made = _together([self.made(serving, n) for n in before])
             known = _together([self.known(serving, n, window) for n in before])
-            vintage, proven = self.vintages[serving], self.vintages[serving].proven
+            vintage, proven = self.vintages[serving], some(self.vintages[serving].proven)
             if made is not None and known is not None:
                 proven = proven_on(self.spec, proven, made, known)
             now = some(self.made(serving, window))

@@ -15,7 +15,6 @@ import numpy as np
 from headrace import spine
 from headrace.instants import read, stamp
 from headrace.monitoring.reference import Reference
-from headrace.monitoring.watch import MOST
 from headrace.release.trial import choose, fit, settled
 from headrace.training import dataset
 from headrace.training.model import load
@@ -131,10 +130,7 @@ def _summarise(
 
     seen = with_predictions(spec, dataset.read(spec, data, lake), None, model)
     (folder / REFERENCE).write_bytes(Reference.of(seen, spec.watched, every).dump())
-    proven = seen.filter(pc.equal(seen["span"], spine.HOLDOUT))
-    if proven.num_rows > MOST:
-        proven = proven.take(np.sort(np.random.default_rng(0).permutation(proven.num_rows)[:MOST]))
-    pq.write_table(proven, folder / PROVEN, compression="zstd")
+    pq.write_table(seen.filter(pc.equal(seen["span"], spine.HOLDOUT)), folder / PROVEN, compression="zstd")
 
 
 def with_predictions(
