@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from headrace import cluster, spine
 from headrace.backtest.errors import NotKnownYet
-from headrace.backtest.vintage import Vintage, with_predictions, work
+from headrace.backtest.vintage import MAKING, Vintage, with_predictions, work
 from headrace.feature_store import store as features
 from headrace.lake import DatasetRef, Lake, Window
 from headrace.monitoring.drift import drift, preset
@@ -201,7 +203,7 @@ def rehearse(
     """Make a vintage for each of the windows ``due``; yield each step, and last the history.
 
     Killed, or asked for more, it goes on where it stopped: what is in ``folder`` is not made again, as long
-    as it would be the same.
+    as it would be the same. Of two at once one waits for the other.
 
     Args:
         spec: The pipeline; its candidates are taken as they were tuned at the time.
@@ -228,25 +230,36 @@ def rehearse(
     def historical(rows: pa.Table) -> pa.Table:
         return features.historical(store, spec.feature_service, rows, of_views)
 
-    asked, sets, scratch = [], [], Lake(f"{folder}/sets")
-    for done, window in enumerate(due, start=1):
-        asked.append(_asked(spec, lake, window, until, pins, joined_by, historical, folder))
-        yield Step("rows of windows", done, len(due))
-    for done, window in enumerate(due, start=1):
-        name = dataset.identity(spec, window.start, pins, joined_by)
-        sets.append(_set(spec, lake, scratch, window.start, historical, of_views, name, folder))
-        yield Step("training sets", done, len(due))
-    jobs = []
-    for place, (window, data) in enumerate(zip(due, sets, strict=True)):
-        as_then = tuned(spec, ledger, window.start)
-        name = _digest(
-            spec, data.fingerprint, [_told(one) for one in as_then.candidates], every.total_seconds()
-        )
-        jobs.append((as_then, data, scratch, window.start, every, folder / name, asked[place:]))
-    with cluster.cluster("", workers) as client:
-        for done, _ in enumerate(cluster.spread(client, work, jobs), start=1):
-            yield Step("models", done, len(due))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # of two at once one waits, and finds what the other has made
+        _tidy(folder)
+        asked, sets, scratch = [], [], Lake(f"{folder}/sets")
+        for done, window in enumerate(due, start=1):
+            asked.append(_asked(spec, lake, window, until, pins, joined_by, historical, folder))
+            yield Step("rows of windows", done, len(due))
+        for done, window in enumerate(due, start=1):
+            name = dataset.identity(spec, window.start, pins, joined_by)
+            sets.append(_set(spec, lake, scratch, window.start, historical, of_views, name, folder))
+            yield Step("training sets", done, len(due))
+        jobs = []
+        for place, (window, data) in enumerate(zip(due, sets, strict=True)):
+            as_then = tuned(spec, ledger, window.start)
+            name = _digest(
+                spec, data.fingerprint, [_told(one) for one in as_then.candidates], every.total_seconds()
+            )
+            jobs.append((as_then, data, scratch, window.start, every, folder / name, asked[place:]))
+        with cluster.cluster("", workers) as client:
+            for done, _ in enumerate(cluster.spread(client, work, jobs), start=1):
+                yield Step("models", done, len(due))
     yield History(spec, due, asked, [Vintage(job[5]) for job in jobs])
+
+
+def _tidy(folder: Path) -> None:
+    """Delete what runs that were killed have left half-made."""
+    for left in folder.glob(f"{MAKING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob("*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def _asked(
@@ -265,7 +278,6 @@ def _asked(
     file = folder / f"{_digest(spec, sorted(pins.items()), joined_by, str(window), str(until))}.parquet"
     if not file.exists():
         rows = spine.outcomes(spec, lake, historical(spine.rows(spec, lake, window)), until)
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as scratch:
             pq.write_table(rows, scratch, compression="zstd")
         Path(scratch.name).replace(file)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from headrace.pipeline import Pipeline
     from headrace.training import Model
 
-ABOUT, REFERENCE, PROVEN = "vintage.json", "reference.parquet", "proven.parquet"
+ABOUT, REFERENCE, PROVEN, MAKING = "vintage.json", "reference.parquet", "proven.parquet", "making-"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def make(
     if not final:
         chosen = fit(spec, settled(spec, chosen), data, lake, None, final=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=MAKING) as scratch:
         place = Path(scratch, "whole")
         chosen.model.save(place / "model")
         _summarise(spec, chosen.model, data, lake, every, place)
