@@ -25,7 +25,7 @@ class DriftRule:
     share: float = 0.2
     least_score: float = 0.1
     min_rows: int = 200
-    risk: float = 0.05
+    risk: float = 0.1
     skill_drop: float = 0.1
 
 

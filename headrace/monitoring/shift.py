@@ -21,7 +21,7 @@ SPANS = (1, 2, 4)
 """Of how many windows, the last ones, means are looked at: what is small is told from chance later."""
 LEAST = {"score": (0.03, 0.3), "missing": (0.15, 0.2)}
 """From about where on ratios of distances count, and by how much of one windows stray at least."""
-TAILS = 8
+TAILS = 6
 """Degrees of freedom at most: now and then a day is farther off than any normal distribution allows."""
 FEW = 4
 """Windows of the reference without which nothing is known of how they stray."""
@@ -45,7 +45,7 @@ def moved(
         rate", JRSS B 57(1).
 
     >>> calm = {("x", "score"): [0.1, 0.12, 0.08, 0.11, 0.09], ("y", "score"): [0.2, 0.1, 0.15, 0.1, 0.2]}
-    >>> moved(calm, [{("x", "score"): 0.9, ("y", "score"): 0.2}], risk=0.05)
+    >>> moved(calm, [{("x", "score"): 0.9, ("y", "score"): 0.2}], risk=0.1)
     [('x', 'score')]
     """
     known = [thing for thing in own if len(own[thing]) >= FEW and thing in lately[-1]]
