@@ -242,7 +242,7 @@ def test_one_absurd_reading_is_told_and_decides_nothing(winter, reading):
     assert [column.column for column in in_reference.columns if column.drifted] == ["wind_speed"]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")  # of other tests
 @pytest.mark.parametrize("strange", ["'inf'::DOUBLE", "'-inf'::DOUBLE", "1e300"])
 def test_numbers_that_no_float_holds_are_as_missing_as_the_model_finds_them(winter, strange):
     current, missing = (

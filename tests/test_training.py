@@ -147,7 +147,7 @@ ODD = 'a "quoted" [0] < 1; b'
 
 
 @every_candidate
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")  # of other tests
 def test_values_and_names_that_people_have_are_learnt_from_and_predicted(candidate, one, tmp_path):
     draw = np.random.default_rng(0)
     x = draw.normal(size=600)
