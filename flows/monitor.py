@@ -21,9 +21,8 @@ def monitor(pipeline: str = "flights", as_of: datetime | None = None) -> dict[st
     which starts the `train` deployment through its trigger in ``prefect.yaml``; its ``cause`` names the
     window, so that one window retrains once. A call that nothing has answered is announced again. A version
     that has become worse, on the whole or in a segment, is announced as ``headrace.worse``, which starts
-    nothing. A canary that
-    live traffic proves to be worse is returned; where the gate says ``live``, what it proves to be better
-    is promoted.
+    nothing. A canary that live traffic proves to be worse is returned; where the gate says ``live``, what it
+    proves to be better is promoted.
     """
     project = Project.here()
     spec = project.pipeline(pipeline)

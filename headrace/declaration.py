@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from headrace.monitoring.rule import KINDS
 from headrace.problem.base import FALLING, RISING
 from headrace.training.trainers import missing
 
@@ -163,6 +164,8 @@ def _gate(spec: Pipeline) -> Iterator[str]:
 
 def _policy(spec: Pipeline) -> Iterator[str]:
     policy = spec.policy
+    if type(policy) not in KINDS:
+        yield f"`policy` must be one of {', '.join(kind.__name__ for kind in KINDS)}"
     windows, of, every = (getattr(policy, name, 1) for name in ("windows", "of", "every"))
     if not 1 <= windows <= of:
         yield "`policy.windows` must be from 1 to `policy.of`: that many of the last so many windows call"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.backtest import peers
 from headrace.backtest.errors import TooFewWindows
-from headrace.backtest.policies import declared, every, written
+from headrace.backtest.policies import declaration, declared, every
 from headrace.backtest.run import backtest, first_judged, live, oracle, outcome
 from headrace.declaration import slips
 from headrace.gate import lower_bound
@@ -68,7 +68,7 @@ class Past:
     def once(self, key, find):
         return np.arange(ROWS), np.full(ROWS, 1 / ROWS)  # every row is like every other
 
-    def losses(self, serving: int, window: int, by: int | None = None) -> np.ndarray:
+    def losses(self, serving: int, window: int, by: int) -> np.ndarray:
         return np.full(ROWS, self.sums[serving, window] / ROWS)
 
 
@@ -235,7 +235,7 @@ def test_every_declared_policy_is_put_through_and_the_own_one_once() -> None:
 def test_the_line_to_paste_is_the_policy(policy) -> None:
     from headrace.monitoring import rule
 
-    assert eval(written(policy), vars(rule)) == policy
+    assert eval(declaration(policy).removeprefix("policy="), vars(rule)) == policy
 
 
 def test_likeness_weighs_the_rows_that_are_like_what_is_asked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,12 +14,9 @@ from headrace.ledger import Ledger
 from headrace.monitoring import judgements
 from headrace.monitoring.estimates import Estimate
 from headrace.monitoring.policy import cause, decide, foreseen, known
-from headrace.monitoring.rule import Never, OnDrift, OnEstimate, OnShift, Periodic
+from headrace.monitoring.rule import Never, OnDrift, OnEstimate, OnShift, Periodic, Policy
 from tests.conftest import utc
 from tests.test_monitoring import TOY
-
-if TYPE_CHECKING:
-    from headrace.monitoring.rule import Policy
 
 WEEK = timedelta(weeks=1)
 
@@ -169,6 +166,7 @@ def test_worse_is_foreseen_where_the_whole_interval_is_worse_than_promised(estim
         (Never(limit=0), "`policy.limit` must be 1 or more"),
         (Never(limit="often"), "`policy.limit` must be int | None"),
         ("weekly", "`policy` must be Policy"),
+        (Policy(), "`policy` must be one of OnShift, OnDrift"),
     ],
 )
 def test_a_policy_that_cannot_be_met_is_a_slip(policy, told):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.lake import Window
 from headrace.monitoring import shift
 from headrace.monitoring.drift import Drift, drift
-from headrace.monitoring.reference import Reference
+from headrace.monitoring.reference import ABOUT, Reference
 from headrace.monitoring.rule import DriftRule
 from headrace.monitoring.sketch import sketch
 from tests.conftest import utc
@@ -63,6 +66,21 @@ def test_what_is_small_is_seen_once_it_lasts():
             seen[span] += "c3" in named(own, lately[-span:])
     assert seen[4] > 2 * seen[1]
     assert seen[4] > 60
+
+
+def test_a_summary_of_an_earlier_release_has_its_thresholds_and_names_nothing(winter):  # noqa: F811
+    reference = Reference.of(winter, COLUMNS)
+    table = pq.read_table(io.BytesIO(reference.dump()))
+    about = json.loads(table.schema.metadata[ABOUT])
+    for before, now in (("strays", "own"), ("missing_strays", "missing_own")):
+        about[before] = {name: max(of) for name, of in about.pop(now).items()}
+    pq.write_table(table.replace_schema_metadata({ABOUT: json.dumps(about)}), file := io.BytesIO())
+    older = Reference.load(file.getvalue())
+    assert older.fits(COLUMNS, WEEK)
+    moved = sketch(changed(winter, pressure="pressure + 60"), COLUMNS, limits=reference.whole.limits)
+    found, as_now = (drift(one, moved, COLUMNS, DriftRule()) for one in (older, reference))
+    assert (found.columns, found.drifted) == (as_now.columns, as_now.drifted)
+    assert (found.moved, as_now.moved) == ((), ("pressure",))
 
 
 @pytest.mark.parametrize("own", [[], [0.1, 0.2, 0.1]])

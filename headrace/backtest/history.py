@@ -88,9 +88,9 @@ class History:
         at = pc.less(made["available_at"], pa.scalar(self.windows[by].end, made["available_at"].type))
         return made.filter(pc.fill_null(at, fill_value=False))
 
-    def losses(self, serving: int, window: int, by: int | None = None) -> Floats:
-        """Return what the rows of a window cost whose truth is known: by now, or when window ``by`` ended."""
-        rows = self.known(serving, window, len(self.windows) - 1 if by is None else by)
+    def losses(self, serving: int, window: int, by: int) -> Floats:
+        """Return what the rows of a window cost whose truth was known when window ``by`` ended."""
+        rows = self.known(serving, window, by)
         if not rows.num_rows:
             return np.empty(0)
         problem = self.spec.problem
@@ -138,7 +138,6 @@ class History:
 
     def drifted(self, serving: int, window: int) -> bool:
         """Say whether a window has drifted from what the vintage that serves has learnt from."""
-
         return self._drift(serving, window).drifted
 
     def moved(self, serving: int, window: int) -> bool:
@@ -239,7 +238,7 @@ def rehearse(
             yield Step("rows of windows", done, len(due))
         for done, window in enumerate(due, start=1):
             name = dataset.identity(spec, window.start, pins, joined_by)
-            sets.append(_set(spec, lake, scratch, window.start, historical, of_views, name, folder))
+            sets.append(_set(spec, lake, scratch, window.start, historical, pins, name, folder))
             yield Step("training sets", done, len(due))
         jobs = []
         for place, (window, data) in enumerate(zip(due, sets, strict=True)):
@@ -324,5 +323,6 @@ def _digest(spec: Pipeline, *of: Any) -> str:
         spec.label,
         repr(spec.weights),
     ]
-    asked += [str(spec.holdout), spec.gate.risk, spec.gate.min_gain, str(spec.gate.group)]
+    gate = spec.gate  # by which a candidate is chosen
+    asked += [spec.keys, str(spec.holdout), gate.risk, gate.min_gain, str(gate.group), gate.least_groups]
     return hashlib.sha256(json.dumps([*asked, *of], default=str).encode()).hexdigest()[:16]

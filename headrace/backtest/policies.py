@@ -91,18 +91,18 @@ def declared(name: str, policy: Policy, history: History) -> Contestant:
                 trained.append(policies.Trained(end, policies.cause(policy, stamp(end)), one.promoted))
         return policies.decide(policy, [found(one) for one in lived], trained)[0]
 
-    return Contestant(name, calls, f"policy={written(policy)}")
+    return Contestant(name, calls, declaration(policy))
 
 
-def written(policy: Policy) -> str:
-    """Return a policy as it is written in a declaration.
+def declaration(policy: Policy) -> str:
+    """Return the line that declares a policy in a pipeline.
 
-    >>> written(Periodic(every=timedelta(weeks=4))), written(OnDrift(windows=1, of=1, limit=2))
-    ('Periodic(every=timedelta(days=28))', 'OnDrift(limit=2, windows=1, of=1)')
+    >>> declaration(Periodic(every=timedelta(weeks=4))), declaration(OnDrift(windows=1, of=1, limit=2))
+    ('policy=Periodic(every=timedelta(days=28))', 'policy=OnDrift(limit=2, windows=1, of=1)')
     """
     plain, shown = type(policy)(), []
     for name, value in vars(policy).items():
         if name == "every" or value != getattr(plain, name):
             span = isinstance(value, timedelta)
             shown.append(f"{name}={f'timedelta(days={value / timedelta(days=1):g})' if span else value}")
-    return f"{type(policy).__name__}({', '.join(shown)})"
+    return f"policy={type(policy).__name__}({', '.join(shown)})"

@@ -11,7 +11,7 @@ import numpy as np
 from headrace import gate
 from headrace.backtest import peers
 from headrace.backtest.errors import TooFewWindows
-from headrace.backtest.policies import Contestant, Lived, every
+from headrace.backtest.policies import Contestant, Lived, declaration, every
 from headrace.instants import stamp
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class Backtest:
     @property
     def own(self) -> Outcome:
         """The policy that the pipeline declares."""
-        return next(one for one in self.outcomes if one.name.endswith("as declared"))
+        line = declaration(self.history.spec.policy)
+        return next(one for one in self.outcomes if one.line == line)
 
     def regret(self, outcome: Outcome) -> float:
         """Return by what share a policy cost more than the oracle."""

@@ -41,7 +41,7 @@ class Vintage:
 
     @cached_property
     def about(self) -> Mapping[str, Any]:
-        """Return the candidate that was chosen, its scores on the holdout, and the seconds it took."""
+        """Return the candidate that was chosen, its scores on the holdout, and why others failed."""
         found: Mapping[str, Any] = json.loads((self.folder / ABOUT).read_text())
         return found
 
@@ -91,14 +91,14 @@ def make(
     if (folder / ABOUT).exists():
         return Vintage(folder)
     final = not spec.selects
-    fitted, failed = [], list[Exception]()
+    fitted, failed = [], dict[str, Exception]()
     for candidate in spec.candidates:
         try:
             fitted.append(fit(spec, candidate, data, lake, None, final=final))
         except Exception as error:  # noqa: BLE001 - as of the flow: the others go on
-            failed.append(error)
+            failed[candidate.name] = error
     if not fitted:
-        raise failed[0]
+        raise next(iter(failed.values()))
     chosen = choose(spec, fitted)
     if not final:
         chosen = fit(spec, settled(spec, chosen), data, lake, None, final=True)
@@ -113,7 +113,7 @@ def make(
             "rows": data.rows,
             "fingerprint": data.fingerprint,
             "promised": spec.problem.scores(chosen.truth, chosen.predictions),
-            "failed": [f"{type(error).__name__}: {error}" for error in failed],
+            "failed": {name: f"{type(error).__name__}: {error}" for name, error in failed.items()},
         }
         (place / ABOUT).write_text(json.dumps(about, indent=1))
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,18 +128,14 @@ def _summarise(
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    seen = with_predictions(spec, dataset.read(spec, data, lake), None, model)
+    rows = dataset.read(spec, data, lake)
+    seen = with_predictions(spec, rows, model.predict(rows))
     (folder / REFERENCE).write_bytes(Reference.of(seen, spec.watched, every).dump())
     pq.write_table(seen.filter(pc.equal(seen["span"], spine.HOLDOUT)), folder / PROVEN, compression="zstd")
 
 
-def with_predictions(
-    spec: Pipeline, rows: pa.Table, predicted: NDArray[np.float64] | None, model: Model | None = None
-) -> pa.Table:
-    """Return ``rows`` with what was ``predicted`` of them, or what a ``model`` predicts."""
-    if predicted is None:
-        assert model
-        predicted = model.predict(rows)
+def with_predictions(spec: Pipeline, rows: pa.Table, predicted: NDArray[np.float64]) -> pa.Table:
+    """Return ``rows`` with what was ``predicted`` of them, as ``Model.predict`` has it."""
     for name, values in spec.problem.named(predicted).items():
         rows = rows.append_column(name, values)
     return rows

@@ -128,6 +128,9 @@ def _show(found: Backtest) -> None:
             highlight=False,
         )
         console.print(f"    {best.line},", markup=False, highlight=False)
+    failed = {told for one in history.vintages for told in one.about["failed"].items()}
+    for candidate, why in sorted(failed):
+        console.print(f"Candidate {candidate} failed, and was left out: {why}", style="yellow", markup=False)
     for times, name in found.elsewhere.items():
         share = "a quarter" if times < 1 else f"{times:g} times as much"
         console.print(f"If a retraining cost {share}: {name}.", highlight=False)

@@ -76,8 +76,6 @@ class Reference:
 
     def fits(self, columns: Columns, every: timedelta) -> bool:
         """Say whether it is a summary of those columns, each of its kind, in windows of that length."""
-        if not {*columns.names} <= {*self.own}:  # of an earlier release, which kept the farthest alone
-            return False
         numbers = {*self.whole.limits}
         texts = {*self.whole.frame.columns} - numbers
         return {*columns.numeric} <= numbers and {*columns.categorical} <= texts and self.every == every
@@ -119,7 +117,11 @@ class Reference:
             {name: Odd(**odd) for name, odd in about["odd"].items()},
         )
         every = timedelta(seconds=about["every"])
-        return cls(whole, every, about.get("own", {}), about.get("missing_own", {}))
+        if "own" not in about:  # of an earlier release, which kept the farthest alone
+            of_farthest = (about["strays"], about["missing_strays"])
+            own, missing = ({name: [far] for name, far in each.items()} for each in of_farthest)
+            return cls(whole, every, own, missing)
+        return cls(whole, every, about["own"], about["missing_own"])
 
 
 def distance(reference: pd.Series, current: pd.Series, *, categorical: bool) -> float:

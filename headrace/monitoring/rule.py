@@ -82,3 +82,7 @@ class OnEstimate(Policy):
 
     windows: int = 2
     of: int = 3
+
+
+KINDS = (OnShift, OnDrift, OnEstimate, Periodic, Never)
+"""The policies that there are."""
