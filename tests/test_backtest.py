@@ -8,7 +8,9 @@ from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +19,14 @@ from headrace.backtest import peers
 from headrace.backtest.errors import TooFewWindows
 from headrace.backtest.policies import declaration, declared, every
 from headrace.backtest.run import backtest, first_judged, live, oracle, outcome
+from headrace.backtest.vintage import Vintage, with_predictions
 from headrace.declaration import slips
 from headrace.gate import lower_bound
 from headrace.lake import Window
+from headrace.monitoring.drift import preset
 from headrace.monitoring.rule import Never, OnDrift, OnEstimate, Periodic
-from headrace.pipeline import Costs
+from headrace.pipeline import Columns, Costs
+from headrace.problem import Binary, MultiClass
 from tests.conftest import utc
 from tests.test_monitoring import TOY
 
@@ -246,6 +251,29 @@ def test_likeness_weighs_the_rows_that_are_like_what_is_asked() -> None:
     assert apart[0, 1] == 1
     assert apart[0, 2] == 1  # a missing number is as far as can be
     assert apart[2, 2] == 0.5  # and so from another; a missing category is like one
+
+
+@pytest.mark.parametrize(("problem", "shape"), [(Binary(), (0,)), (MultiClass(("a", "b", "c")), (0, 3))])
+def test_in_a_window_in_which_nothing_was_asked_nothing_is_predicted(tmp_path, problem, shape) -> None:
+    def predict(rows: pa.Table) -> np.ndarray:
+        raise AssertionError("there are no rows")
+
+    vintage = Vintage(tmp_path)
+    vintage.__dict__["model"] = SimpleNamespace(problem=problem, predict=predict)
+    asked = pa.table({"x": pa.array([], pa.float64())})
+    pq.write_table(asked, rows := tmp_path / "rows.parquet")
+    predicted = vintage.predicted(rows)
+    assert predicted.shape == vintage.predicted(rows).shape == shape
+    spec = replace(TOY, problem=problem)
+    assert with_predictions(spec, asked, predicted).column_names == ["x", *problem.columns]
+
+
+def test_evidently_says_nothing_of_a_window_without_rows() -> None:
+    columns = Columns((), ("x",))
+    before = pd.DataFrame({"x": np.arange(2_000.0)})
+    assert not preset(before, before.iloc[:0], columns)
+    assert not preset(before, before, columns)
+    assert preset(before, before + 5_000, columns)
 
 
 @pytest.mark.parametrize("costs", [Costs(retraining=-1), Costs(loss=-0.5)])

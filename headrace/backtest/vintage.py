@@ -73,7 +73,9 @@ class Vintage:
 
         kept = self.folder / f"predicted-{rows.stem}.npy"
         if not kept.exists():
-            whole = self.model.predict(pq.read_table(rows))
+            asked, problem = pq.read_table(rows), self.model.problem
+            nothing = np.empty((0,) if problem.width == 1 else (0, problem.width))
+            whole = self.model.predict(asked) if asked.num_rows else nothing
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".npy", delete=False) as file:
                 np.save(file, whole)
             Path(file.name).replace(kept)

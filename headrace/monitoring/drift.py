@@ -214,6 +214,8 @@ def preset(reference: pd.DataFrame, current: pd.DataFrame, columns: Columns) -> 
         from evidently.metrics import DriftedColumnsCount
 
         names = [n for n in columns.names if not (reference[n].isna().all() or current[n].isna().all())]
+        if not names:
+            return False
         definition = DataDefinition(
             numerical_columns=[name for name in names if name not in columns.categorical],
             categorical_columns=[name for name in names if name in columns.categorical],
