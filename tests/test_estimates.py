@@ -11,10 +11,14 @@ import pytest
 from headrace.gate import Gate
 from headrace.lake import Lake, Window
 from headrace.monitoring import metrics
-from headrace.monitoring.contributions import gone_by, ndcg, shares
+from headrace.monitoring.contributions import gone_by, ignored, ndcg, shares
+from headrace.monitoring.drift import drift
 from headrace.monitoring.estimates import forecast
 from headrace.monitoring.metrics import Metric
+from headrace.monitoring.reference import Reference
+from headrace.monitoring.rule import DriftRule
 from headrace.monitoring.segments import worse
+from headrace.monitoring.sketch import sketch
 from headrace.pipeline import Columns, Pipeline
 from headrace.problem import Binary, MultiClass, Problem, Regression
 from tests.conftest import utc
@@ -295,3 +299,36 @@ def test_what_a_model_goes_by_is_told_beside_what_it_was_where_it_was_proven():
     assert {one.column: one.before for one in now} == {"x": first.before, "kind": second.before}
     assert gone_by(shares(model, table.slice(0, 0)), before) == []
     assert shares(Model("sklearn", Binary(), None), table) == {}  # it cannot tell
+
+
+def test_a_column_that_a_model_does_not_go_by_may_move():
+    """It was the same on every row that was learnt from: whatever becomes of it changes no prediction."""
+    import xgboost
+
+    from headrace.training.encoding import Encoder
+    from headrace.training.model import Model
+    from headrace.training.xgboost import Boosted
+
+    rng, of, weeks = np.random.default_rng(0), Columns((), ("x", "off")), 10
+    rows = weeks * 700
+    times = [utc(2013, 1, 7) + n * timedelta(minutes=14.4) for n in range(rows)]
+    noise = pa.array(rng.normal(0, 1, rows))
+    learnt = pa.table({"event_timestamp": times, "x": noise, "off": pa.array(np.zeros(rows))})
+    encoder = Encoder.fit(learnt, of)
+    truth = learnt["x"].to_numpy() > 0
+    booster = xgboost.train(
+        {"objective": "binary:logistic"}, xgboost.DMatrix(encoder.encode(learnt), truth), 9
+    )
+    unused = ignored(shares(Model("xgboost", Binary(), Boosted(encoder, booster)), learnt))
+    assert unused == {"off"}
+
+    reference = Reference.of(learnt, of)
+    alive = learnt.slice(0, 700).set_column(2, "off", pa.array(rng.normal(9, 1, 700)))
+    shifted = alive.set_column(1, "x", pa.array(rng.normal(3, 1, 700)))
+    for window, named, called in ((alive, ("off",), ()), (shifted, ("x", "off"), ("x",))):
+        now = sketch(window, of, limits=reference.whole.limits)
+        found = [drift(reference, now, of, DriftRule(), ignored=each) for each in ((), unused)]
+        assert [{*one.moved} for one in found] == [{*named}, {*called}]
+        assert found[1].columns == found[0].columns
+        told = {row["column"]: row["moved"] for row in found[1].table()}
+        assert told == {"x": "yes" if called else "", "off": "ignored"}

@@ -150,7 +150,8 @@ class History:
             before = [self._drift(serving, one).distances for one in earlier]
             reference, made = self.vintages[serving].reference, self.made(serving, window)
             current = sketch(made, self.spec.watched, limits=reference.whole.limits)
-            return drift(reference, current, self.spec.watched, self.spec.drift, before)
+            ignored = self.vintages[serving].ignored
+            return drift(reference, current, self.spec.watched, self.spec.drift, before, ignored)
 
         one: Drift = self.once(("drift", serving, window), found)
         return one

@@ -14,6 +14,7 @@ import numpy as np
 
 from headrace import spine
 from headrace.instants import read, stamp
+from headrace.monitoring import contributions
 from headrace.monitoring.reference import Reference
 from headrace.release.trial import choose, fit, settled
 from headrace.training import dataset
@@ -66,6 +67,11 @@ class Vintage:
         import pyarrow.parquet as pq
 
         return pq.read_table(self.folder / PROVEN)
+
+    @cached_property
+    def ignored(self) -> set[str]:
+        """The columns that it does not go by."""
+        return contributions.ignored(contributions.shares(self.model, self.proven))
 
     def predicted(self, rows: Path) -> NDArray[np.float64]:
         """Return what it predicts of the rows of a file, as ``Model.predict`` does; once."""

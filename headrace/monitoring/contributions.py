@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 1_000
 """Rows that are looked at."""
+NEXT_TO_NOTHING = 0.05
+"""The part of an equal share below which a column is ignored."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ def shares(model: Model, rows: pa.Table) -> dict[str, float]:
     names, found = explains(model.native, rows.take(some))
     means = np.abs(found).mean(axis=tuple(range(found.ndim - 1)))
     return dict(zip(names, (means / max(float(means.sum()), 1e-12)).tolist(), strict=True))
+
+
+def ignored(shares: Mapping[str, float]) -> set[str]:
+    """Return the columns that a version does not go by, of the shares in what it goes by.
+
+    >>> ignored({"x": 0.6, "y": 0.397, "z": 0.003})
+    {'z'}
+    """
+    return {name for name, share in shares.items() if share < NEXT_TO_NOTHING / len(shares)}
 
 
 def gone_by(now: Mapping[str, float], before: Mapping[str, float]) -> list[GoneBy]:

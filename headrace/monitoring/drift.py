@@ -19,7 +19,7 @@ from headrace.monitoring import shift
 from headrace.monitoring.reference import CATEGORICAL, NUMERIC, Reference, distance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pandas as pd
 
@@ -77,7 +77,8 @@ class ColumnDrift:
 class Drift:
     """Whether a window has drifted, and why.
 
-    ``moved`` are the columns that have moved over the last windows by more than chance explains.
+    ``moved`` are the columns that have moved over the last windows by more than chance explains; those that the
+    version has ``ignored`` may move.
     """
 
     drifted: bool
@@ -85,6 +86,7 @@ class Drift:
     columns: tuple[ColumnDrift, ...]
     reason: str
     moved: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     @property
     def distances(self) -> dict[tuple[str, str], float]:
@@ -99,7 +101,7 @@ class Drift:
             {
                 "column": c.column,
                 "drift": "yes" if c.drifted else "",
-                "moved": "yes" if c.column in self.moved else "",
+                "moved": "yes" if c.column in self.moved else "ignored" if c.column in self.ignored else "",
                 "score": round(c.score, 3),
                 "threshold": round(c.threshold, 3),
                 "without a value": f"{c.missing:.1%} ({c.missing_before:.1%} before)",
@@ -115,6 +117,7 @@ def drift(
     columns: Columns,
     rule: DriftRule,
     earlier: Sequence[Mapping[tuple[str, str], float]] = (),
+    ignored: Collection[str] = (),
 ) -> Drift:
     """Compare one window with the rows its champion was trained and proven on.
 
@@ -124,6 +127,7 @@ def drift(
         columns: What is watched: the inputs, and what was predicted of them.
         rule: When a column, and when the window, counts as drifted.
         earlier: The distances of the windows before that the same version predicted, oldest first.
+        ignored: Columns that the version does not go by: they may move.
 
     Returns:
         The verdict. With too few rows on either side nothing has drifted, and it has no columns.
@@ -141,12 +145,14 @@ def drift(
     found = Drift(drifted, share, compared, "")
     # Of shorter windows there are more in a year, in which as many are to be named by chance.
     risk = rule.risk * min(reference.every / WEEK, 1)
-    own = {(name, "score"): of for name, of in reference.own.items() if name in columns.names}
-    own |= {(name, "missing"): of for name, of in reference.missing_own.items() if name in columns.names}
+    names = [name for name in columns.names if name not in ignored]
+    own = {(name, "score"): reference.own[name] for name in names if name in reference.own}
+    own |= {(name, "missing"): reference.missing_own[name] for name in names if name in reference.missing_own}
     things = shift.moved(own, [*earlier[1 - max(shift.SPANS) :], found.distances], risk)
     moved = tuple(dict.fromkeys(name for name, _ in things))
     odd = _left_out(current, "the window") + _left_out(whole, "the reference")
-    return replace(found, reason=_reason(compared, drifted, rule) + _moved(moved) + odd, moved=moved)
+    reason = _reason(compared, drifted, rule) + _moved(moved) + odd
+    return replace(found, reason=reason, moved=moved, ignored=tuple(sorted(ignored)))
 
 
 def _column(

@@ -140,13 +140,14 @@ def judge(
         reference, held_out = _learnt_from(spec, lake, mlflow, release)
         current = sketch(made, spec.watched, limits=reference.whole.limits)
         earlier = metrics.distances(spec, lake, version, window.start, max(SPANS) - 1)
-        found = drifts.drift(reference, current, spec.watched, spec.drift, earlier)
+        by = _gone_by(mlflow, release, held_out, made)
+        ignored = contributions.ignored({one.column: one.before for one in by})
+        found = drifts.drift(reference, current, spec.watched, spec.drift, earlier, ignored)
         page = reports / f"{name}.html"
         drawn = (draw or found.drifted) and drifts.draw(
             reference, current, found, spec.watched, spec.drift, page
         )
         proven = _proven(spec, lake, held_out, version, window, as_of)
-        by = _gone_by(mlflow, release, held_out, made)
         ways = (False, True) if spec.problem.labels else (False,)
         ahead = [estimates.forecast(spec, proven, some(made), adapt=adapt) for adapt in ways]
         scores = tuple(score for one in ahead if one for score in one.scores)
