@@ -77,8 +77,8 @@ class ColumnDrift:
 class Drift:
     """Whether a window has drifted, and why.
 
-    ``moved`` are the columns that have moved over the last windows by more than chance explains; those that the
-    version has ``ignored`` may move.
+    ``moved`` are the columns that have moved over the last windows by more than chance explains; those that
+    the version has ``ignored`` may move.
     """
 
     drifted: bool
