@@ -107,9 +107,17 @@ def _told(returned: Any) -> str:
     """Say what a flow returned: counts or findings by name, or a verdict."""
     if not isinstance(returned, dict):
         return str(returned)
-    numbers = {int: "{:,}", float: "{:,.4g}"}
-    lines = [f"{name}: {numbers.get(type(value), '{}').format(value)}" for name, value in returned.items()]
+    lines = [f"{name}: {_of(value)}" for name, value in returned.items() if value != {}]
     return "\n".join(lines) or "Nothing was due."
+
+
+def _of(value: Any) -> str:
+    """Say a value in a line; what was found of each window, in one of its own."""
+    if not isinstance(value, dict):
+        return {int: "{:,}", float: "{:,.4g}"}.get(type(value), "{}").format(value)
+    if any("reason" in one for one in value.values() if isinstance(one, dict)):
+        return "".join(f"\n  {name}: {one['reason']}" for name, one in value.items())
+    return ", ".join(f"{name} {_of(one)}" for name, one in value.items())
 
 
 def _plain(value: Any) -> Any:

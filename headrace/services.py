@@ -38,7 +38,7 @@ class NotAProject(HeadraceError):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         super().__init__(
-            f"`{folder}` has no `prefect.yaml`. Run this from the root of your headrace project."
+            f"`{folder}` has no `prefect.yaml`, nor has a folder above it. Run this in your headrace project."
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +18,8 @@ from headrace.cli import (
     keys,
     live,
     models,
+    new,
+    place,
     quarantine,
     replay,
     report,
@@ -32,7 +33,6 @@ from headrace.cli import (
 from headrace.errors import HeadraceError, disks_explained
 from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
-from headrace.services import NotAProject
 
 app = typer.Typer(
     help="ML pipelines as scheduled, retryable DAGs.",
@@ -54,13 +54,14 @@ def _in_a_project(
     ] = False,
 ) -> None:
     """Refuse any other folder first: what is not there would be made there, or seem to be in order."""
-    if not Path("prefect.yaml").exists() and "--help" not in sys.argv:
-        raise NotAProject(Path.cwd())
+    if "--help" not in sys.argv:
+        place.enter()
 
 
 app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)
+app.command()(new.new)
 app.command()(status.status)
 app.command()(serve.serve)
 app.command()(trace.trace)

@@ -96,20 +96,21 @@ def demo(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     lived.unlink()
     _tell(summary)
-    _ask(settings)
+    answer(settings, "flights")
     console.print(f"Written to {folder / 'summary.json'}. [bold]make up[/] serves:")
     console.print(_addresses(settings))
 
 
-def _ask(settings: Settings) -> None:
-    """Let the champion answer once, and show how it is asked."""
+def answer(settings: Settings, pipeline: str) -> None:
+    """Let the champion of a pipeline answer once, and show how it is asked."""
     import httpx
 
-    page = f"{settings.serve_page}/v1/flights/predict"
+    path = f"/v1/{pipeline}/predict"
+    page = f"{settings.serve_page}{path}"
     try:
         with services.running([services.model_server(settings)], settings):
             described = httpx.get(f"{settings.serve_page}/openapi.json", timeout=60).json()
-            body = described["paths"]["/v1/flights/predict"]["post"]["requestBody"]
+            body = described["paths"][path]["post"]["requestBody"]
             if not (example := body["content"]["application/json"].get("example")):
                 console.print(f"The champion answers at {page}, to whoever has a key: `headrace keys list`.")
                 return

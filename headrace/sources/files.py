@@ -88,6 +88,21 @@ class Files:
         return parts
 
 
+def look(con: duckdb.DuckDBPyConnection, name: str, place: str) -> None:
+    """Make the view ``name`` of all rows at a place, typed as a source would have them.
+
+    Raises:
+        SourceUnreadable: Nothing is there, or it cannot be read; its files disagree on the type of a column.
+    """
+    with explained(name, [place]):
+        groups = _groups(con, opened(con, name, place))
+        if not groups:
+            raise SourceUnreadable(name, [place], "it holds nothing")
+        if len({pair for group in groups for pair in group.types.items()}) > len(_columns(groups)):
+            raise SourceUnreadable(name, [place], "its files disagree on the type of a column")
+        create_view(con, name, " UNION ALL BY NAME ".join(group.sql({}) for group in groups))
+
+
 CSV = """read_csv({files}, delim = '%s', quote = '"', escape = '"', header = true,
     nullstr = ['NA', ''], dateformat = '%%Y-%%m-%%d', {how})"""
 JSON = "read_json({files}, format = 'newline_delimited', dateformat = '%Y-%m-%d', {how})"
