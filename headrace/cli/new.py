@@ -245,8 +245,8 @@ def _live(plan: Plan) -> None:
                 raise typer.Exit(done.returncode)
             if flow == "train" and not champion(Project.here().mlflow, plan.name):
                 console.print(
-                    "No model was released: none is proven better than a guess from the past alone. More rows, "
-                    f"an `--entity`, or features in features/sql/{plan.name}_history.sql may help.",
+                    "No model was released: none is proven better than a guess from the past alone. More "
+                    f"rows, an `--entity`, or features in features/sql/{plan.name}_history.sql may help.",
                     markup=False,
                     highlight=False,
                 )

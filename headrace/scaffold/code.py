@@ -50,6 +50,11 @@ def python(value: Any) -> str:
     return repr(value)
 
 
+def block(text: str) -> str:
+    """Return a text as it is written between two times three double quotes."""
+    return re.sub(r'"(?="|$)', r'\\"', text.replace("\\", "\\\\"))
+
+
 def sequence(values: Iterable[Any], ends: str, indent: int = 0) -> str:
     """Return a tuple (``ends`` is ``()``) or a list (``[]``) as Python code, whose line is indented so far.
 

@@ -118,7 +118,7 @@ def views(plan: Plan) -> str:
         fields.append(f"Field(name={python(one.name)}, dtype={one.type}, {told})")
     schema = ",\n        ".join(fields)
     return f'''\
-"""What was known before of {of.given if of else "all rows"}, for the pipeline {name}.
+"""What was known before of {of.name if of else "all rows"}, for the pipeline {name}.
 
 The window is part of the key: a question asked in it is answered by what was known when it began.
 """

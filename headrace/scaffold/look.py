@@ -148,7 +148,7 @@ def named(given: str, taken: set[str]) -> str:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How a column is read, as SQL, empty if as it is; how it is written, if not the usual way, and how else."""
+    """How a column is read, as SQL, if not as it is; how its values are written, and how else they may be."""
 
     sql: str = ""
     written: str = ""

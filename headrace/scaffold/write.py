@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.scaffold import queries
-from headrace.scaffold.code import identifier, instant, mapping, phrase, python, sequence, timespan
+from headrace.scaffold.code import block, identifier, instant, mapping, phrase, python, sequence, timespan
 from headrace.scaffold.errors import FileExists
 from headrace.scaffold.features import KNOWN_AT, history, of_rows, of_truth, views
 from headrace.scaffold.plan import DAY, ENOUGH, HOUR
@@ -79,7 +79,7 @@ def pipeline(plan: Plan, folder: Path) -> str:
     ]
     keys, when, table = identifier(*plan.keys), python(plan.time.name), '{"given": DATA}'
     return f'''\
-"""{question(plan)}
+"""{block(question(plan))}
 
 Made by `headrace new` of what its table held; all of it is yours to edit.
 {_when(plan)}
@@ -99,11 +99,11 @@ WINDOW = {timespan(plan.window)}  # cannot change once rows have landed
 
 # What is known when the question is asked.
 ROWS = """
-{queries.rows(plan)}
+{block(queries.rows(plan))}
 """
 # The truth, and when it is known.
 TRUTH = """
-{queries.truth(plan)}
+{block(queries.truth(plan))}
 """
 {_left_out(plan)}
 PIPELINE = Pipeline(
@@ -127,7 +127,7 @@ PIPELINE = Pipeline(
     keys=KEYS,
     problem={problem(plan)},
     spine="""
-{queries.spine(plan)}
+{block(queries.spine(plan))}
     """,
     label="""
         SELECT {keys}, {identifier(plan.target.name)} AS label, available_at
