@@ -15,6 +15,7 @@ from headrace.cli import (
     claims,
     dashboards,
     features,
+    init,
     keys,
     live,
     models,
@@ -47,20 +48,27 @@ def _tell_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+ANYWHERE = ("init",)
+"""What needs no project around it."""
+
+
 @app.callback()
 def _in_a_project(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which one this is.")
     ] = False,
 ) -> None:
     """Refuse any other folder first: what is not there would be made there, or seem to be in order."""
-    if "--help" not in sys.argv:
+    if "--help" not in sys.argv and context.invoked_subcommand not in ANYWHERE:
         place.enter()
 
 
 app.command()(live.up)
 app.command()(live.deploy)
 app.command()(live.demo)
+app.command()(init.init)
+app.command()(init.upgrade)
 app.command()(new.new)
 app.command()(status.status)
 app.command()(serve.serve)

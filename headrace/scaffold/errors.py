@@ -1,4 +1,4 @@
-"""Why no pipeline can be made of a table, with what to do."""
+"""Why no project, or no pipeline of a table, can be made, with what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from headrace.errors import HeadraceError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 NOTHING = "Nothing was written."
 
@@ -100,4 +101,34 @@ class FileExists(HeadraceError):
         super().__init__(
             f"{', '.join(f'`{file}`' for file in files)}: there already. {NOTHING} "
             "Choose another name, or delete what was written before, and its part of `prefect.yaml`."
+        )
+
+
+class BadProjectName(HeadraceError):
+    """A project cannot be called so."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"A project cannot be called `{name}`: a name is letters, digits, `-` and `_`, and begins with a "
+            f"letter. {NOTHING} Give the folder another name."
+        )
+
+
+class NotEmpty(HeadraceError):
+    """A project was to be made where something is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(f"`{folder}` is not empty. {NOTHING} Name a folder that is not there yet.")
+
+
+class NotATemplate(HeadraceError):
+    """A project cannot be brought to a newer headrace."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(
+            f"`{folder}` was not made by `headrace init`, so nothing says which of its files are headrace's. "
+            "Nothing was changed. Compare flows/ and deployments/ with those of a new project."
         )

@@ -350,7 +350,7 @@ def _windows(low: datetime, high: datetime, rows: int) -> tuple[timedelta, datet
     weekly = rows * (WEEK / (high - low))
     window = WEEK if whole[0] > WEEK and weekly >= ENOUGH and high - low <= MOST_WINDOWS * WEEK else whole[0]
     start, end = edge(low, window), edge(high + timedelta(microseconds=1), window)
-    lived = max(1, min(4, (end - start) // window // 10))
+    lived = max(2, min(4, (end - start) // window // 10))
     return window, start, end - lived * window, end
 
 
