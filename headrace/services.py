@@ -90,6 +90,12 @@ def prefect_server(settings: Settings) -> Service:
     )
 
 
+def is_here(settings: Settings) -> bool:
+    """Say whether Prefect's address is one of this machine's, at which a server could be started."""
+    address = urlsplit(settings.prefect_api_url)
+    return (address.scheme, address.path) == ("http", "/api") and _on_loopback(address.hostname or "")
+
+
 def prefect(settings: Settings) -> list[Service]:
     """Return the Prefect server to run here: none if the address that is set is another machine's.
 
@@ -99,10 +105,8 @@ def prefect(settings: Settings) -> list[Service]:
     Raises:
         ServerUnreachable: None is to run here, and none answers elsewhere.
     """
-    address = urlsplit(settings.prefect_api_url)
-    here = (address.scheme, address.path) == ("http", "/api") and _on_loopback(address.hostname or "")
     named = os.environ.get("PREFECT_API_URL")
-    if here and (not named or _prefect_trouble(settings)):
+    if is_here(settings) and (not named or _prefect_trouble(settings)):
         return [prefect_server(settings)]
     reach_prefect(settings)
     return []
@@ -196,8 +200,11 @@ def embedded(settings: Settings) -> list[Service]:
             settings.mlflow, settings.home
         ).client  # makes its database: the server would not wait for our lock
         servers.append(mlflow_server(settings))
-    others = (docs_server, feast_server, evidently_server, model_server)
-    return [*servers, *(server(settings) for server in others)]
+    return [*servers, *(server(settings) for server in OTHERS)]
+
+
+OTHERS = (docs_server, feast_server, evidently_server, model_server)
+"""Servers that always run here."""
 
 
 @contextmanager
@@ -212,7 +219,7 @@ def running(services: list[Service], settings: Settings) -> Iterator[list[Child]
     if not Path("prefect.yaml").exists():
         raise NotAProject(Path.cwd())
     for service in services:
-        if service.health and _listens(service):
+        if service.health and listens(service):
             raise PortInUse(service.name, _host_and_port(service.health)[1], service.setting)
     with contextlib.ExitStack() as stack:
         children = [Child(service, settings) for service in services]
@@ -274,7 +281,7 @@ class Child:
         Raises:
             ServerUnreachable: It ended, or is silent for too long.
         """
-        while self.service.health and not _answers(self.service):
+        while self.service.health and not answers(self.service):
             if trouble := self.trouble():
                 raise ServerUnreachable(self.service.name, self.service.page, f"it {trouble}; see {self.log}")
             time.sleep(0.25)
@@ -285,7 +292,7 @@ class Child:
         if code is not None:
             return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         if self.service.health and now > self._heard + ASKED:
-            if _answers(self.service):
+            if answers(self.service):
                 self._heard = now
             elif now > self._heard + SILENT:
                 return "does not answer"
@@ -371,13 +378,15 @@ def _on_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _listens(service: Service) -> bool:
+def listens(service: Service) -> bool:
+    """Say whether anything listens where a server is to."""
     with contextlib.suppress(OSError), socket.create_connection(_host_and_port(service.health), timeout=5):
         return True
     return False
 
 
-def _answers(service: Service) -> bool:
+def answers(service: Service) -> bool:
+    """Say whether a server's health page answers."""
     import httpx
 
     with contextlib.suppress(httpx.HTTPError):

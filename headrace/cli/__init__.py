@@ -14,6 +14,7 @@ from headrace.cli import (
     backtest,
     claims,
     dashboards,
+    doctor,
     features,
     init,
     keys,
@@ -71,6 +72,7 @@ app.command()(init.init)
 app.command()(init.upgrade)
 app.command()(new.new)
 app.command()(status.status)
+app.command()(doctor.doctor)
 app.command()(serve.serve)
 app.command()(trace.trace)
 app.command()(replay.replay)
