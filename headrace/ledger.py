@@ -231,6 +231,27 @@ class Ledger:
 
         return self._do(read_last)
 
+    def empty(self) -> bool:
+        """Say whether it has no entry."""
+        from sqlalchemy import select
+
+        return not self._do(lambda con, table: con.execute(select(table.c.id).limit(1)).first())
+
+    def copy(self, into: Ledger) -> int:
+        """Copy all entries, in their order, into an empty ledger; return how many there are."""
+        from sqlalchemy import insert, select
+
+        def read_all(connection: Connection, table: SqlTable) -> list[dict[str, Any]]:
+            columns = [
+                column for column in table.c if column.name != "id"
+            ]  # which a database gives out itself
+            found = connection.execute(select(*columns).order_by(table.c.id)).mappings()
+            return [dict(row) for row in found]
+
+        if rows := self._do(read_all):
+            into._do(lambda connection, table: connection.execute(insert(table), rows))
+        return len(rows)
+
     def _write(self, entry: Record) -> None:
         values = vars(entry) | {
             "at": entry.at.isoformat(),

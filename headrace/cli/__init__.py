@@ -12,6 +12,7 @@ from rich.console import Console
 
 from headrace.cli import (
     backtest,
+    backup,
     claims,
     dashboards,
     doctor,
@@ -82,6 +83,8 @@ app.command()(dashboards.dashboards)
 app.command()(verify.verify)
 app.command()(reproduce.reproduce)
 app.command()(vacuum.vacuum)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(claims.app, name="claims")

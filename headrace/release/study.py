@@ -78,6 +78,22 @@ class Study:
         )
 
 
+def copy(ledger: Ledger, into: Ledger) -> int:
+    """Copy all studies beside a ledger to another one; return how many there are."""
+    import optuna
+    from sqlalchemy import create_engine, inspect
+
+    old, new = (database(revealed(one.url)).render_as_string(hide_password=False) for one in (ledger, into))
+    if "studies" not in inspect(create_engine(old)).get_table_names():
+        return 0
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+    names = optuna.get_all_study_names(old)
+    for name in names:
+        optuna.copy_study(from_study_name=name, from_storage=old, to_storage=new)
+    return len(names)
+
+
 @dataclass(frozen=True)
 class Tried:
     """What a trial came to: the selection's mean loss, or none if it was given up, or cannot be fitted."""

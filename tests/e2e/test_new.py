@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -153,15 +154,33 @@ def orders(file: Path) -> None:
     file.write_bytes(("\ufeff" + "\n".join([*lines, *lines[1:30]])).encode())
 
 
-def test_a_table_becomes_a_model_that_answers_and_is_watched(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ASKED = ("--data", "orders.csv", "--target", "Zurück", "--known-after", "10d", "--entity", "Kunde")
+
+
+class Returns(Shell):
+    """A shop that has made a pipeline of its orders; ``said`` is what it was told."""
+
+    @property
+    def shop(self) -> Path:
+        return self.folder / "shop"
+
+    said: str
+
+
+@pytest.fixture(scope="module")
+def returns(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Returns:
+    shell = Returns(installed, tmp_path_factory.mktemp("returns"))
     shell("headrace", "init", "shop", "--bare")
-    shop = shell.folder / "shop"
-    (shop / "data").mkdir()
-    orders(shop / "data/orders.csv")
-    asked = ("--data", "orders.csv", "--target", "Zurück", "--known-after", "10d", "--entity", "Kunde")
-    said = shell("headrace", "new", "returns", *asked, "--time", "Bestellt", cwd=shop / "data")
+    (shell.shop / "data").mkdir()
+    orders(shell.shop / "data/orders.csv")
+    shell.said = shell("headrace", "new", "returns", *ASKED, "--time", "Bestellt", cwd=shell.shop / "data")
+    return shell
+
+
+def test_a_table_becomes_a_model_that_answers_and_is_watched(
+    returns: Returns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, said = returns.shop, returns.said
     assert "it is later than `Bestellt` in 100% of rows" in said
     assert "29 rows are exact copies" in said
     assert "version 1 released" in said
@@ -170,23 +189,60 @@ def test_a_table_becomes_a_model_that_answers_and_is_watched(
     assert 0 < answer["predictions"][0]["probability"] < 1
     assert answer["predictions"][0]["missing"] == []
 
-    (status,) = json.loads(shell("headrace", "status", "returns", "--json", cwd=shop))
+    (status,) = json.loads(returns("headrace", "status", "returns", "--json", cwd=shop))
     assert status["pipeline"] == "returns"
     assert status["champion"]["version"] == 1
     assert len(status["windows"]) >= 2
-    assert "3 passed" in shell("python", "-m", "pytest", "-q", cwd=shop)
-    shell("python", "-m", "ruff", "check", ".", cwd=shop)
-    shell("python", "-m", "ruff", "format", "--check", "pipelines", "features", "validations", cwd=shop)
-    assert "there is one of that name" in shell(
-        "headrace", "new", "returns", *asked, code=1, cwd=shop / "data"
-    )
+    assert "3 passed" in returns("python", "-m", "pytest", "-q", cwd=shop)
+    returns("python", "-m", "ruff", "check", ".", cwd=shop)
+    returns("python", "-m", "ruff", "format", "--check", "pipelines", "features", "validations", cwd=shop)
+    again = returns("headrace", "new", "returns", *ASKED, code=1, cwd=shop / "data")
+    assert "there is one of that name" in again
 
-    for name, value in {"HEADRACE_HOME": str(shop / ".headrace"), **shell.env}.items():
+    for name, value in {"HEADRACE_HOME": str(shop / ".headrace"), **returns.env}.items():
         if name.startswith(("HEADRACE", "PREFECT")):
             monkeypatch.setenv(name, value)
     settings = Settings()
     with services.running([services.prefect_server(settings)], settings):
-        assert "cycle/returns" in shell("headrace", "deploy", cwd=shop)
+        assert "cycle/returns" in returns("headrace", "deploy", cwd=shop)
+
+
+def test_all_of_it_is_brought_back_elsewhere_as_it_was(returns: Returns) -> None:
+    """Also after a backup that was killed; the home of before is gone, and nothing refers to it."""
+    shop, saved = returns.shop, returns.folder / "saved"
+    before = returns("headrace", "status", "returns", "--json", cwd=shop)
+    killed = subprocess.Popen(
+        [str(returns.bin / "headrace"), "backup", str(saved)], cwd=shop, env=returns.env
+    )
+    while not [*returns.folder.glob(".saved-*/saved/lake/*")] and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() != 0
+    assert not saved.exists()
+    assert "tables" in returns("headrace", "backup", "../../saved", cwd=shop / "data")
+    assert "is there already" in returns("headrace", "backup", str(saved), cwd=shop, code=1)
+
+    (shop / ".headrace").rename(returns.folder / "lost")
+    elsewhere = returns.folder / "elsewhere" / "home"
+    returns.env["HEADRACE_HOME"] = str(elsewhere)
+    try:
+        said = returns("headrace", "restore", str(saved), cwd=shop)
+        assert "IDENTICAL" in said
+        assert "raw/returns" in said
+        assert returns("headrace", "status", "returns", "--json", cwd=shop) == before
+        assert "no" not in returns("headrace", "verify", "returns", cwd=shop).split()
+        assert "IDENTICAL" in returns("headrace", "reproduce", "returns@champion", cwd=shop)
+        assert "is there already" in returns("headrace", "restore", str(saved), cwd=shop, code=1)
+
+        returns.env["HEADRACE_HOME"] = str(returns.folder / "third")
+        next((saved / "lake/raw/returns").rglob("*.parquet")).unlink()
+        said = returns("headrace", "restore", str(saved), cwd=shop, code=1)
+        assert "IDENTICAL" not in said
+        assert "raw/returns" in said
+    finally:
+        del returns.env["HEADRACE_HOME"]
+        (returns.folder / "lost").rename(shop / ".headrace")
+    assert "has no backup.json" in returns("headrace", "restore", str(shop), cwd=shop, code=1)
 
 
 def test_a_table_without_a_time_or_a_relation_is_no_model(shell: Shell) -> None:
