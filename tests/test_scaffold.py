@@ -127,6 +127,32 @@ def test_the_answer_by_another_name_in_parts_or_in_its_gaps_is_left_out(
     assert "filled in afterwards" in told["reason"]
 
 
+def test_what_tells_much_by_itself_is_asked_about(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    late = SOLD + RNG.normal(size=ROWS)
+    made = planned(con, table(late=late))
+    assert out(made) == {}
+    assert "late" in made.numbers
+    assert {*made.strong} == {"x", "late"}
+    assert 0.5 < made.strong["late"] < 0.98
+    lay(tmp_path)
+    write(con, made, tmp_path)
+    assert "# late alone saves" in (tmp_path / "pipelines/toy.py").read_text()
+    made = planned(con, table(late=late), not_known=("late",))
+    assert out(made) == {"late": "it is only known afterwards, as you say"}
+    assert {*made.strong} == {"x"}
+    lay(again := tmp_path / "again")
+    write(con, made, again)
+    assert "late::" not in (again / "pipelines/toy.py").read_text()  # nor does it land as known
+
+
+def test_rows_without_an_entity_are_left_out(con: duckdb.DuckDBPyConnection) -> None:
+    shops = [None if n % 100 == 3 else f"s{n % 7}" for n in range(ROWS)]
+    made = planned(con, table(shop=shops), entity="shop")
+    assert (made.rows, made.nameless) == (ROWS * 99 // 100, ROWS // 100)
+    made = planned(con, table(shop=shops))  # without a history it is a gap like any other
+    assert (made.rows, made.nameless) == (ROWS, 0)
+
+
 def test_what_waits_for_the_truth_is_left_out(con: duckdb.DuckDBPyConnection) -> None:
     known = ROWS - 200
     truth = [sold if n < known else None for n, sold in enumerate(SOLD)]
@@ -333,6 +359,7 @@ def test_times_of_a_zone_are_instants_also_where_the_clock_changes(con: duckdb.D
 
 
 def lay(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     for part in ("features", "pipelines", "validations"):
         (folder / part).mkdir()
         (folder / part / "__init__.py").touch()

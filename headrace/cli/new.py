@@ -222,6 +222,12 @@ def _decided(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "copies", f"{plan.doubled:,} rows are exact copies; one of each is kept"
     if plan.timeless:
         yield "no time", f"{plan.timeless:,} rows are left out for want of one"
+    if plan.nameless and plan.entity:
+        yield f"no {plan.entity.given}", f"{plan.nameless:,} rows are left out for want of one"
+    for name, saved in plan.strong.items():
+        given = plan.column(name).given
+        asked = f"is it known at {plan.time.given or 'once'}? If not: --not-known {given!r}"
+        yield given, f"alone it saves {saved:.0%} of what is lost without it: {asked}"
     for one in plan.columns:
         if one.note:
             yield one.given, one.note

@@ -25,6 +25,8 @@ GIVES_AWAY = {"classes": 0.9, "number": 0.98}
 """The share of loss that one column alone may save: more than that, and it is the answer by another name."""
 ALIKE, ADDS_UP = 0.995, 0.9999
 """The rank correlation at which a number is the target in another unit; what a sum explains of it."""
+STRONG = 0.5
+"""The share of loss that one column may save without being asked about."""
 BY_ITS_GAPS = 0.5
 """The same of whether a column is filled at all."""
 MOST_VALUES = 200
@@ -51,8 +53,8 @@ def doubts(
     kind: str,
     rows: int,
     entity: Column | None = None,
-) -> list[LeftOut]:
-    """Return what is to be left out of ``candidates``.
+) -> tuple[list[LeftOut], dict[str, float]]:
+    """Return what is to be left out of ``candidates``; and what else tells much by itself, and how much.
 
     Args:
         con: Where the table ``looked`` is.
@@ -62,15 +64,16 @@ def doubts(
         rows: How many there are.
         entity: Of what history is kept.
     """
-    found = []
+    found: list[LeftOut] = []
+    strong: dict[str, float] = {}
     for column in candidates:
         serious = ""
         if not (why := _says_nothing(column, rows)):
-            why = serious = (
-                _comes_later(con, column, time)
-                or _waits_for_truth(con, column, target)
-                or _gives_away(con, column, target, time, kind)
-            )
+            why = serious = _comes_later(con, column, time) or _waits_for_truth(con, column, target)
+            if not why:
+                why, saved = _gives_away(con, column, target, time, kind)
+                serious = why
+                strong |= {column.name: saved} if saved >= STRONG and not why else {}
         if why:
             found.append(LeftOut(column.name, why, serious=bool(serious)))
         elif why := _names_things(con, column, time, column is entity):
@@ -81,7 +84,8 @@ def doubts(
         told = " and ".join(sum_of)
         why = f"{told} together add up to `{target.name}`: the answer in parts"
         found += [LeftOut(name, why, serious=True) for name in sum_of]
-    return found
+    out = {one.column for one in found}
+    return found, {name: saved for name, saved in strong.items() if name not in out}
 
 
 def _adds_up(
@@ -157,8 +161,11 @@ def _waits_for_truth(con: duckdb.DuckDBPyConnection, column: Column, target: Col
 
 def _gives_away(
     con: duckdb.DuckDBPyConnection, column: Column, target: Column, time: Column, kind: str
-) -> str:
-    """Say so if the column alone tells the target, learnt on the earlier half and tried on the later."""
+) -> tuple[str, float]:
+    """Say so if the column alone tells the target, learnt on the earlier half and tried on the later.
+
+    Beside that, return the share of loss that it saves.
+    """
     of, truth, at = quoted(column.name), quoted(target.name), quoted(time.name)
     as_number = f"epoch({at}) - epoch({of})" if column.kind == "time" else f"{of}::DOUBLE"
     value = f"{of}::VARCHAR" if column.kind == "text" else as_number
@@ -174,15 +181,15 @@ def _gives_away(
         and (alike := _alike(rows["x"].to_numpy(), truths)) >= ALIKE
     ):
         told = f"it rises and falls with `{target.name}` (rank correlation {alike:.3f})"
-        return f"{told}: the answer in another unit"
+        return f"{told}: the answer in another unit", alike
     saved = saves(bins, truths, kind)
     if saved >= GIVES_AWAY[kind]:
         share = f"{saved:.0%} of what is lost without it"
-        return f"alone it tells `{target.name}` ({share}): the answer by another name"
+        return f"alone it tells `{target.name}` ({share}): the answer by another name", saved
     if column.filled > 0 and (gaps := saves((bins == 0).astype(np.int64), truths, kind)) >= BY_ITS_GAPS:
         share = f"{gaps:.0%} of what is lost without it"
-        return f"whether it is filled tells `{target.name}` ({share}): filled in afterwards"
-    return ""
+        return f"whether it is filled tells `{target.name}` ({share}): filled in afterwards", gaps
+    return "", saved
 
 
 def _alike(values: NDArray, truths: NDArray) -> float:

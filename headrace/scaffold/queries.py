@@ -43,7 +43,10 @@ def _select(
         by = ", ".join(_at(plan) if one is plan.time else one.sql for one in keys)
         lines.append(f"row_number() OVER (PARTITION BY {by} ORDER BY {order}) AS nth")
     lines += more or []
-    where = [*([f"isfinite({_at(plan)})"] if plan.timeless else []), *(only or [])]
+    where = [f"isfinite({_at(plan)})"] if plan.timeless else []
+    if plan.nameless and plan.entity:
+        where.append(f"{identifier(plan.entity.given)} IS NOT NULL")
+    where += only or []
     listed = textwrap.indent(",\n".join(map(broken, lines)), " " * 8)
     kept = f" WHERE {' AND '.join(where)}" if where else ""
     return f"    SELECT{' DISTINCT' * bool(plan.doubled)}\n{listed}\n    FROM given{kept}"

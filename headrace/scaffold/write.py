@@ -45,7 +45,7 @@ def write(con: duckdb.DuckDBPyConnection, plan: Plan, folder: Path) -> list[Path
     deployments = folder / "prefect.yaml"
     before = deployments.read_text()
     there = [str(file) for file in texts if (folder / file).exists()]
-    if re.search(rf"^ *(- )?name: {name}$", before, re.MULTILINE):
+    if re.search(rf"^ +(- )?name: {name}$", before, re.MULTILINE):
         there.append("prefect.yaml")
     if there:
         raise FileExists(there)
@@ -183,7 +183,10 @@ def _left_out(plan: Plan) -> str:
         textwrap.fill(f"{one.column}: {one.why}", WIDE, initial_indent="#   ", subsequent_indent="#     ")
         for one in plan.left_out
     ]
-    return "\n".join(["# Not learnt from:", *lines]) + "\n" if lines else ""
+    found = ["# Not learnt from:", *lines] if lines else []
+    for name, saved in plan.strong.items():
+        found.append(f"# {name} alone saves {saved:.0%} of the loss: is it known when the question is asked?")
+    return "\n".join(found) + "\n" if found else ""
 
 
 def _candidates(plan: Plan) -> str:
