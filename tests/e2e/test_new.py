@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import sysconfig
@@ -243,6 +244,38 @@ def test_all_of_it_is_brought_back_elsewhere_as_it_was(returns: Returns) -> None
         del returns.env["HEADRACE_HOME"]
         (returns.folder / "lost").rename(shop / ".headrace")
     assert "has no backup.json" in returns("headrace", "restore", str(shop), cwd=shop, code=1)
+
+
+def test_at_a_terminal_it_asks_for_what_was_left_out(shell: Shell) -> None:
+    shell("headrace", "init", "shop", "--bare")
+    orders(shell.folder / "shop" / "orders.csv")
+    typed = ["Bestellt", "10d", "Kunde", "Bemerkung"]
+    keyboard, screen = pty.openpty()
+    command = [str(shell.bin / "headrace"), "new", "returns", "--data", "orders.csv", "--target", "Zurück"]
+    asked = subprocess.Popen(
+        [*command, "--no-run"],
+        cwd=shell.folder / "shop",
+        env=shell.env,
+        stdin=screen,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.write(keyboard, "".join(f"{line}\n" for line in typed).encode())
+    said, _ = asked.communicate(timeout=120)
+    os.close(keyboard)
+    os.close(screen)
+    assert asked.returncode == 0, said
+    for question in (
+        "When is the question asked?",
+        "How long after",
+        "Whose history",
+        "Which columns are filled in",
+    ):
+        assert question in said
+    pipeline = (shell.folder / "shop/pipelines/returns.py").read_text()
+    assert "INTERVAL 10 DAY" in pipeline
+    assert "Bemerkung: it is only known afterwards, as you say" in pipeline
+    assert "entities=[entity, window]" in (shell.folder / "shop/features/returns.py").read_text()
 
 
 def test_a_table_without_a_time_or_a_relation_is_no_model(shell: Shell) -> None:
