@@ -27,6 +27,7 @@ from headrace.cli import (
     replay,
     report,
     reproduce,
+    resume,
     serve,
     status,
     trace,
@@ -74,6 +75,7 @@ app.command()(init.upgrade)
 app.command()(new.new)
 app.command()(status.status)
 app.command()(doctor.doctor)
+app.command()(resume.resume)
 app.command()(serve.serve)
 app.command()(trace.trace)
 app.command()(replay.replay)

@@ -25,6 +25,7 @@ from headrace.pipeline import load
 from headrace.project import Project
 from headrace.release import promotion
 from headrace.release.trace import trace
+from headrace.runs import NoSuchRun, NothingToResume, RunByHand, resume
 from headrace.settings import Settings
 from headrace.tracking import MLflow
 from tests.conftest import ROOT, utc
@@ -560,6 +561,48 @@ def test_a_training_killed_at_work_is_taken_over_at_once_and_leaves_no_double(ri
     assert serving.as_of == utc(2013, 4, 29), (
         "a challenger that knows less than the champion does not replace it"
     )
+
+
+def test_a_run_that_was_killed_is_put_back_to_work_and_is_the_same_run(river: River) -> None:
+    name, ledger = "train flights because of an accident", Ledger(river.settings.ledger)
+
+    def states() -> list[str]:
+        return [entry.state for entry in ledger.entries("flights", "training", "an accident")]
+
+    def run() -> dict[str, Any]:
+        (one,) = river.prefect("flow_runs", flow_runs={"name": {"any_": [name]}})
+        return one
+
+    parameters = ("--param", 'as_of="2013-04-22T00:00:00Z"', "--param", "cause=an accident")
+    river.command("prefect", "deployment", "run", "train/flights", *parameters)
+    eventually(lambda: states() == ["claimed"])
+    with pytest.raises(NothingToResume, match="is running"):
+        resume(river.settings, name)
+    os.kill(int(run()["infrastructure_pid"].split(":")[-1]), signal.SIGKILL)
+    eventually(lambda: run()["state_type"] == "CRASHED")
+    eventually(lambda: states() == ["claimed", "given up"])
+
+    said = json.loads(river.command("headrace.cli", "resume", name, "--json").stdout)
+    assert (said["id"], said["was"]) == (run()["id"], "Crashed")
+    eventually(lambda: run()["state_type"] == "COMPLETED", seconds=180)
+    assert states() == ["claimed", "given up", "claimed", DONE]
+    assert {entry.holder for entry in ledger.entries("flights", "training", "an accident")} == {
+        f"flow run {run()['id']}"
+    }
+    with pytest.raises(NothingToResume, match="is completed"):
+        resume(river.settings, run()["id"])
+
+
+def test_a_run_that_no_worker_can_take_up_is_told_with_its_command(river: River) -> None:
+    with pytest.raises(NoSuchRun, match="No run is called"):
+        resume(river.settings, "train nothing")
+    failed = river.run("score", "flights", "--as-of", "2012-01-01")
+    assert failed.returncode == 1
+    (one, *_) = river.prefect(
+        "flow_runs", flow_runs={"state": {"type": {"any_": ["FAILED"]}}}, sort="EXPECTED_START_TIME_DESC"
+    )
+    with pytest.raises(RunByHand, match="python -m flows score flights --as-of '2012-01-01"):
+        resume(river.settings, one["id"])
 
 
 LEFT_OUT = """
