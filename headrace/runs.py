@@ -22,7 +22,7 @@ class NoSuchRun(HeadraceError):
     def __init__(self, run: str) -> None:
         self.run = run
         super().__init__(
-            f"No run is called `{run}`, nor has that id. Nothing was done. Copy its name or id from Prefect's UI."
+            f"No run is called `{run}`, nor has that id. Nothing was done. Copy either from Prefect's UI."
         )
 
 
@@ -32,8 +32,8 @@ class NothingToResume(HeadraceError):
     def __init__(self, run: str, state: str) -> None:
         self.run, self.state = run, state
         super().__init__(
-            f"`{run}` is {state}: only a run that failed, crashed or was cancelled can go on. Nothing was done. "
-            "Wait for it, or start another."
+            f"`{run}` is {state}: only what failed, crashed or was cancelled can go on. Nothing was done. Wait "
+            "for it, or start another."
         )
 
 
@@ -43,8 +43,8 @@ class RunByHand(HeadraceError):
     def __init__(self, run: str, command: str) -> None:
         self.run, self.command = run, command
         super().__init__(
-            f"`{run}` was started by hand, and no worker can take it up. Nothing was done. Start it again, it goes "
-            f"on where it stopped: {command}"
+            f"`{run}` was started by hand, and no worker can take it up. Nothing was done. Start it again, it "
+            f"goes on where it stopped: {command}"
         )
 
 
