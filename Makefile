@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Where pip is told of local wheels, uv must be told too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-.PHONY: setup demo test lint bench up lock clean
+.PHONY: setup demo test lint docs bench up lock clean
 
 setup: $(VENV)/ready
 
@@ -32,6 +32,9 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/lint-imports --config layers.toml
 
+docs: setup        ## The site of docs/, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: setup       ## make bench NAME=imports; without a name, all of them
 	$(BIN)/python -m benchmarks $(NAME)
 
@@ -43,4 +46,4 @@ lock:              ## Resolve pyproject.toml anew
 	mv requirements.lock.new requirements.lock
 
 clean:             ## Forget everything: the environment and .headrace
-	rm -rf $(VENV) .headrace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .headrace site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -32,8 +32,8 @@ class NothingToResume(HeadraceError):
     def __init__(self, run: str, state: str) -> None:
         self.run, self.state = run, state
         super().__init__(
-            f"`{run}` is {state}: only what failed, crashed or was cancelled can go on. Nothing was done. Wait "
-            "for it, or start another."
+            f"`{run}` is {state}: only what failed, crashed or was cancelled can go on. Nothing was done. "
+            "Wait for it, or start another."
         )
 
 
@@ -43,8 +43,8 @@ class RunByHand(HeadraceError):
     def __init__(self, run: str, command: str) -> None:
         self.run, self.command = run, command
         super().__init__(
-            f"`{run}` was started by hand, and no worker can take it up. Nothing was done. Start it again, it "
-            f"goes on where it stopped: {command}"
+            f"`{run}` was started by hand, and no worker can take it up. Nothing was done. Start it again, "
+            f"it goes on where it stopped: {command}"
         )
 
 
