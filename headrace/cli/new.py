@@ -190,6 +190,8 @@ def _tell(plan: Plan) -> None:
 
 
 def _decided(plan: Plan) -> Iterator[tuple[str, str]]:
+    from headrace.scaffold.code import phrase
+
     asked = {"number": "how much", "binary": "whether", "classes": "which"}[plan.kind]
     of = (
         f", {plan.classes[0]} or not"
@@ -217,7 +219,7 @@ def _decided(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     inputs = [*plan.texts, *plan.numbers, *plan.ages, *plan.clock]
     yield "learnt from", f"{len(inputs)} columns: {', '.join(inputs[:12])}{' …' * (len(inputs) > 12)}"
-    yield "windows", f"{plan.window} each; {plan.holdout} held out".replace(", 0:00:00", "")
+    yield "windows", f"{phrase(plan.window)} each; {phrase(plan.holdout)} held out"
     if plan.doubled:
         yield "copies", f"{plan.doubled:,} rows are exact copies; one of each is kept"
     if plan.timeless:
