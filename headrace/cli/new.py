@@ -205,18 +205,11 @@ def _decided(plan: Plan) -> Iterator[tuple[str, str]]:
             "no column says: rows are dealt into days, to hold some out; see the pipeline's first lines",
         )
     else:
-        yield (
-            "when",
-            f"at {plan.time.given}; the truth comes {plan.known_after} later".replace(", 0:00:00", ""),
-        )
+        yield "when", f"at {plan.time.given}; the truth comes {phrase(plan.known_after)} later"
     yield "a row is", " and ".join(plan.keys)
     if plan.entity:
-        yield (
-            "history of",
-            f"{plan.entity.given}, {plan.entity.distinct:,} of them, {plan.lookback} back".replace(
-                ", 0:00:00", ""
-            ),
-        )
+        told = f"{plan.entity.given}, {plan.entity.distinct:,} of them, {phrase(plan.lookback)} back"
+        yield "history of", told
     inputs = [*plan.texts, *plan.numbers, *plan.ages, *plan.clock]
     yield "learnt from", f"{len(inputs)} columns: {', '.join(inputs[:12])}{' …' * (len(inputs) > 12)}"
     yield "windows", f"{phrase(plan.window)} each; {phrase(plan.holdout)} held out"
