@@ -379,6 +379,7 @@ def test_what_is_written_is_a_project_that_loads(con: duckdb.DuckDBPyConnection,
         "plain": (table(), {}),
         "classes": (table(sold=KINDS["three texts"][0]), {"entity": "shop"}),
         "yesno": (table(sold=KINDS["booleans"][0], order_id=np.arange(ROWS)), {}),
+        "halves": (table(sold=np.where(BACK, 2.0, 1.0)), {}),
         "dealt": (table(**odd).drop_columns(["at"]), {"entity": "shop"}),
         "odd": (table(**odd, at=[AT[n // 2] for n in range(ROWS)]), {}),
     }
@@ -413,6 +414,8 @@ for name in {[*asked]}:
         history = spec.feature_tables[0].sql.read_text()
         found = con.execute(history, {{"end": spec.start + 4 * spec.window}}).fetchall()
         assert found, name
+        labels = con.sql("SELECT label FROM told").to_arrow_table()["label"]
+        assert len(spec.problem.unfit(labels)) == 0, name
 """
     environment = services.environment(Settings()) | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(

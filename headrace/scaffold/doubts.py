@@ -31,7 +31,7 @@ BY_ITS_GAPS = 0.5
 """The same of whether a column is filled at all."""
 MOST_VALUES = 200
 """Different values of a text beyond which a model learns them by heart."""
-SAMPLE, BINS = 50_000, 64
+SAMPLED, SAMPLE, BINS = "sampled", 50_000, 64
 NAMES = re.compile(r"(^|_)(id|uuid|guid|key|no|nr|num|number|code|index|ref)$", re.IGNORECASE)
 """How columns are called that name things."""
 
@@ -64,6 +64,11 @@ def doubts(
         rows: How many there are.
         entity: Of what history is kept.
     """
+    at, truth = quoted(time.name), quoted(target.name)
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE {SAMPLED} AS SELECT * FROM {LOOKED} WHERE {truth} IS NOT NULL "
+        f"ORDER BY hash({at}, {truth}) LIMIT {SAMPLE}"
+    )
     found: list[LeftOut] = []
     strong: dict[str, float] = {}
     for column in candidates:
@@ -80,7 +85,7 @@ def doubts(
             found.append(LeftOut(column.name, why))
     out = {one.column for one in found}
     left = [column for column in candidates if column.kind == "number" and column.name not in out]
-    if kind == "number" and (sum_of := _adds_up(con, left, target, time)):
+    if kind == "number" and (sum_of := _adds_up(con, left, target)):
         told = " and ".join(sum_of)
         why = f"{told} together add up to `{target.name}`: the answer in parts"
         found += [LeftOut(name, why, serious=True) for name in sum_of]
@@ -88,19 +93,14 @@ def doubts(
     return found, {name: saved for name, saved in strong.items() if name not in out}
 
 
-def _adds_up(
-    con: duckdb.DuckDBPyConnection, columns: Sequence[Column], target: Column, time: Column
-) -> list[str]:
+def _adds_up(con: duckdb.DuckDBPyConnection, columns: Sequence[Column], target: Column) -> list[str]:
     """Return the numbers of which the target is a sum, each times something; none if it is no such sum."""
     names = [column.name for column in columns if column.filled]
     if not names:
         return []
-    at, truth = quoted(time.name), quoted(target.name)
+    truth = quoted(target.name)
     each = ", ".join(f"{quoted(name)}::DOUBLE" for name in names)
-    rows = con.sql(
-        f"SELECT {truth}::DOUBLE, {each} FROM {LOOKED} WHERE {truth} IS NOT NULL "
-        f"ORDER BY hash({at}, {truth}) LIMIT 10000"
-    ).fetchnumpy()
+    rows = con.sql(f"SELECT {truth}::DOUBLE, {each} FROM {SAMPLED} LIMIT 10000").fetchnumpy()
     y, *xs = (np.ma.filled(np.ma.asarray(of, np.float64), np.nan) for of in rows.values())
     x = np.column_stack(xs)
     middle = np.nanmean(np.where(np.isfinite(x), x, np.nan), axis=0)
@@ -169,10 +169,7 @@ def _gives_away(
     of, truth, at = quoted(column.name), quoted(target.name), quoted(time.name)
     as_number = f"epoch({at}) - epoch({of})" if column.kind == "time" else f"{of}::DOUBLE"
     value = f"{of}::VARCHAR" if column.kind == "text" else as_number
-    rows = con.sql(
-        f"SELECT {value} AS x, {truth} AS y FROM (SELECT * FROM {LOOKED} WHERE {truth} IS NOT NULL "
-        f"ORDER BY hash({at}, {truth}) LIMIT {SAMPLE}) ORDER BY {at}"
-    ).to_arrow_table()
+    rows = con.sql(f"SELECT {value} AS x, {truth} AS y FROM {SAMPLED} ORDER BY {at}").to_arrow_table()
     bins = _binned(rows["x"].to_numpy(), column.kind)
     truths = rows["y"].to_numpy()
     if (

@@ -61,10 +61,16 @@ def _made(plan: Plan, column: Column) -> str:
     """Return how a column is made of the table's, with its type, which a later text file may leave open."""
     sql, name = column.sql, identifier(column.name)
     if sql.startswith(f"{quoted(column.given)}::"):
-        fractions = column.whole and column.name in plan.numbers  # which a later file may have
-        number = column is plan.target and plan.kind == "number"
-        sql = f"{identifier(column.given)}::{'DOUBLE' if fractions or number else column.type}"
+        sql = f"{identifier(column.given)}::{_type(plan, column)}"
     return sql if sql == name else f"{sql} AS {name}"
+
+
+def _type(plan: Plan, column: Column) -> str:
+    """Return the type in which a column lands: whole numbers may become fractions in a later file."""
+    if column is plan.target:
+        whole = plan.classes and all(type(one) is int for one in plan.classes)
+        return "DOUBLE" if plan.kind == "number" else "BIGINT" if whole else column.type
+    return "DOUBLE" if column.whole and column.name in plan.numbers else column.type
 
 
 def spine(plan: Plan) -> str:
