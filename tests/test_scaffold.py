@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,17 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 
 from headrace import services
 from headrace.cli.new import _look
 from headrace.errors import HeadraceError
 from headrace.scaffold import Asked, Plan, plan, write
 from headrace.scaffold.errors import (
+    BadColumn,
     BadEntity,
     BadName,
     BadTarget,
     BadTime,
     FileExists,
+    NoDatabase,
     NoSuchColumn,
     NothingLeft,
     NoTime,
@@ -364,6 +368,100 @@ def lay(folder: Path) -> None:
         (folder / part).mkdir()
         (folder / part / "__init__.py").touch()
     (folder / "prefect.yaml").write_text("name: toy\ndeployments: []\n")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
+    """A database of orders, of which the variable ``SHOP`` tells."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres")
+    monkeypatch.setenv("SHOP", url)
+    engine = sa.create_engine(url)
+    with engine.begin() as db:
+        db.execute(sa.text("DROP TABLE IF EXISTS orders"))
+        columns = "id INTEGER, shop TEXT, placed TIMESTAMP, x DOUBLE PRECISION, sold NUMERIC(9, 2)"
+        db.execute(sa.text(f"CREATE TABLE orders ({columns})"))
+        rows = [
+            {
+                "id": n,
+                "shop": f"s{n % 7}",
+                "placed": f"{at:%Y-%m-%d %H:%M:%S}",
+                "x": float(x),
+                "sold": float(sold),
+            }
+            for n, (at, x, sold) in enumerate(zip(AT, X, SOLD, strict=True))
+        ]
+        rows[5]["sold"] = None
+        db.execute(sa.text("INSERT INTO orders VALUES (:id, :shop, :placed, :x, :sold)"), rows)
+    return engine
+
+
+def test_a_query_is_a_table_too(con: duckdb.DuckDBPyConnection, tmp_path: Path, shop: sa.Engine) -> None:
+    """Its sources ask the database itself, for a week at a time, and bring what it has."""
+    lay(tmp_path)
+    query = "SELECT * FROM orders WHERE shop LIKE 's%'"
+    dialect = _look(con, query, "UTC", "$SHOP")
+    assert dialect == shop.dialect.name
+    asked = Asked("toy", query, "sold", known_after=timedelta(hours=1), database="$SHOP", dialect=dialect)
+    made = plan(con, asked)
+    assert (made.rows, made.known, made.keys) == (ROWS, ROWS - 1, ("id",))
+    write(con, made, tmp_path)
+    code = """
+import duckdb
+from headrace.lake import Window
+from headrace.pipeline import load
+from tests.conftest import utc
+spec, week = load("toy"), Window(utc(2024, 1, 8), utc(2024, 1, 15))
+first = "2024-01-08 00:00:00+00"
+for source, time in zip(spec.sources, ("placed", "known_at")):
+    con = duckdb.connect()
+    con.execute("SET TimeZone = 'UTC'")
+    (part,) = source.origin.read(con, source.name, time, week)
+    ends = f"min({time})::VARCHAR, max({time})::VARCHAR"
+    found = con.sql(f"SELECT count(*), {ends} FROM {part.relation}").fetchall()
+    assert found == [(7 * 24, first, "2024-01-14 23:00:00+00")], found
+    types = {name: kind for name, kind, *_ in con.sql(f"DESCRIBE {part.relation}").fetchall()}
+    from importlib import import_module
+    suites = import_module("validations.toy")
+    assert types == (suites.ROWS if time == "placed" else suites.TRUTH), types
+"""
+    environment = services.environment(Settings()) | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "pipelines/toy.py").read_text()
+    assert 'DATABASE = "$SHOP"' in written
+    assert os.environ["SHOP"] not in written
+
+
+def test_a_query_that_cannot_be_is_one_message(
+    con: duckdb.DuckDBPyConnection, shop: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for data, database, error, told in (
+        ("SELECT * FROM orders", "", NoDatabase, "no database"),
+        ("orders.csv", "$SHOP", NoDatabase, "no query"),
+        ("SELECT * FROM nowhere", "$SHOP", Unreadable, "nowhere"),
+        ("SELECT * FROM orders WHERE id < 0", "$SHOP", Unreadable, "no row"),
+        ("SELECT * FROM orders", "$NOBODY", Unreadable, "`NOBODY` is not set"),
+    ):
+        with pytest.raises(error, match=re.escape(told)) as raised:
+            _look(con, data, "UTC", database)
+        assert "Nothing was written" in str(raised.value)
+    query = 'SELECT *, x AS "the x" FROM orders'
+    dialect = _look(con, query, "UTC", "$SHOP")
+    with pytest.raises(BadColumn, match="AS the_x"):
+        plan(con, Asked("toy", query, "sold", database="$SHOP", dialect=dialect))
+    query = "SELECT id, x, sold FROM orders"
+    dialect = _look(con, query, "UTC", "$SHOP")
+    with pytest.raises(BadTime, match="no column of times"):
+        plan(con, Asked("toy", query, "sold", database="$SHOP", dialect=dialect))
 
 
 def test_what_is_written_is_a_project_that_loads(con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:

@@ -36,9 +36,12 @@ def new(
     name: Annotated[str, typer.Argument(help="What the pipeline is to be called, such as churn.")],
     data: Annotated[
         str,
-        typer.Option(help="Its table: CSV, JSON lines or Parquet; a file, a glob, or an object store's URI."),
+        typer.Option(help="Its table: a file, a glob or a URI of CSV, JSON lines or Parquet; or SELECT …"),
     ],
     target: Annotated[str, typer.Option(help="The column to predict.")],
+    database: Annotated[
+        str, typer.Option(help="Of a SELECT: an SQLAlchemy URL, as '$SHOP_DATABASE' to keep it out of code.")
+    ] = "",
     time: Annotated[str, typer.Option(help="The column that says when the question is asked.")] = "",
     known_after: Annotated[
         str, typer.Option(help="How long after that the truth is known: 36h, 2d, 4w; a day if left out.")
@@ -82,8 +85,8 @@ def new(
     after = duration(known_after) if known_after else None
     with tempfile.TemporaryDirectory() as scratch, duckdb.connect(str(Path(scratch, "looked.db"))) as con:
         con.execute("SET TimeZone = 'UTC'")
-        data = typed(data)
-        _look(con, data, zone)
+        dialect = _look(con, data, zone, database)
+        data = data if database else typed(data)
         if sys.stdin.isatty():
             time, after, entity, not_known = _ask(con, target, time, after, entity, not_known)
         asked = Asked(
@@ -93,6 +96,8 @@ def new(
             formats=formats,
             zone=zone,
             number=None if classes is None else not classes,
+            database=database,
+            dialect=dialect,
         )
         with console.status("Looking at it…"):
             made = plan(con, asked)
@@ -132,19 +137,30 @@ def _pair(text: str) -> tuple[str, str]:
     return column, how
 
 
-def _look(con: duckdb.DuckDBPyConnection, data: str, zone: str) -> None:
-    from headrace.scaffold.errors import Unreadable
+def _look(con: duckdb.DuckDBPyConnection, data: str, zone: str, database: str = "") -> str:
+    """Make the table or view ``given`` of all rows; return which kind of database has them, if one has."""
+    from headrace.scaffold.errors import NoDatabase, Unreadable
     from headrace.scaffold.look import GIVEN
+    from headrace.sources import Query
     from headrace.sources.errors import SourceUnreadable
     from headrace.sources.files import look
+    from headrace.sources.query import look as look_in_database
 
     zones = {one for (one,) in con.sql("SELECT name FROM pg_timezone_names()").fetchall()}
     if zone not in zones:
         raise typer.BadParameter(f"`--zone {zone}` is no time zone: they are named as Europe/Berlin is")
+    asks = re.match(r"\s*(select|with)\s", data, re.IGNORECASE) is not None
+    if asks != bool(database):
+        raise NoDatabase(
+            "A query was given, but no database" if asks else "A database was given, but no query"
+        )
     try:
-        look(con, GIVEN, data)
+        if database:
+            return look_in_database(con, GIVEN, Query(database, data))
+        look(con, GIVEN, typed(data))
     except SourceUnreadable as error:
-        raise Unreadable(data, error.reason) from None
+        raise Unreadable("The query" if database else data, error.reason) from None
+    return ""
 
 
 def _ask(

@@ -41,6 +41,24 @@ class NoSuchColumn(HeadraceError):
         )
 
 
+class BadColumn(HeadraceError):
+    """A query names a column as no model's input can be called."""
+
+    def __init__(self, column: str, better: str) -> None:
+        self.column = column
+        super().__init__(f"The query returns a column `{column}`. {NOTHING} Name it `AS {better}`.")
+
+
+class NoDatabase(HeadraceError):
+    """A query was given, and no database to ask; or the other way round."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}. {NOTHING} A query takes both: `--data 'SELECT …' --database '$SHOP_DATABASE'`; the "
+            "variable holds an SQLAlchemy URL."
+        )
+
+
 class NoTime(HeadraceError):
     """Several columns may say when a row was known."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.declaration import ITS_OWN
-from headrace.scaffold.errors import BadTime
+from headrace.scaffold.errors import BadColumn, BadTime
 from headrace.sources.rows import INSTANT, carried, family
 from headrace.sql import literal, quoted
 
@@ -85,7 +85,9 @@ FEW = 50
 """Values of a text that are told one by one."""
 
 
-def columns(con: duckdb.DuckDBPyConnection, formats: Mapping[str, str], zone: str) -> list[Column]:
+def columns(
+    con: duckdb.DuckDBPyConnection, formats: Mapping[str, str], zone: str, *, typed: bool = False
+) -> list[Column]:
     """Make the table ``looked`` of ``given``, with names and types that everything downstream takes.
 
     What is in the columns :func:`held` says.
@@ -94,6 +96,7 @@ def columns(con: duckdb.DuckDBPyConnection, formats: Mapping[str, str], zone: st
         con: Where both are.
         formats: How the times of columns are written, by column as it comes.
         zone: Of which time zone times without an offset are.
+        typed: Whether a database has named and typed them, so that nothing is to be read otherwise.
     """
     described = con.sql(f"DESCRIBE {GIVEN}").fetchall()
     kinds = dict(zip((name for name, *_ in described), con.table(GIVEN).types, strict=True))
@@ -101,8 +104,10 @@ def columns(con: duckdb.DuckDBPyConnection, formats: Mapping[str, str], zone: st
     found = []
     for given, type_ in kinds.items():
         name = named(given, taken)
+        if typed and name != given:
+            raise BadColumn(given, name)
         taken.add(name.lower())
-        read = _read(con, given, str(type_), formats.get(given, ""), zone)
+        read = _read(con, given, str(type_), formats.get(given, ""), zone, typed=typed)
         sql = read.sql or f"{quoted(given)}::{carried(type_)}"
         found.append(Column(name, given, sql, "", 0, 0, written=read.written, rival=read.rival))
     select = ", ".join(f"{one.sql} AS {quoted(one.name)}" for one in found)
@@ -155,7 +160,9 @@ class _Reading:
     rival: str = ""
 
 
-def _read(con: duckdb.DuckDBPyConnection, given: str, type_: str, how: str, zone: str) -> _Reading:
+def _read(
+    con: duckdb.DuckDBPyConnection, given: str, type_: str, how: str, zone: str, *, typed: bool
+) -> _Reading:
     column = quoted(given)
     if how:
         text = f"{column}::VARCHAR"
@@ -164,7 +171,7 @@ def _read(con: duckdb.DuckDBPyConnection, given: str, type_: str, how: str, zone
         if not reads:
             raise BadTime(given, f"not all are written as `{how}`, as strftime has it")
         return _Reading(_instant(f"strptime({text}, {literal(how)})", zone), how)
-    if type_ == "VARCHAR":
+    if type_ == "VARCHAR" and not typed:
         return _read_text(con, column, zone)
     if type_ == "DATE" or re.fullmatch(r"TIMESTAMP(_\w+)?", type_):
         return _Reading(_instant(column, zone, cast=True))

@@ -46,6 +46,8 @@ CLASSES = 50
 class Asked:
     """What a person says: the table at ``data``, and the ``target`` column.
 
+    With a ``database``, an SQLAlchemy URL of that ``dialect``, ``data`` is a query.
+
     ``time`` says when a question is asked, ``known_after`` how long after it the truth is known; of an
     ``entity`` history is kept. ``not_known`` are columns filled in afterwards, ``keep`` those to be taken
     whatever is doubted, ``formats`` how times are written, by column, and ``zone`` that of times without an
@@ -63,6 +65,8 @@ class Asked:
     formats: Mapping[str, str] = field(default_factory=dict)
     zone: str = "UTC"
     number: bool | None = None
+    database: str = ""
+    dialect: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,13 @@ def plan(con: duckdb.DuckDBPyConnection, asked: Asked) -> Plan:
         for name in filter(None, names):
             if name not in known:
                 raise NoSuchColumn(option, name, known)
-    columns = look.columns(con, asked.formats, asked.zone)
+    columns = look.columns(con, asked.formats, asked.zone, typed=bool(asked.database))
     named = next((one for one in columns if one.given == asked.time), None)
     if not (when := _time(con, columns, named, asked.target)):
+        if asked.database:
+            raise BadTime(
+                "…", "the query returns no column of times; one must say when the question is asked"
+            )
         truth = next(one for one in columns if one.given == asked.target)
         start = edge(datetime.now(UTC), DAY) - (DEALT + 1) * DAY
         when = look.dealt(con, columns, truth, start, DEALT)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.scaffold.code import mapping, python, sequence
+from headrace.scaffold.features import KNOWN_AT
 from headrace.scaffold.look import FEW, LOOKED
-from headrace.scaffold.queries import rows, truth
+from headrace.scaffold.queries import known_at_once, known_later, rows, truth
+from headrace.sources.rows import INSTANT
 from headrace.sql import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import duckdb
 
@@ -22,7 +24,11 @@ INDENT = "\n        "
 
 def suites(con: duckdb.DuckDBPyConnection, plan: Plan) -> str:
     """Return the module of both suites."""
-    of_rows, of_truth = (_types(con, query) for query in (rows(plan), truth(plan)))
+    if plan.asked.database:
+        of_rows = _typed(plan, known_at_once(plan))
+        of_truth = _typed(plan, known_later(plan), **{KNOWN_AT: INSTANT})
+    else:
+        of_rows, of_truth = _types(con, rows(plan)), _types(con, truth(plan))
     gaps = _gaps(con, plan)
     rules = [
         rule
@@ -106,6 +112,12 @@ def _rules(plan: Plan, one: Column, gaps: float) -> Iterator[str]:
 
 def _types(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
     return {column: kind for column, kind, *_ in con.sql(f"DESCRIBE {query}").fetchall()}
+
+
+def _typed(plan: Plan, columns: Sequence[Column], **more: str) -> dict[str, str]:
+    """Return the types that a database has given, beside that of a number among rows."""
+    numbers = {"nth": "BIGINT"} if plan.numbered else {}
+    return {one.name: one.type for one in columns} | numbers | more
 
 
 def _gaps(con: duckdb.DuckDBPyConnection, plan: Plan) -> Mapping[str, float]:

@@ -71,13 +71,16 @@ def pipeline(plan: Plan, folder: Path) -> str:
         *(["from headrace.monitoring.rule import DriftRule"] if thin else []),
         "from headrace.pipeline import Candidate, Columns, FeatureTable, Pipeline, Source",
         f"from headrace.problem import {problem(plan).partition('(')[0]}",
-        "from headrace.sources import Files",
+        f"from headrace.sources import {'Query' if plan.asked.database else 'Files'}",
     ]
     more = [
         *([f"gate=Gate(group={timespan(plan.group)}),"] if by_hour else []),
         *([f"drift=DriftRule(min_rows={plan.least}),  # windows have few"] if thin else []),
     ]
-    keys, when, table = identifier(*plan.keys), python(plan.time.name), '{"given": DATA}'
+    keys, when = identifier(*plan.keys), python(plan.time.name)
+    reads, fill = 'Files({{"given": DATA}}, {})', ""
+    if plan.asked.database:
+        reads, fill = "Query(DATABASE, {})", "f"  # the query within theirs
     return f'''\
 """{block(question(plan))}
 
@@ -93,16 +96,16 @@ from pathlib import Path
 {chr(10).join(imports)}
 
 PROJECT = Path(__file__).parent.parent
-DATA = {_place(plan.asked.data, folder)}
+{_table(plan, folder)}
 KEYS = {sequence(plan.keys, "()")}
 WINDOW = {timespan(plan.window)}  # cannot change once rows have landed
 
 # What is known when the question is asked.
-ROWS = """
+ROWS = {fill}"""
 {block(queries.rows(plan))}
 """
 # The truth, and when it is known.
-TRUTH = """
+TRUTH = {fill}"""
 {block(queries.truth(plan))}
 """
 {_left_out(plan)}
@@ -112,8 +115,8 @@ PIPELINE = Pipeline(
     owner="{name}",
     start={instant(plan.start)},
     sources=(
-        Source("{name}", Files({table}, ROWS), {when}, "{name}.rows", KEYS, WINDOW),
-        Source("{name}_truth", Files({table}, TRUTH), "{KNOWN_AT}", "{name}.truth", KEYS, WINDOW),
+        Source("{name}", {reads.format("ROWS")}, {when}, "{name}.rows", KEYS, WINDOW),
+        Source("{name}_truth", {reads.format("TRUTH")}, "{KNOWN_AT}", "{name}.truth", KEYS, WINDOW),
     ),
     feature_tables=(
         FeatureTable(
@@ -200,6 +203,14 @@ def _candidates(plan: Plan) -> str:
     if plan.rows < FEW:
         return f"{trees}\n        # With few rows there is no span to spare for choosing among several."
     return f'{trees}\n        Candidate("linear", "sklearn", {{}}),'
+
+
+def _table(plan: Plan, folder: Path) -> str:
+    """Return what says where the table is."""
+    if not plan.asked.database:
+        return f"DATA = {_place(plan.asked.data, folder)}"
+    sql = textwrap.indent(textwrap.dedent(plan.asked.data).strip().rstrip(";"), " " * 4)
+    return f'DATABASE = {python(plan.asked.database)}\nGIVEN = """\n{block(sql)}\n"""'
 
 
 def _place(data: str, folder: Path) -> str:

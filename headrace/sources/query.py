@@ -15,6 +15,7 @@ from headrace.addresses import database, public
 from headrace.errors import ServerUnreachable
 from headrace.sources.errors import MissingColumns, SourceUnreadable
 from headrace.sources.rows import INSTANT, Part, explained, must_be_instant, pour
+from headrace.sql import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +104,38 @@ class Query:
             if error.connection_invalidated:
                 raise ServerUnreachable(f"The database of `{name}`", shown, _first_line(error)) from None
             raise SourceUnreadable(name, [shown], _first_line(error)) from None
+
+
+def look(con: duckdb.DuckDBPyConnection, name: str, query: Query) -> str:
+    """Make the table ``name`` of a query's rows, typed as a source has them; return the kind of database.
+
+    Raises:
+        ServerUnreachable: Nothing answers at the URL, or it refuses the login.
+        SourceUnreadable: The database refuses the query.
+    """
+    import pyarrow as pa
+
+    with query._connected(name) as (db, shown), explained(name, [shown]):
+        types = _types(db, query.sql)
+        streamed = db.execution_options(stream_results=True, yield_per=CHUNK)
+        made = False
+        for rows in streamed.execute(_wrapped(query.sql, "1 = 1")).partitions(CHUNK):
+            columns = zip(types.items(), zip(*rows, strict=True), strict=True)
+            arrays = {column: _array(name, column, kind, values) for (column, kind), values in columns}
+            con.register("headrace_chunk", pa.table(arrays))
+            as_found = dict(zip(arrays, map(str, con.table("headrace_chunk").types), strict=True))
+            kinds = {column: kind or as_found[column] for column, kind in types.items()}
+            casts = ", ".join(
+                f"{quoted(column)}::{kind} AS {quoted(column)}" for column, kind in kinds.items()
+            )
+            begin = f"INSERT INTO {quoted(name)}" if made else f"CREATE OR REPLACE TABLE {quoted(name)} AS"
+            con.execute(f"{begin} SELECT {casts} FROM headrace_chunk")
+            con.unregister("headrace_chunk")
+            made = True
+        if not made:
+            raise SourceUnreadable(name, [shown], "it returns no row")
+        dialect: str = db.dialect.name
+    return dialect
 
 
 POSTGRES = {  # https://www.postgresql.org/docs/current/catalog-pg-type.html
