@@ -56,6 +56,8 @@ TICK = 1_000_000_000
 """Nanoseconds that a file's time may be behind."""
 INSIDE = "data/model"
 """Where, inside an MLflow model, the directory lies that ``Model.save`` wrote."""
+PACKAGE = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
+"""What lies beside it in MLflow's model."""
 
 
 @dataclass(frozen=True)
@@ -464,6 +466,14 @@ def copy_model(mlflow: MLflow, uri: str, folder: Path) -> None:
     _of_model(mlflow, uri, lambda place, _: shutil.copytree(place, folder))
 
 
+def copy_package(mlflow: MLflow, uri: str, folder: Path) -> None:
+    """Copy a version as MLflow's own model, which its flavours load, into a new ``folder``."""
+    copy_model(mlflow, uri, folder / INSIDE)
+    store, _ = _store(mlflow, uri)
+    for name in PACKAGE:
+        shutil.copy2(store.download_artifacts(name), folder / name)
+
+
 def sums(mlflow: MLflow, uri: str) -> dict[str, str]:
     """Return the SHA-256 of each file of a model, by name, as they were noted when it was written."""
     from headrace.training.model import sums as noted
@@ -474,16 +484,8 @@ def sums(mlflow: MLflow, uri: str) -> dict[str, str]:
 def _of_model(mlflow: MLflow, uri: str, use: Callable[[Path, str], T]) -> T:
     """Return what ``use`` makes of a model's own directory and of the digest that MLflow has of it."""
     from mlflow import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    name, _, version = uri.removeprefix("models:/").partition("/")
-    client, address = mlflow.client, revealed(mlflow.address)
-    noted: Any = client.get_model_version(name, version) if version else client.get_logged_model(name)
-    digest = str(noted.tags.get(DIGEST, ""))  # none of a model that is of before there were any
-    where = client.get_model_version_download_uri(name, version) if version else noted.artifact_location
-    # Not by its `models:/` address, which MLflow looks up wherever the process points. And only our own
-    # directory: asked for the whole model, MLflow writes a file into the store.
-    store: Any = get_artifact_repository(where, address, address)
+    store, digest = _store(mlflow, uri)
     try:
         return use(Path(store.download_artifacts(INSIDE)), digest)
     except DamagedModel as error:
@@ -492,6 +494,22 @@ def _of_model(mlflow: MLflow, uri: str, use: Callable[[Path, str], T]) -> T:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise DamagedModel("its artifacts", {INSIDE: "is missing"}, uri) from None
+
+
+def _store(mlflow: MLflow, uri: str) -> tuple[Any, str]:
+    """Return where a model's artifacts are, and the digest that MLflow has of it.
+
+    To be asked by name: asked for the whole model, MLflow writes a file into the store.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    name, _, version = uri.removeprefix("models:/").partition("/")
+    client, address = mlflow.client, revealed(mlflow.address)
+    noted: Any = client.get_model_version(name, version) if version else client.get_logged_model(name)
+    digest = str(noted.tags.get(DIGEST, ""))  # none of a model that is of before there were any
+    where = client.get_model_version_download_uri(name, version) if version else noted.artifact_location
+    # Not by its `models:/` address, which MLflow looks up wherever the process points.
+    return get_artifact_repository(where, address, address), digest
 
 
 def inputs(mlflow: MLflow, run_id: str) -> list[DatasetRef]:

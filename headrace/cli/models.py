@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  # typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -140,6 +140,24 @@ def card(
         console.print(f"The card of {one.name} is in {out}.", markup=False)
     else:
         typer.echo(told, nl=False)
+
+
+@app.command()
+def export(
+    model: Which, folder: Annotated[str, typer.Argument(help="Where to; it must not be there yet.")]
+) -> None:
+    """Write a version as open files: an MLflow model, its training set, its card, what was decided."""
+    from headrace.cli.place import typed
+    from headrace.project import Project
+    from headrace.release.export import export as exported
+    from headrace.release.models import about
+
+    project = Project.here()
+    one = about(project.mlflow, found(project, model))
+    spec = project.pipeline(one.release.pipeline)
+    written = exported(spec, one, project.lake, project.mlflow, project.ledger, Path(typed(folder)))
+    for file, told in written.items():
+        console.print(f"{folder}/{file}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 class NoChampion(HeadraceError):
@@ -136,4 +137,14 @@ class NothingShadowed(HeadraceError):
             f"Nothing is known of version {version} of `{pipeline}` beside the champion, version {champion}: "
             "no request that both predicted has a truth yet, of a day that ended a window ago. "
             f"`headrace models shadow {pipeline}@{version}` lets it predict what `headrace serve` is asked."
+        )
+
+
+class ThereAlready(HeadraceError):
+    """A version was to be written where something is."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        super().__init__(
+            f"`{place}` is there already. Nothing was written. Name a folder that is not there yet."
         )

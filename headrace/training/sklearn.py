@@ -202,10 +202,11 @@ def load(directory: Path) -> Estimated:
     return Estimated(Encoder.load(directory), pipelines, tuple(told["classes"]), told["width"])
 
 
-def flavour(directory: str) -> tuple[str, dict[str, str]]:
+def flavour(directory: str) -> tuple[str, dict[str, Any]]:
     """Return under which name, and with what, MLflow finds the pipeline that lies in ``directory``."""
     return "sklearn", {
         "pickled_model": f"{directory}/{FILE}",  # MLflow's name for the file, whatever its format
         "serialization_format": "skops",
+        "skops_trusted_types": ["numpy.dtype"],
         "sklearn_version": version("scikit-learn"),
     }

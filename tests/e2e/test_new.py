@@ -208,6 +208,34 @@ def test_a_table_becomes_a_model_that_answers_and_is_watched(
         assert "cycle/returns" in returns("headrace", "deploy", cwd=shop)
 
 
+def test_a_model_is_taken_away_as_open_files(returns: Returns, tmp_path: Path) -> None:
+    """Read by MLflow and by its framework's own package; the predictions are those of the holdout."""
+    said = returns("headrace", "models", "export", "returns", "../../taken", cwd=returns.shop / "data")
+    assert "training.parquet" in said
+    taken = returns.folder / "taken"
+    assert {path.name for path in taken.iterdir()} == {"model", "training.parquet", "card.md", "about.json"}
+    code = """
+import json
+import mlflow, mlflow.sklearn, mlflow.xgboost
+import pandas as pd
+about = json.load(open("about.json"))
+rows = pd.read_parquet("training.parquet")
+held_out = rows[rows["span"] == "holdout"]
+model = mlflow.pyfunc.load_model("model")
+named = [column.name for column in model.metadata.get_input_schema()]
+probability = model.predict(held_out[named])["probability"].to_numpy()
+truth = (held_out["label"] == "ja").to_numpy()
+brier = ((probability - truth) ** 2).mean()
+assert abs(brier - about["scores"]["brier"]) < 1e-9, (brier, about["scores"])
+flavours = {"sklearn": mlflow.sklearn, "xgboost": mlflow.xgboost}
+assert flavours[about["trainer"]].load_model("model")
+"""
+    returns("python", "-c", code, cwd=taken)
+    assert "is there already" in returns(
+        "headrace", "models", "export", "returns", str(taken), cwd=returns.shop, code=1
+    )
+
+
 def test_all_of_it_is_brought_back_elsewhere_as_it_was(returns: Returns) -> None:
     """Also after a backup that was killed; the home of before is gone, and nothing refers to it."""
     shop, saved = returns.shop, returns.folder / "saved"
