@@ -10,7 +10,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -103,8 +103,7 @@ def backup(project: Project, into: Path) -> dict[str, Any]:
         for name in DATABASES:
             _copy_database(settings.home / name, made / name)
         for name in TREES:
-            if (settings.home / name).exists():
-                shutil.copytree(settings.home / name, made / name)
+            _copy_tree(settings.home / name, made / name)
         for name in FILES:
             if (settings.home / name).exists():
                 shutil.copy2(settings.home / name, made / name)
@@ -151,8 +150,7 @@ def restore(folder: Path, settings: Settings) -> Iterator[Compared]:
             (settings.home / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / name, settings.home / name)
     for name in TREES:
-        if (folder / name).exists():
-            shutil.copytree(folder / name, settings.home / name)
+        _copy_tree(folder / name, settings.home / name)
     _readdress(settings.home / "mlflow/mlflow.db", noted["artifacts"], tracking.artifact_root(settings.home))
     _copy_lake(str(folder / "lake"), settings.lake)
     copied = Ledger(f"sqlite:///{folder / 'ledger.db'}")
@@ -219,6 +217,18 @@ def _copy_database(source: Path, target: Path) -> None:
         old.backup(new)
 
 
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy the files of a folder, if it is there, but for those that somebody deletes meanwhile."""
+    for file in source.rglob("*"):
+        place = target / file.relative_to(source)
+        if file.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # such as a batch that has landed
+            shutil.copy2(file, place)
+
+
 def _readdress(file: Path, old: str, new: str) -> None:
     """Let MLflow find its artifacts where they are now."""
     if not file.exists() or old == new:
@@ -234,7 +244,10 @@ def _readdress(file: Path, old: str, new: str) -> None:
 
 
 def _copy_lake(source: str, target: str) -> None:
-    """Copy the tables of a lake, each with its log first: what the log names is there when its turn comes."""
+    """Copy the tables of a lake, each with its log first: what the log names is there when its turn comes.
+
+    What is gone by then no log names, or else reading the copy says so.
+    """
     import fsspec
 
     old, new = Lake(source), Lake(target)
@@ -246,5 +259,9 @@ def _copy_lake(source: str, target: str) -> None:
         for file in files:
             place = f"{there}/{file.removeprefix(root).lstrip('/')}"
             other.makedirs(place.rpartition("/")[0], exist_ok=True)
-            with store.open(file, "rb") as reader, other.open(place, "wb") as writer:
+            with (
+                suppress(FileNotFoundError),
+                store.open(file, "rb") as reader,
+                other.open(place, "wb") as writer,
+            ):
                 shutil.copyfileobj(reader, writer, 2**20)

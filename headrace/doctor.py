@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
@@ -11,10 +10,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headrace import services
-from headrace.addresses import public, revealed
+from headrace.addresses import database, public, revealed
 from headrace.errors import HeadraceError
 from headrace.pipeline import declared
 
@@ -88,14 +88,14 @@ def _python(_: Project) -> Iterator[Finding]:
 
 def _home(project: Project) -> Iterator[Finding]:
     home = project.settings.home.absolute()
-    home.mkdir(parents=True, exist_ok=True)
+    there = next(folder for folder in (home, *home.parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=home):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         yield Finding("home", "ill", f"{home} cannot be written: {error}", f"chown -R $USER {home}")
         return
-    free = shutil.disk_usage(home).free
+    free = shutil.disk_usage(there).free
     state: State = "ill" if free < NO_DISK else "beware" if free < LITTLE else "well"
     cure = "" if state == "well" else "`headrace vacuum` says what nobody needs any more"
     yield Finding("home", state, f"{home}, {free / GIB:,.0f} GiB free", cure)
@@ -110,6 +110,9 @@ def _telemetry(_: Project) -> Iterator[Finding]:
 
 
 def _ledger(project: Project) -> Iterator[Finding]:
+    if _not_made(what := revealed(project.settings.ledger)):
+        yield Finding("ledger", "well", f"{public(what)}, not made yet")
+        return
     claims = project.ledger.running()
     told = f"{public(revealed(project.settings.ledger))}, {len(claims)} claims hold"
     yield Finding("ledger", "well", told)
@@ -119,6 +122,14 @@ def _ledger(project: Project) -> Iterator[Finding]:
     if abs(apart) > APART:
         told = f"that of the ledger's database is {apart:+.1f} s off this machine's"
         yield Finding("clocks", "beware", told, "let both follow NTP: `timedatectl set-ntp true`")
+
+
+def _not_made(url: str) -> bool:
+    """Say whether an address is that of an embedded database that is not there: to look would make it."""
+    if url.startswith("http"):
+        return False
+    address = database(url)
+    return address.get_backend_name() == "sqlite" and not Path(address.database or "").exists()
 
 
 def _lake(project: Project) -> Iterator[Finding]:
@@ -132,13 +143,22 @@ def _lake(project: Project) -> Iterator[Finding]:
 def _mlflow(project: Project) -> Iterator[Finding]:
     from headrace import registry
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of making its database
+    if _not_made(what := revealed(project.settings.mlflow)):
+        yield Finding("MLflow", "well", f"{public(what)}, not made yet")
+        return
     names = registry.names(project.mlflow)
     told = f"{public(revealed(project.settings.mlflow))}, {len(names)} registered models"
     yield Finding("MLflow", "well", told)
 
 
 def _features(project: Project) -> Iterator[Finding]:
+    import yaml
+
+    registry = yaml.safe_load((project.folder / "features/feature_store.yaml").read_text())["registry"]
+    path = registry if isinstance(registry, str) else str(registry.get("path", ""))
+    if "://" not in path and not (project.settings.home / path).exists():  # to open it would make it
+        yield Finding("Feast", "well", f"{path}, not made yet")
+        return
     applied = project.store.list_feature_services()
     yield Finding("Feast", "well", f"{len(applied)} feature services are applied")
 

@@ -158,7 +158,6 @@ def mlflow_models(settings: Settings) -> str:
 def docs_server(settings: Settings) -> Service:
     """Return a web server of the Data Docs, which draws those that nobody has looked at yet."""
     folder = settings.home / "validations"
-    (folder / "docs").mkdir(parents=True, exist_ok=True)
     address = f"http://{HOST}:{settings.docs_port}"
     command = [sys.executable, "-m", "headrace.validation.serve", str(folder), str(settings.docs_port)]
     return Service("Data Docs", command, "`HEADRACE_DOCS_PORT`", f"{address}/", address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -102,6 +103,39 @@ def test_a_database_is_copied_as_of_one_instant_while_it_is_written(tmp_path: Pa
     assert (tmp_path / "b" / "registry.db").read_bytes() == b"not SQLite"
     _copy_database(tmp_path / "none.db", tmp_path / "b" / "none.db")
     assert not (tmp_path / "b" / "none.db").exists()
+
+
+def test_what_is_deleted_while_it_is_copied_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a batch is, which has landed."""
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "home"))
+    staging = tmp_path / "home" / "staging"
+    ended, made = threading.Event(), 0
+
+    def ingest() -> None:
+        nonlocal made
+        while not ended.is_set():
+            batches = [staging / str(made) / f"{n}.parquet" for n in range(50)]
+            batches[0].parent.mkdir(parents=True)
+            for batch in batches:
+                batch.write_bytes(b"rows")
+            for batch in batches:
+                batch.unlink()
+            made += 1
+
+    (staging / "held").mkdir(parents=True)
+    (staging / "held" / "batch.parquet").write_bytes(b"held")
+    worker = threading.Thread(target=ingest)
+    worker.start()
+    try:
+        for n in range(20):
+            backup(Project(tmp_path, Settings()), tmp_path / f"saved{n}")
+            assert (tmp_path / f"saved{n}/staging/held/batch.parquet").read_bytes() == b"held"
+    finally:
+        ended.set()
+        worker.join()
+    assert made > 20
 
 
 def test_what_servers_keep_and_what_would_be_overwritten_is_refused(

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from headrace import doctor, services
+from headrace.backup import backup, restore
 from headrace.doctor import GIB, Finding, examine
+from headrace.ledger import Ledger
 from headrace.project import Project
 from headrace.settings import Settings
 from tests.conftest import free_port
@@ -39,6 +41,17 @@ def of(what: str) -> list[Finding]:
 def test_a_sound_home_is_well(home: Path) -> None:
     assert {one.what: one.told for one in found().values() if one.state != "well"} == {}
     assert "pipeline flights" in {one.what for one in found().values()}
+
+
+def test_to_look_makes_nothing(home: Path) -> None:
+    """What is not there yet is well, and a backup can still be brought back to where it was looked."""
+    (saved := home / "saved").mkdir()
+    backup(Project(ROOT, Settings(home=home / "other")), saved / "one")
+    fresh = Settings(home=home / "fresh")
+    told = {one.what: one.told for one in examine(Project(ROOT, fresh)) if one.what in ("ledger", "lake")}
+    assert told["ledger"].endswith("not made yet")
+    assert not (home / "fresh").exists()
+    assert [one.wrong for one in restore(saved / "one", fresh)] == ["", ""]
 
 
 def test_it_prints_json_and_exits_with_1_if_anything_is_ill(
@@ -92,6 +105,7 @@ def test_clocks_that_differ_and_telemetry_that_is_on_are_told(
 ) -> None:
     monkeypatch.setenv("GX_ANALYTICS_ENABLED", "true")
     monkeypatch.setattr(doctor, "APART", -1.0)
+    assert Ledger(Settings().ledger).running() == []  # made by that
     assert of("telemetry")[0].cure == "unset GX_ANALYTICS_ENABLED"
     assert "NTP" in of("clocks")[0].cure
 

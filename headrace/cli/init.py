@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.syntax import Syntax
 
 from headrace.cli.place import HERE
 
@@ -41,6 +40,8 @@ def upgrade(
     What you have not touched is replaced. Where both of you changed a file, yours stays, and headrace's comes
     beside it, as `.new`.
     """
+    from rich.syntax import Syntax
+
     from headrace.scaffold.init import apply
     from headrace.scaffold.init import upgrade as compared
 

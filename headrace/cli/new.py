@@ -85,8 +85,8 @@ def new(
     after = duration(known_after) if known_after else None
     with tempfile.TemporaryDirectory() as scratch, duckdb.connect(str(Path(scratch, "looked.db"))) as con:
         con.execute("SET TimeZone = 'UTC'")
-        dialect = _look(con, data, zone, database)
         data = data if database else typed(data)
+        dialect = _look(con, data, zone, database)
         if sys.stdin.isatty():
             time, after, entity, not_known = _ask(con, target, time, after, entity, not_known)
         asked = Asked(
@@ -157,7 +157,7 @@ def _look(con: duckdb.DuckDBPyConnection, data: str, zone: str, database: str = 
     try:
         if database:
             return look_in_database(con, GIVEN, Query(database, data))
-        look(con, GIVEN, typed(data))
+        look(con, GIVEN, data)
     except SourceUnreadable as error:
         raise Unreadable("The query" if database else data, error.reason) from None
     return ""

@@ -84,7 +84,10 @@ def copy(ledger: Ledger, into: Ledger) -> int:
     from sqlalchemy import create_engine, inspect
 
     old, new = (database(revealed(one.url)).render_as_string(hide_password=False) for one in (ledger, into))
-    if "studies" not in inspect(create_engine(old)).get_table_names():
+    engine = create_engine(old)
+    tables = inspect(engine).get_table_names()
+    engine.dispose()
+    if "studies" not in tables:
         return 0
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)

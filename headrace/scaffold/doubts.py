@@ -94,24 +94,27 @@ def doubts(
 
 
 def _adds_up(con: duckdb.DuckDBPyConnection, columns: Sequence[Column], target: Column) -> list[str]:
-    """Return the numbers of which the target is a sum, each times something; none if it is no such sum."""
-    names = [column.name for column in columns if column.filled]
-    if not names:
-        return []
+    """Return the numbers of which the target is a sum, each times something; none if it is no such sum.
+
+    It is learnt on one half of rows and tried on the other: of many columns and few rows any sum can be made.
+    """
     truth = quoted(target.name)
-    each = ", ".join(f"{quoted(name)}::DOUBLE" for name in names)
-    rows = con.sql(f"SELECT {truth}::DOUBLE, {each} FROM {SAMPLED} LIMIT 10000").fetchnumpy()
+    each = ", ".join([f"{truth}::DOUBLE", *(f"{quoted(column.name)}::DOUBLE" for column in columns)])
+    rows = con.sql(f"SELECT {each} FROM {SAMPLED} WHERE isfinite({truth}::DOUBLE) LIMIT 10000").fetchnumpy()
     y, *xs = (np.ma.filled(np.ma.asarray(of, np.float64), np.nan) for of in rows.values())
-    x = np.column_stack(xs)
+    known = {c.name: x for c, x in zip(columns, xs, strict=True) if np.isfinite(x).any()}
+    if not known or not np.ptp(y):
+        return []
+    names, x = [*known], np.column_stack([*known.values()])
     middle = np.nanmean(np.where(np.isfinite(x), x, np.nan), axis=0)
     x = np.where(np.isfinite(x), x, middle) - middle
     x /= np.maximum(x.std(axis=0), 1e-12)
-    y = np.where(np.isfinite(y), y, 0) - y[np.isfinite(y)].mean()
+    y, half = y - y.mean(), len(y) // 2
 
     def explained(places: Sequence[int]) -> float:
-        chosen = x[:, list(places)]
-        rest = y - chosen @ np.linalg.lstsq(chosen, y, rcond=None)[0]
-        return float(1 - (rest @ rest) / max(y @ y, 1e-300))
+        learnt, tried = x[:half, places], x[half:, places]
+        rest = y[half:] - tried @ np.linalg.lstsq(learnt, y[:half], rcond=None)[0]
+        return float(1 - (rest @ rest) / max(y[half:] @ y[half:], 1e-300))
 
     places = list(range(len(names)))
     if explained(places) < ADDS_UP:

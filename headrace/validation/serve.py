@@ -31,7 +31,8 @@ class Pages(SimpleHTTPRequestHandler):
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Return a server of the Data Docs below ``folder``; port 0 is any that is free."""
+    """Return a server of the Data Docs below ``folder``, which it makes; port 0 is any that is free."""
+    (folder / "docs").mkdir(parents=True, exist_ok=True)
     return ThreadingHTTPServer(("127.0.0.1", port), partial(Pages, folder=folder.absolute()))
 
 
