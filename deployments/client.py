@@ -89,13 +89,19 @@ class CarefulClient(PrefectClient):
             await self.request("POST", "/artifacts/", json={"type": MEMORY, "data": data})
 
     async def settle_work_pool(self, name: str, template: dict[str, Any]) -> None:
-        """Create a process pool with this base job template, or merge the template with the pool's."""
+        """Create a process pool with this base job template, or merge the template with the pool's.
+
+        A pool of another type, such as `kubernetes`, has a template of another kind, and is left as it is.
+        """
         key, now = f"work pool {name}", {"base_job_template": template}
         try:
             there = await self.read_work_pool(name)
         except ObjectNotFound:
             await self.create_work_pool(WorkPoolCreate(name=name, type="process", **now))
             return self._created(key, now)
+        if there.type != "process":
+            self.outcomes[key] = Outcome(f"is of the type {there.type}, and left as it is")
+            return None
 
         async def update(changed: dict[str, Any]) -> None:
             await self.update_work_pool(name, WorkPoolUpdate(**changed))

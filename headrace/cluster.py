@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from headrace.errors import HeadraceError, ServerUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from dask.distributed import Client
+    from dask.distributed import Client, Future
     from dask.distributed import Worker as DaskWorker
 
 
@@ -43,6 +43,8 @@ FEW = 2
 
 PATIENCE = 5
 """Seconds a scheduler may take to answer, and then to have a worker."""
+WORKERLESS = 60.0
+"""Seconds for which work waits at a scheduler that has no workers: they may be about to come back."""
 
 
 STARTING = Lock()
@@ -221,15 +223,19 @@ def spread(
 
     Raises:
         WorkerLost: Workers kept dying under one piece of work.
+        ServerUnreachable: The scheduler is lost, or has had no worker for a minute.
     """
-    from dask.distributed import KilledWorker, as_completed
+    from dask.distributed import KilledWorker
 
     places = {client.submit(function, *args, pure=False): place for place, args in enumerate(arguments)}
     failed: list[BaseException] = []
     try:
-        for future in as_completed(places, loop=client.loop):
+        for future in _as_they_end(client, places):
             if future.status == "error":
                 failed.append(future.exception())
+            elif future.status == "cancelled":  # a scheduler that comes back knows nothing of it
+                told = "the connection broke off in the middle of the work"
+                raise ServerUnreachable("The Dask scheduler", _scheduler(client), told)
             else:
                 yield places[future], future.result()
     finally:
@@ -238,6 +244,31 @@ def spread(
         raise WorkerLost([failed[0].last_worker.address]) from failed[0]
     if failed:
         raise failed[0]
+
+
+def _as_they_end(client: Client, futures: Collection[Future]) -> Iterator[Future]:
+    from dask.distributed import as_completed
+
+    ending = as_completed(futures, loop=client.loop)
+    heard = asked = time.monotonic()
+    while not ending.is_empty():
+        if ending.has_ready():
+            heard = time.monotonic()
+            yield next(ending)
+            continue
+        with ending.thread_condition:
+            ending.thread_condition.wait(0.1)
+        # Dask itself would wait for ever: for workers that ended with a scheduler that is back without them.
+        if (now := time.monotonic()) > asked + PATIENCE:
+            asked = now
+            if client.scheduler_info(n_workers=-1)["workers"]:
+                heard = now
+            elif now > heard + WORKERLESS:
+                raise ServerUnreachable("A Dask worker", _scheduler(client), "the scheduler has none")
+
+
+def _scheduler(client: Client) -> str:
+    return str(client.scheduler.address if client.scheduler else client.cluster)
 
 
 def share_of(total: int) -> int:

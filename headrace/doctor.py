@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -70,9 +71,11 @@ def _python(_: Project) -> Iterator[Finding]:
     cure = "" if fits else f"make setup PYTHON=python3.12, or another that is {wanted}"
     yield Finding("Python", "well" if fits else "ill", f"{here}, {sys.executable}", cure)
     wrong = []
+    light = find_spec("prefect") is None
+    extras = ("",) if light else ("", "pipelines", "torch")
     for text in requires("headrace") or ():
         need = Requirement(text)
-        if need.marker and not need.marker.evaluate({"extra": ""}):
+        if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         try:
             found = version(need.name)
@@ -81,7 +84,10 @@ def _python(_: Project) -> Iterator[Finding]:
             continue
         if not need.specifier.contains(found, prereleases=True):
             wrong.append(f"{need.name} is {found}, and must be {need.specifier}")
-    told = "; ".join(wrong) or f"headrace {version('headrace')} and all that it needs"
+    told = "; ".join(wrong) or (
+        f"headrace {version('headrace')} and all that it needs"
+        + " to answer with champions; flows want `pip install 'headrace[pipelines]'`" * light
+    )
     cure = "make setup, in a fresh environment" if wrong else ""
     yield Finding("packages", "ill" if wrong else "well", told, cure)
 
@@ -210,11 +216,11 @@ def _worker(project: Project) -> Iterator[Finding]:
     """Say if somebody runs what is scheduled; of a Prefect that is not up there is nothing to say."""
     import httpx
 
-    api = project.settings.prefect_api_url
     try:
-        answer = httpx.post(f"{api}/work_pools/headrace/workers/filter", json={}, timeout=10)
-        pools = answer.json() if answer.is_success else []
-        found = httpx.post(f"{api}/deployments/filter", json={}, timeout=10).json()
+        with services.prefect_api(project.settings) as api:
+            answer = api.post("work_pools/headrace/workers/filter", json={}, timeout=10)
+            pools = answer.json() if answer.is_success else []
+            found = api.post("deployments/filter", json={}, timeout=10).raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return
     online = [one for one in pools if one.get("status") == "ONLINE"]

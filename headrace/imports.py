@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.abc import MetaPathFinder
+from importlib.metadata import requires
+from importlib.util import find_spec
 from inspect import signature
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from unittest.mock import patch
 
+from headrace.errors import HeadraceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 C = TypeVar("C", bound=type)
+
+
+class NotInstalled(HeadraceError):
+    """What only an extra brings is asked for where it was left out, as in the image that serves."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        self.module, self.extra = module, extra
+        super().__init__(
+            f"`{module}` is not installed here: answering with champions does without it. Do this where it "
+            f"is, or `pip install 'headrace[{extra}]'`."
+        )
+
+
+def extra_of(module: str) -> str:
+    """Return the extra of headrace that brings a module; nothing if none does."""
+    of = {}
+    for text in requires("headrace") or ():
+        name, _, extra = text.partition("; extra == ")
+        of[re.split(r"[\[<>=!~ ]", name)[0].replace("-", "_")] = extra.strip("\"'")
+    found = of.get("dask" if module == "distributed" else module, "")
+    return found if found in ("pipelines", "torch") else ""
+
+
+def whole() -> None:
+    """Refuse to go on without what flows run on.
+
+    Raises:
+        NotInstalled: Only what serves is here.
+    """
+    if find_spec("prefect") is None:
+        raise NotInstalled("prefect", "pipelines")
 
 
 @contextmanager

@@ -62,10 +62,8 @@ def resume(settings: Settings, run: str) -> dict[str, Any]:
         ServerUnreachable: Prefect does not answer.
         NoSuchRun, NothingToResume, RunByHand: There is nothing that a worker could take up.
     """
-    import httpx
-
     services.reach_prefect(settings)
-    with httpx.Client(base_url=settings.prefect_api_url.rstrip("/") + "/", timeout=30) as api:
+    with services.prefect_api(settings) as api:
         found = _whole(api, _found(api, run))
         if found["state_type"] not in ENDED_BADLY:
             raise NothingToResume(found["name"], str(found["state_name"]).lower())

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +29,8 @@ from headrace.errors import HeadraceError, ServerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    import httpx
 
     from headrace.settings import Settings
 
@@ -344,6 +347,18 @@ def deploy(settings: Settings) -> str:
     return done.stdout.splitlines()[-1]
 
 
+def prefect_api(settings: Settings) -> httpx.Client:
+    """Return a client of Prefect's API, logged in as Prefect's own settings say."""
+    import httpx
+
+    login = {}
+    if key := settings.prefect_api_key.get_secret_value():
+        login = {"Authorization": f"Bearer {key}"}
+    elif user := settings.prefect_api_auth_string.get_secret_value():
+        login = {"Authorization": f"Basic {b64encode(user.encode()).decode()}"}
+    return httpx.Client(base_url=settings.prefect_api_url + "/", headers=login, timeout=30)
+
+
 def reach_prefect(settings: Settings) -> None:
     """Make sure that the Prefect server answers.
 
@@ -358,7 +373,14 @@ def _prefect_trouble(settings: Settings) -> str:
     import httpx
 
     try:
-        httpx.get(f"{settings.prefect_api_url}/health", timeout=5).raise_for_status().json()
+        with prefect_api(settings) as api:  # its health is told to whoever asks
+            answer = api.get("hello", timeout=5)
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            return (
+                "it wants a login: set PREFECT_API_AUTH_STRING (`user:password`), or PREFECT_API_KEY for "
+                "Prefect Cloud, to one that it takes"
+            )
+        answer.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error)
     except ValueError:  # such as Prefect's own pages, which answer at any path

@@ -56,6 +56,8 @@ INTERNAL = {"HEADRACE_CHILD", "HEADRACE_FORKSERVER"}
 
 class _Api(BaseModel):
     url: str = ""
+    auth_string: SecretStr = SecretStr("")
+    key: SecretStr = SecretStr("")
 
 
 class _Prefect(BaseSettings):
@@ -64,6 +66,7 @@ class _Prefect(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="PREFECT_",
         env_nested_delimiter="_",
+        env_nested_max_split=1,
         env_ignore_empty=True,
         env_file=".env",
         toml_file="prefect.toml",
@@ -101,6 +104,16 @@ class Settings(BaseSettings):
         default_factory=lambda: _Prefect().api.url,
         validation_alias="prefect_api_url",  # Prefect's own variable, without HEADRACE_ before it
         description="Prefect's API; on this machine, `headrace up` serves it there",
+    )
+    prefect_api_auth_string: SecretStr = Field(
+        default_factory=lambda: _Prefect().api.auth_string,
+        validation_alias="prefect_api_auth_string",
+        description="User and password of a Prefect server, `user:password`",
+    )
+    prefect_api_key: SecretStr = Field(
+        default_factory=lambda: _Prefect().api.key,
+        validation_alias="prefect_api_key",
+        description="Key of Prefect Cloud",
     )
     mlflow_port: int = Field(5000, description="Where `headrace up` serves MLflow")
     docs_port: int = Field(8080, description="Where `headrace up` serves Data Docs")

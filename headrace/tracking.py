@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from headrace.addresses import database, public, revealed
 from headrace.errors import DamagedDatabase, ServerUnreachable
@@ -110,9 +111,10 @@ class MLflow:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one small file
-        uri = revealed(self.address)
+        uri = self.uri
         if self.served:
             _reach(uri)
+            self._log_in()
         from filelock import FileLock
         from mlflow import MlflowClient, MlflowException
 
@@ -132,6 +134,19 @@ class MLflow:
                     "MLflow", uri, f"it answers, but not as MLflow does ({said})"
                 ) from None
         return client
+
+    @property
+    def uri(self) -> str:
+        """The address without a login: what MLflow is given, it repeats in its errors."""
+        address = revealed(self.address)
+        return public(address) if self.served else address
+
+    def _log_in(self) -> None:
+        """Leave user and password of the address where MLflow looks for them, at every request."""
+        given = urlsplit(revealed(self.address))
+        for name, value in (("USERNAME", given.username), ("PASSWORD", given.password)):
+            if value:
+                os.environ[f"MLFLOW_TRACKING_{name}"] = unquote(value)
 
     @property
     def served(self) -> bool:
@@ -504,7 +519,7 @@ def _store(mlflow: MLflow, uri: str) -> tuple[Any, str]:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     name, _, version = uri.removeprefix("models:/").partition("/")
-    client, address = mlflow.client, revealed(mlflow.address)
+    client, address = mlflow.client, mlflow.uri
     noted: Any = client.get_model_version(name, version) if version else client.get_logged_model(name)
     digest = str(noted.tags.get(DIGEST, ""))  # none of a model that is of before there were any
     where = client.get_model_version_download_uri(name, version) if version else noted.artifact_location

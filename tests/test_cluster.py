@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, get_ident
@@ -11,6 +13,7 @@ from dask.distributed import LocalCluster
 from headrace import cluster as module
 from headrace.cluster import WorkerLost, cluster, crew, each, gpus, on_each
 from headrace.errors import ServerUnreachable
+from tests.conftest import free_port
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,48 @@ def test_a_scheduler_without_workers_is_reported(monkeypatch):
         pytest.raises(ServerUnreachable, match="has none"),
     ):
         crew(client)
+
+
+def test_work_waits_for_workers_for_a_while_and_then_says_that_there_are_none(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(module, "WORKERLESS", 3.0)
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as there:
+        address = there.scheduler_address
+        with pytest.raises(ServerUnreachable, match=r"A Dask worker .* the scheduler has none"):
+            list(each(divmod, [(7, 2)], address))
+        with ThreadPoolExecutor() as aside:
+            done = aside.submit(lambda: dict(each(divmod, [(7, 2), (9, 4)], address)))
+            time.sleep(1)
+            there.scale(1)  # one that is back in time takes the work
+            assert done.result() == {0: (3, 1), 1: (2, 1)}
+
+
+def test_a_scheduler_that_dies_in_the_middle_is_told(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 1)
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--no-dashboard",
+    ]
+    port = free_port()
+
+    def start():
+        return subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
+
+    first = start()
+    with ThreadPoolExecutor() as aside:
+        done = aside.submit(lambda: list(each(divmod, [(7, 2)], f"tcp://127.0.0.1:{port}")))
+        time.sleep(4)
+        first.kill()
+        first.wait()
+        second = start()
+        with pytest.raises(ServerUnreachable, match=r"The Dask scheduler .* broke off in the middle"):
+            done.result()
+    second.terminate()
+    second.wait()
 
 
 def test_a_worker_that_dies_fails_collective_work_instead_of_stalling_it(pair):

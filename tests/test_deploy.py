@@ -163,6 +163,15 @@ def test_deploying_again_changes_what_changed_and_keeps_what_a_person_set(projec
     )
 
 
+def test_a_pool_of_another_type_keeps_its_template(project: Project) -> None:
+    template = json.loads((ROOT / "deployments/kubernetes/pool.json").read_text())
+    project.ask("POST", "work_pools/", name="headrace", type="kubernetes", base_job_template=template)
+    said = project.deploy()
+    assert "work pool headrace is of the type kubernetes, and left as it is" in said
+    assert project.pool()["base_job_template"] == template
+    assert project.deployments()["cycle"]["work_pool_name"] == "headrace"
+
+
 def test_what_is_no_longer_declared_goes_but_a_deployment_stays_and_is_named(project: Project) -> None:
     project.deploy()
     train = project.deployments()["train"]["id"]

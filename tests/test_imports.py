@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from headrace.imports import lean
+import pytest
+
+from headrace import imports
+from headrace.imports import NotInstalled, extra_of, lean, whole
 from tests.conftest import ROOT
 
 
@@ -44,3 +47,24 @@ def test_torch_is_found_inside_if_it_was_loaded() -> None:
     torch = __import__("torch")
     with lean():
         assert __import__("torch") is torch
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("prefect", "pipelines"),
+        ("distributed", "pipelines"),
+        ("torch", "torch"),
+        ("numpy", ""),
+        ("mkdocs", ""),
+    ],
+)
+def test_who_brings_what_is_not_installed_is_known(module: str, extra: str) -> None:
+    assert extra_of(module) == extra
+
+
+def test_flows_are_not_started_where_only_what_serves_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole()
+    monkeypatch.setattr(imports, "find_spec", lambda _: None)
+    with pytest.raises(NotInstalled, match=r"pip install 'headrace\[pipelines\]'"):
+        whole()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,6 +35,7 @@ from headrace.cli import (
     verify,
 )
 from headrace.errors import HeadraceError, disks_explained
+from headrace.imports import NotInstalled, extra_of
 from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
 
@@ -105,7 +106,16 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except HeadraceError as error:
-        Console(stderr=True).print(
-            legible_lines(error), style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(1)
+        _refuse(error)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not (extra := extra_of(module)):
+            raise
+        _refuse(NotInstalled(module, extra))
+
+
+def _refuse(error: HeadraceError) -> NoReturn:
+    Console(stderr=True).print(
+        legible_lines(error), style="red", markup=False, highlight=False, soft_wrap=True
+    )
+    sys.exit(1)

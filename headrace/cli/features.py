@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from headrace.cli.instant import utc
-from headrace.cli.listing import AsJson
+from headrace.cli.listing import AsJson, tell
 from headrace.cli.listing import show as show_list
 from headrace.feature_store.errors import NothingToCompare
 from headrace.feature_store.parity import SAMPLE
@@ -77,6 +78,7 @@ def listed(as_of: AsOf = "", as_json: AsJson = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A view, a feature, or view:feature; `list` shows the views.")],
     as_of: AsOf = "",
+    as_json: AsJson = False,
 ) -> None:
     """Show a view or a feature: what it is, where it comes from, and which models use it."""
     from headrace.feature_store import catalog
@@ -89,7 +91,6 @@ def show(
         for name in view.pipelines
         for found in catalog.models(name, features, project.lake, project.mlflow)
     ]
-    facts = Table.grid(padding=(0, 2))
     built = catalog.last_build(view.table, project.lake) if view.table else None
     lines = {
         "view": f"[bold]{view.name}[/]",
@@ -106,13 +107,22 @@ def show(
         "services": ", ".join(view.services),
         "models": ", ".join(f"{release.pipeline} {release.version}" for release, _ in used) or "none yet",
     }
+    trained = {
+        feature.name: [f"{release.pipeline} {release.version}" for release, on in used if feature.name in on]
+        for feature in features
+    }
+    if as_json:
+        known = {what: said for what, said in lines.items() if said} | {"view": view.name}
+        tell(known | {"features": [{**asdict(one), "trained on by": trained[one.name]} for one in features]})
+        return
+    facts = Table.grid(padding=(0, 2))
     for what, said in lines.items():
         if said:
             facts.add_row(what, said)
     console.print(facts, highlight=False)
     table = Table(_whole("feature"), "type", "what", "trained on by")
     for feature in features:
-        by = ", ".join(f"{release.pipeline} {release.version}" for release, on in used if feature.name in on)
+        by = ", ".join(trained[feature.name])
         table.add_row(feature.name, feature.type, escape(feature.description), by)
     console.print(table)
 
@@ -125,6 +135,7 @@ def parity(
     as_of: Annotated[
         str, typer.Option(help="Compare the last window closed by then, UTC; the last scored if left out.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Compare what the online store serves with what the point-in-time join gives; 1 if they differ."""
     from headrace.feature_store.parity import measure
@@ -133,6 +144,9 @@ def parity(
     spec = project.pipeline(pipeline)
     window = _window(spec, project.lake, as_of)
     found = measure(project.store, spec, project.lake, window, None if everything else sample)
+    if as_json:
+        tell(found)
+        raise typer.Exit(bool(found.mismatches))
     compared = f"{found.values:,} values in {found.rows:,} predictions of {window}"
     if not found.mismatches:
         console.print(f"The online store serves what the join gives: all {compared} are the same.")

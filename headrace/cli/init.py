@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from headrace.cli.listing import AsJson, tell
 from headrace.cli.place import HERE
 
 console = Console()
@@ -34,6 +35,7 @@ def init(
 
 def upgrade(
     write: Annotated[bool, typer.Option("--write", help="Write what is shown.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what this version of headrace has for the project's flows and deployments; with --write, take it.
 
@@ -46,6 +48,11 @@ def upgrade(
     from headrace.scaffold.init import upgrade as compared
 
     changes = compared(Path.cwd())
+    if as_json:
+        tell([{"file": one.file, "kind": one.kind, "difference": one.difference} for one in changes])
+        if write:
+            apply(Path.cwd(), changes)
+        return
     if not changes:
         console.print("Nothing is newer than what is here.")
         return

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from headrace.cli.listing import AsJson, tell
 from headrace.legible import legible
 
 console = Console()
@@ -43,14 +44,18 @@ def add(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: AsJson = False) -> None:
     """Show whose keys there are."""
     from headrace.cli.serve import keys_of
     from headrace.serving.keys import Keys
     from headrace.settings import Settings
 
+    known = Keys(keys_of(Settings())).all()
+    if as_json:
+        tell([{"name": key.name, "pipelines": key.pipelines, "scopes": key.scopes} for key in known])
+        return
     table = Table("name", "pipelines", "may")
-    for key in Keys(keys_of(Settings())).all():
+    for key in known:
         table.add_row(legible(key.name), ", ".join(key.pipelines), ", ".join(key.scopes))
     console.print(table if table.row_count else "There are no keys: everybody on this machine may ask.")
 

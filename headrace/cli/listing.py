@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 from headrace.legible import legible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console, RenderableType
 
@@ -32,7 +34,7 @@ def show(
     ``hint``, in Rich's markup, says to a person what else there is to see.
     """
     if as_json:
-        print(json.dumps(lines, default=_plain, indent=2))
+        tell(lines)
     elif not lines:
         console.print(nothing, highlight=False)
     elif console.is_terminal:
@@ -43,6 +45,21 @@ def show(
         print("\t".join(lines[0]))
         for line in lines:
             print("\t".join(_cell(value) for value in line.values()))
+
+
+def tell(found: object) -> None:
+    """Print what was found, as JSON."""
+    print(json.dumps(found, default=_structure, indent=2))
+
+
+def _structure(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return _plain(value)
 
 
 def _plain(value: object) -> str:

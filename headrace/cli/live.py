@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from headrace import services
+from headrace.imports import whole
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ console = Console()
 
 def up() -> None:
     """Serve Prefect, MLflow, the UIs of Feast and Evidently, Data Docs, models and a worker until Ctrl-C."""
+    whole()
     settings = Settings()
     servers = services.embedded(settings)
     console.print("Starting; half a minute or so…")
@@ -41,6 +43,7 @@ def up() -> None:
 
 def deploy() -> None:
     """Put what prefect.yaml and deployments/ declare on the Prefect server; say what that changed."""
+    whole()
     settings = Settings()
     services.reach_prefect(settings)
     command = [sys.executable, "-m", "deployments"]
@@ -52,6 +55,7 @@ def demo(
     end: Annotated[str, typer.Option(help="Where to stop, UTC.")] = "2013-08-05",
 ) -> None:
     """Live through April to July 2013 week by week, and write what happened to demo/summary.json."""
+    whole()
     settings, began = Settings(), time.perf_counter()
     folder = settings.home / "demo"
     lived = folder / "lifecycle.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from headrace.cli.listing import AsJson, tell
 from headrace.instants import shown
 from headrace.legible import legible, legible_lines
 
@@ -36,6 +38,7 @@ def found(project: Project, model: str) -> Release:
 @app.command("list")
 def list_(
     pipeline: Annotated[str, typer.Argument(help="Such as flights; all of them if left out.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Show every version, with what became of it."""
     from headrace.project import Project
@@ -43,7 +46,7 @@ def list_(
 
     project = Project.here()
     specs = [project.pipeline(pipeline)] if pipeline else project.pipelines()
-    _show(project, search(project.mlflow, specs))
+    _show(project, search(project.mlflow, specs), as_json)
 
 
 @app.command("search")
@@ -53,6 +56,7 @@ def search_(
     feature: Annotated[str, typer.Option(help="Takes this column.")] = "",
     metric: Annotated[str, typer.Option(help="Scored so: 'auc > 0.7'.")] = "",
     tag: Annotated[str, typer.Option(help="Has this tag: headrace.trainer=xgboost.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Show the versions of which all that is asked for holds."""
     from headrace.project import Project
@@ -60,10 +64,14 @@ def search_(
 
     project = Project.here()
     specs = [project.pipeline(pipeline)] if pipeline else project.pipelines()
-    _show(project, search(project.mlflow, specs, data=data, feature=feature, metric=metric, tag=tag))
+    asked = {"data": data, "feature": feature, "metric": metric, "tag": tag}
+    _show(project, search(project.mlflow, specs, **asked), as_json)
 
 
-def _show(project: Project, versions: Sequence[About]) -> None:
+def _show(project: Project, versions: Sequence[About], as_json: bool) -> None:
+    if as_json:
+        tell([_told(one) for one in versions])
+        return
     if not versions:
         console.print("No version is like that.", markup=False)
         return
@@ -84,8 +92,12 @@ def _show(project: Project, versions: Sequence[About]) -> None:
     console.print(table)
 
 
+def _told(one: About) -> dict[str, object]:
+    return {"name": one.name, "features": one.features, **{f.name: getattr(one, f.name) for f in fields(one)}}
+
+
 @app.command()
-def show(model: Which) -> None:
+def show(model: Which, as_json: AsJson = False) -> None:
     """Show all that is known of one version: verdict, scores, parameters, data, features, code."""
     from headrace import tracking
     from headrace.project import Project
@@ -93,6 +105,9 @@ def show(model: Which) -> None:
 
     project = Project.here()
     one = about(project.mlflow, found(project, model))
+    if as_json:
+        tell(_told(one))
+        return
     release, recipe = one.release, one.recipe
     page = project.settings.mlflow_page
     table = Table(show_header=False, box=None)
@@ -144,7 +159,9 @@ def card(
 
 @app.command()
 def export(
-    model: Which, folder: Annotated[str, typer.Argument(help="Where to; it must not be there yet.")]
+    model: Which,
+    folder: Annotated[str, typer.Argument(help="Where to; it must not be there yet.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write a version as open files: an MLflow model, its training set, its card, what was decided."""
     from headrace.cli.place import typed
@@ -156,20 +173,31 @@ def export(
     one = about(project.mlflow, found(project, model))
     spec = project.pipeline(one.release.pipeline)
     written = exported(spec, one, project.lake, project.mlflow, project.ledger, Path(typed(folder)))
+    if as_json:
+        tell({"folder": Path(typed(folder)), "files": written})
+        return
     for file, told in written.items():
         console.print(f"{folder}/{file}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def compare(model: Which, other: Annotated[str, typer.Argument(help="The one to set beside it.")]) -> None:
+def compare(
+    model: Which,
+    other: Annotated[str, typer.Argument(help="The one to set beside it.")],
+    as_json: AsJson = False,
+) -> None:
     """Set two versions side by side: what is not the same."""
     from headrace.project import Project
     from headrace.release.models import about, differences
 
     project = Project.here()
     ours, theirs = (about(project.mlflow, found(project, name)) for name in (model, other))
+    apart = differences(ours, theirs)
+    if as_json:
+        tell(apart)
+        return
     table = Table("", "", ours.name, theirs.name)
-    for kind, facts in differences(ours, theirs).items():
+    for kind, facts in apart.items():
         for place, (name, (one, another)) in enumerate(facts.items()):
             table.add_row("" if place else kind, legible(name), legible(one), legible(another))
     if table.row_count:
@@ -261,7 +289,10 @@ def canary(
 
 
 @app.command()
-def evidence(model: Annotated[str, typer.Argument(help="A shadow or canary, such as flights@3.")]) -> None:
+def evidence(
+    model: Annotated[str, typer.Argument(help="A shadow or canary, such as flights@3.")],
+    as_json: AsJson = False,
+) -> None:
     """Show what live traffic has proven of a version so far; looking often costs nothing."""
     from datetime import UTC, datetime
 
@@ -273,6 +304,9 @@ def evidence(model: Annotated[str, typer.Argument(help="A shadow or canary, such
     spec = project.pipeline(release.pipeline)
     one = live.evidence(spec, release.version, project.lake, project.mlflow, datetime.now(UTC))
     verdict, unit = live.judge(spec, one), spec.problem.loss_unit
+    if as_json:
+        tell({"evidence": one, "verdict": verdict})
+        return
     table = Table("", f"{spec.name}@{one.version} beside the champion, {spec.name}@{one.champion}")
     table.add_row("requests", f"{one.rows:,} whose truth is known, in {one.groups:,} groups")
     table.add_row("saved", f"{one.mean:+.4f} {unit} per row")
@@ -282,7 +316,7 @@ def evidence(model: Annotated[str, typer.Argument(help="A shadow or canary, such
 
 
 @app.command()
-def verify(model: Which) -> None:
+def verify(model: Which, as_json: AsJson = False) -> None:
     """Check what a version was released by: its receipt, its model, and every table that it was made of."""
     from headrace import release as releases
     from headrace.project import Project
@@ -291,7 +325,11 @@ def verify(model: Which) -> None:
     release = found(project, model)
     spec = project.pipeline(release.pipeline)
     rooms, key = (project.mlflow, project.ledger, project.lake), project.settings.verifying_key
-    for checked in releases.verify(spec, release.version, *rooms, key):
+    as_written = releases.verify(spec, release.version, *rooms, key)
+    if as_json:
+        tell({"model": f"{spec.name}@{release.version}", "as it was written": [*as_written]})
+        return
+    for checked in as_written:
         console.print(f"  as it was written: {checked}", markup=False, highlight=False)
     console.print(f"{spec.name}@{release.version} is what the gate promoted.", markup=False)
 

@@ -7,7 +7,7 @@ import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from headrace.cli.instant import utc
-from headrace.cli.listing import AsJson
+from headrace.cli.listing import AsJson, tell
 from headrace.cli.listing import show as show_list
 from headrace.legible import legible
 from headrace.quarantine import NothingLanded
@@ -71,12 +71,16 @@ def show(
     id: Id,
     rows: Annotated[int, typer.Option(help="How many rows to show.")] = 6,
     to: Annotated[str, typer.Option(help="Write all held rows to this .csv or .parquet file.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Show why an entry is held, and its rows, those that broke a rule first."""
     from headrace.quarantine import find
 
     lake, ledger = _state()
     entry = find(lake, id)
+    if as_json:
+        tell(_told(entry, lake, ledger, rows))
+        return
     console.print(f"[bold]{entry.id}[/]: {entry.held.rows:,} of {entry.of:,} rows held by `{entry.suite}`,")
     console.print(f"as of {entry.as_of:%Y-%m-%d %H:%M} UTC, because:", highlight=False)
     for reason in entry.reasons:
@@ -87,10 +91,7 @@ def show(
         _export(lake, entry, Path(to))
         console.print(f"All {entry.held.rows:,} rows are in {to}.")
         return
-    found = lake.connect({"held": entry.held}).sql(
-        f"FROM held ORDER BY len(coalesce(broken_rules, [])) DESC LIMIT {rows}"
-    )
-    names, held = found.columns[:-1], found.fetchall()
+    names, held = _rows(entry, lake, rows)
     rules = sorted({rule for *_, broken in held for rule in broken or []})
     # A row of the data is a column of this table: there are more columns than a terminal is wide.
     table = Table("", *(f"row {n}" for n in range(1, len(held) + 1)))
@@ -101,6 +102,25 @@ def show(
     console.print(table)
     for number, rule in enumerate(rules, 1):
         console.print(f"  {number}: {legible(rule, 1_000)}", markup=False, highlight=False)
+
+
+def _rows(entry: Entry, lake: Lake, most: int) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return the names of an entry's columns, and rows, each with the rules that it broke at its end."""
+    found = lake.connect({"held": entry.held}).sql(
+        f"FROM held ORDER BY len(coalesce(broken_rules, [])) DESC LIMIT {most}"
+    )
+    return found.columns[:-1], found.fetchall()
+
+
+def _told(entry: Entry, lake: Lake, ledger: Ledger, most: int) -> dict[str, Any]:
+    names, held = _rows(entry, lake, most)
+    return {
+        **{"entry": entry.id, "suite": entry.suite, "as_of": entry.as_of, "reasons": entry.reasons},
+        **{"held": entry.held.rows, "of": entry.of, "state": _decision(entry, lake, ledger)},
+        "rows": [
+            {**dict(zip(names, values, strict=True)), "broken_rules": broken} for *values, broken in held
+        ],
+    }
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from headrace.cli.listing import AsJson, tell
 from headrace.instants import read, shown
 
 console = Console()
@@ -18,6 +19,7 @@ def replay(
     model: Annotated[str, typer.Argument(help="Such as flights@3.")],
     since: Annotated[str, typer.Option(help="From when on, UTC; a day ago if left out.")] = "",
     until: Annotated[str, typer.Option(help="Until when, UTC; now if left out.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Put what was asked of `headrace serve` to another version, and compare the answers."""
     from headrace.cli.models import found
@@ -30,6 +32,9 @@ def replay(
     spec = project.pipeline(release.pipeline)
     window = Window(read(since) if since else now - timedelta(days=1), read(until) if until else now)
     one = replayed(spec, release.version, window, project.lake, project.mlflow, now)
+    if as_json:
+        tell(one)
+        return
     table = Table("", f"{spec.name}@{release.version}, from {shown(window.start)} to {shown(window.end)} UTC")
     table.add_row("requests", f"{one.rows:,}, answered by version {', '.join(map(str, one.versions))}")
     for name, apart in one.apart.items():

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from headrace.cli.instant import utc
+from headrace.cli.listing import AsJson, tell
 from headrace.legible import legible
 from headrace.monitoring.errors import NothingPredicted
 
@@ -20,6 +21,7 @@ def report(
     at: Annotated[
         str, typer.Option(help="An instant in the window, UTC; the last window judged if left out.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Draw Evidently's page of a window: how its rows lie beside those that its model learnt from."""
     from headrace.instants import read
@@ -44,6 +46,10 @@ def report(
         findings = judge(spec, lake, project.mlflow, window, now, reports, draw=True)
     if not findings:
         raise NothingPredicted(spec.name, str(window))
+    if as_json:
+        parts = ("rows", "drift", "report")
+        tell([{"version": f.release.version, **{part: getattr(f, part) for part in parts}} for f in findings])
+        return
     for found in findings:
         console.print(
             f"{window}, version {found.release.version}, {found.rows:,} predictions.", highlight=False

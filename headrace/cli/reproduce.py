@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from headrace.cli.models import found
+from headrace.cli.listing import AsJson, tell
+from headrace.cli.models import found as find
 from headrace.legible import legible_lines
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def reproduce(
     here: Annotated[
         bool, typer.Option("--here", help="By the code that lies here, whatever made it.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a release again from its data, code and seed: IDENTICAL, or what differs and why; then 1."""
     from headrace import tracking
@@ -36,31 +38,33 @@ def reproduce(
     from headrace.release.reproduce import checked_out
 
     project = Project.here()
-    release = found(project, model)
+    release = find(project, model)
     recipe = tracking.recipe(project.mlflow, release.run_id)
     if not recipe:
         raise NotReproducible("how it was made was not noted, or the note is damaged")
     if here:
-        raise typer.Exit(_made_again(project, release, recipe))
+        raise typer.Exit(_made_again(project, release, recipe, as_json))
     with checked_out(recipe, project.folder) as place:
         if place == project.folder:
-            raise typer.Exit(_made_again(project, release, recipe))
+            raise typer.Exit(_made_again(project, release, recipe, as_json))
         told = f"By the code of then, commit {recipe.code.commit[:12]}" + (
             " and what was changed since" if recipe.code.changes else ""
         )
-        console.print(told + ", in a worktree beside this one.", highlight=False)
+        if not as_json:
+            console.print(told + ", in a worktree beside this one.", highlight=False)
         command = [sys.executable, "-m", "headrace.cli", "reproduce", f"{release.pipeline}@{release.version}"]
         env = _environment(project, place)
-        raise typer.Exit(subprocess.run([*command, "--here"], cwd=place, env=env, check=False).returncode)
+        command += ["--here", *["--json"] * as_json]
+        raise typer.Exit(subprocess.run(command, cwd=place, env=env, check=False).returncode)
 
 
-def _made_again(project: Project, release: Release, recipe: Recipe) -> int:
+def _made_again(project: Project, release: Release, recipe: Recipe, as_json: bool) -> int:
     from headrace.cluster import cluster
     from headrace.feature_store import store as features
     from headrace.release.reproduce import environment
     from headrace.release.reproduce import reproduce as compared
 
-    spec, table, wrong = project.pipeline(release.pipeline), Table("what", "made again"), list[str]()
+    spec = project.pipeline(release.pipeline)
     with tempfile.TemporaryDirectory(prefix="headrace-feast-") as scratch:
         store = features.open_store(project.folder / "features", project.settings, Path(scratch))
         features.apply(store, f"features.{spec.name}")
@@ -69,13 +73,18 @@ def _made_again(project: Project, release: Release, recipe: Recipe) -> int:
             return lambda rows: features.historical(store, spec.feature_service, rows, pins)
 
         with cluster(workers=max(len(recipe.workers), 1)) as client, console.status("Making it again…"):
-            for one in compared(
-                spec, release, recipe, project.lake, project.mlflow, historical, client, project.folder
-            ):
-                table.add_row(one.what, "[red]differs[/]" if one.off else "identical")
-                wrong += [f"{one.what}: {one.off}"] if one.off else []
+            parts = (project.lake, project.mlflow, historical, client, project.folder)
+            found = [*compared(spec, release, recipe, *parts)]
+    wrong = [f"{one.what}: {one.off}" for one in found if one.off]
+    since = [*environment(recipe, project.folder)]
+    if as_json:
+        tell({"identical": not wrong, "compared": found, "since it was made": since})
+        return int(bool(wrong))
+    table = Table("what", "made again")
+    for one in found:
+        table.add_row(one.what, "[red]differs[/]" if one.off else "identical")
     console.print(table)
-    for told in environment(recipe, project.folder):
+    for told in since:
         console.print(f"Since it was made: {told}.", style="yellow", highlight=False, markup=False)
     name = f"{release.pipeline} version {release.version}"
     if not wrong:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from headrace.cli.listing import AsJson, tell
 from headrace.legible import legible_lines
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def trace(
     id: Annotated[str, typer.Argument(help="A prediction's id, as its answer or the log gave it.")],
+    as_json: AsJson = False,
 ) -> None:
     """Show what a prediction came from: model, verdict, data, features, raw rows, batches."""
     from headrace.project import Project
@@ -25,6 +27,9 @@ def trace(
 
     project = Project.here()
     found = traced(id, project.pipeline, project.lake, project.ledger, project.settings.home)
+    if as_json:
+        tell(found)
+        return
     wide = None if sys.stdout.isatty() else 10_000  # what a program reads is not cut
     Console(width=wide).print(_drawn(found, Tree("")))
 

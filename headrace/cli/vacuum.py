@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from headrace.cli.listing import AsJson, tell
+
 console = Console()
 
 
@@ -17,20 +19,25 @@ def vacuum(
     older_than: Annotated[
         int, typer.Option(min=0, help="Days; what is younger somebody may be writing or reading.")
     ] = 7,
+    as_json: AsJson = False,
 ) -> None:
     """Say which files of the lake nobody needs: no newest version, and none that a model was made of."""
     from headrace import vacuum as vacuums
     from headrace.project import Project
 
     project = Project.here()
-    numbers = Column("files", justify="right"), Column("MB", justify="right")
-    table, files, size = Table("table", *numbers, "kept"), 0, 0
     with console.status("Looking…"):
         keep = vacuums.needed(project.mlflow)
-        for one in vacuums.vacuum(project.lake, keep, timedelta(days=older_than), free=free):
-            kept = ", ".join([*(f"v{version}" for version in one.kept), "newest"])
-            table.add_row(one.table, f"{one.files:,}", f"{one.size / 1e6:,.1f}", kept)
-            files, size = files + one.files, size + one.size
+        found = [*vacuums.vacuum(project.lake, keep, timedelta(days=older_than), free=free)]
+    if as_json:
+        tell(found)
+        return
+    numbers = Column("files", justify="right"), Column("MB", justify="right")
+    table = Table("table", *numbers, "kept")
+    for one in found:
+        kept = ", ".join([*(f"v{version}" for version in one.kept), "newest"])
+        table.add_row(one.table, f"{one.files:,}", f"{one.size / 1e6:,.1f}", kept)
+    files, size = sum(one.files for one in found), sum(one.size for one in found)
     if not table.row_count:
         console.print("The lake has no tables yet.")
         return

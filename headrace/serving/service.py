@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from headrace import registry, tracking
+from headrace.addresses import scrubbed
 from headrace.errors import HeadraceError
 from headrace.serving.canary import Canary
 from headrace.serving.endpoint import Endpoint
@@ -104,8 +105,13 @@ class Service:
                 self._tell(name, self._notice(spec))
             except Exception as error:  # noqa: BLE001  # what serves goes on serving
                 told = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
+                told = scrubbed(told)
                 if self.troubles.get(name) != told:
-                    logger.error("The champion of %s does not serve: %s", name, told)
+                    predictor = self.endpoints[name].predictor
+                    lasting = f"version {predictor.version} goes on serving" if predictor else "none serves"
+                    logger.error(
+                        "The champion of %s cannot be looked up or loaded; %s: %s", name, lasting, told
+                    )
                 self.troubles[name] = told
             else:
                 self.troubles.pop(name, None)

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from headrace import services
@@ -31,12 +30,12 @@ class Project:
     def run(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "flows", *arguments]
         env = services.environment(self.settings)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def prefect(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
-        answer = httpx.post(f"{self.settings.prefect_api_url}/{kind}/filter", json=filters, timeout=30)
-        answer.raise_for_status()
+        with services.prefect_api(self.settings) as api:
+            answer = api.post(f"{kind}/filter", json=filters).raise_for_status()
         return answer.json()  # type: ignore[no-any-return]
 
     def done(self, kind: str) -> list[Record]:
@@ -53,11 +52,11 @@ class Project:
 
     def schedule(self, *, on: bool) -> None:
         """Switch the cycle's schedule on or off; off, wait until nothing runs."""
-        api = self.settings.prefect_api_url
-        made = httpx.get(f"{api}/deployments/name/cycle/pumps", timeout=30).json()
 
         def patched() -> bool:
-            answer = httpx.patch(f"{api}/deployments/{made['id']}", json={"paused": not on}, timeout=30)
+            with services.prefect_api(self.settings) as api:
+                made = api.get("deployments/name/cycle/pumps").json()
+                answer = api.patch(f"deployments/{made['id']}", json={"paused": not on})
             if answer.status_code != 503:  # SQLite is busy: as Prefect's client, again
                 answer.raise_for_status()
             return answer.is_success

@@ -12,12 +12,15 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from headrace import services
 from headrace.settings import Settings
 from tests.conftest import free_port
+from tests.flows.conftest import eventually
+from tests.flows.test_up import answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,6 +237,36 @@ assert flavours[about["trainer"]].load_model("model")
     assert "is there already" in returns(
         "headrace", "models", "export", "returns", str(taken), cwd=returns.shop, code=1
     )
+
+
+def test_what_answers_needs_none_of_what_flows_do(returns: Returns, installed: Path, tmp_path: Path) -> None:
+    """The wheel without an extra, as in the image that serves, in an environment of its own."""
+    (wheel,) = installed.parent.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    light = Shell(tmp_path / "env/bin", returns.shop)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--python", str(light.bin / "python")]
+    lock = ["--constraint", str(ROOT / "requirements.lock")]
+    subprocess.run([*install, *lock, str(wheel)], check=True, capture_output=True)
+    left_out = ("prefect", "great_expectations", "evidently", "torch", "optuna", "distributed")
+    code = f"import importlib.util as u; print([u.find_spec(name) for name in {left_out}])"
+    assert light("python", "-c", code).strip() == str([None] * len(left_out))
+
+    serve = [str(light.bin / "headrace"), "serve", "returns"]
+    page = f"http://127.0.0.1:{light.env['HEADRACE_SERVE_PORT']}"
+    with subprocess.Popen(serve, cwd=returns.shop, env=light.env, stdout=subprocess.DEVNULL) as serving:
+        try:
+            eventually(lambda: answers(f"{page}/readyz"), seconds=120)
+            path = "/v1/returns/predict"
+            described = httpx.get(f"{page}/openapi.json", timeout=60).json()["paths"][path]["post"]
+            example = described["requestBody"]["content"]["application/json"]["example"]
+            answer = httpx.post(page + path, json=example, timeout=60)
+            assert answer.status_code == 200, answer.text
+            assert 0 < answer.json()["predictions"][0]["probability"] < 1
+        finally:
+            serving.terminate()
+    assert "pip install 'headrace[pipelines]'" in light("headrace", "up", code=1)
+    assert "`evidently` is not installed here" in light("headrace", "dashboards", code=1)
+    assert "to answer with champions" in light("headrace", "doctor", "--json")
 
 
 def test_all_of_it_is_brought_back_elsewhere_as_it_was(returns: Returns) -> None:
