@@ -241,7 +241,7 @@ assert flavours[about["trainer"]].load_model("model")
 
 def test_what_answers_needs_none_of_what_flows_do(returns: Returns, installed: Path, tmp_path: Path) -> None:
     """The wheel without an extra, as in the image that serves, in an environment of its own."""
-    (wheel,) = installed.parent.glob("*.whl")
+    (wheel,) = installed.parents[1].glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
     light = Shell(tmp_path / "env/bin", returns.shop)
     install = [sys.executable, "-m", "uv", "pip", "install", "--python", str(light.bin / "python")]
