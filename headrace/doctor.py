@@ -203,8 +203,10 @@ def _ports(project: Project) -> Iterator[Finding]:
 
 def _prefect(project: Project) -> Iterator[Finding]:
     settings = project.settings
-    if not services.is_here(settings):
+    here = services.is_here(settings)
+    if not here or services.answers(services.prefect_server(settings)):
         services.reach_prefect(settings)
+    if not here:
         yield Finding("Prefect", "well", f"answers at {public(settings.prefect_api_url)}")
 
 

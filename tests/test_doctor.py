@@ -13,8 +13,10 @@ import pytest
 from headrace import doctor, services
 from headrace.backup import backup, restore
 from headrace.doctor import GIB, Finding, examine
+from headrace.errors import ServerUnreachable
 from headrace.ledger import Ledger
 from headrace.project import Project
+from headrace.runs import NoSuchRun, resume
 from headrace.settings import Settings
 from tests.conftest import free_port
 
@@ -135,3 +137,21 @@ def test_a_server_without_worker_or_deployments_is_told(home: Path) -> None:
         services.deploy(settings)
         assert of("deployments")[0].state == "well"
         assert of("Prefect")[0].told.startswith("answers at")
+
+
+def test_a_prefect_that_wants_a_login_says_so_until_it_is_given(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:s3cret")
+    settings = Settings()
+    with services.running([services.prefect_server(settings)], settings):
+        (locked,) = (one for one in of("Prefect") if one.state == "ill")
+        assert "set PREFECT_API_AUTH_STRING" in locked.told
+        with pytest.raises(ServerUnreachable, match="it wants a login"):
+            resume(settings, "some run")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:s3cret")
+        assert [one.state for one in of("Prefect")] == ["well"]
+        assert of("worker")[0].told.startswith("0 online")
+        with pytest.raises(NoSuchRun):
+            resume(Settings(), "some run")
+        assert "s3cret" not in repr(Settings())
