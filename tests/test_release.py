@@ -223,3 +223,19 @@ def test_a_card_says_what_the_records_do_and_no_more(world: World) -> None:
     assert f"Receipt {registry.version(world.mlflow, 'toy', version).receipt}" in told
     assert "on the 300 rows held out" in told
     assert "Inputs: x." in told
+
+
+def test_the_page_of_a_later_verdict_is_put_before_that_of_an_earlier_one(world: World) -> None:
+    data = world.write()
+    trial = world.tried(data, GOOD, last=True)
+    version = world.registered(trial)
+    won = release.judge(SPEC, version, trial, data, world.lake, world.mlflow, AS_OF)
+    early = replace(won, decision="not enough evidence", reason="Too few days.")
+
+    for verdict in (early, early, won):
+        release.carry_out(SPEC, version, verdict, AS_OF, world.mlflow, world.ledger, "a test")
+
+    one = models.about(world.mlflow, registry.version(world.mlflow, "toy", version))
+    told = card(SPEC, one, world.mlflow, world.ledger)
+    assert told.count("Too few days.") == 1
+    assert told.index(f"**Promoted.** {won.reason}") < told.index("Too few days.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
 import pytest
 
 from headrace import services
 from headrace.addresses import public, scrubbed
+from headrace.cli.serve import serve
 from headrace.ledger import Ledger
 from headrace.settings import BadSetting, Settings, UnknownSetting
 
@@ -76,3 +78,11 @@ def test_a_ledger_that_cannot_be_is_named_without_its_secrets(url: str) -> None:
 def test_an_address_is_shown_without_user_password_and_query(address: str, shown: str) -> None:
     assert public(address) == public(shown) == shown
     assert scrubbed(f"It said: no `{address}`, (or {address}).") == f"It said: no `{shown}`, (or {shown})."
+
+
+def test_a_certificate_that_is_not_there_is_told_before_anything_is_served(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_SERVE_CERTIFICATE", str(home / "server.pem"))
+    with pytest.raises(BadSetting, match=r"`HEADRACE_SERVE_CERTIFICATE` .*server\.pem.* no such file"):
+        serve(["flights"])

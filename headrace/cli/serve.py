@@ -29,9 +29,14 @@ def serve(
     from headrace.project import Project
     from headrace.serving import run
     from headrace.serving.keys import Keys
+    from headrace.settings import BadSetting
 
     project = Project.here()
     settings = project.settings
+    for name in ("serve_certificate", "serve_certificate_key"):
+        file = getattr(settings, name)
+        if file and not file.is_file():
+            raise BadSetting(name, file, "there is no such file")
     keys = keys_of(settings)
     run.refuse_open(settings.serve_host, Keys(keys))
     specs = [project.pipeline(name) for name in pipeline] if pipeline else project.sound_pipelines()

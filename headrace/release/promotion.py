@@ -93,8 +93,11 @@ def carry_out(
     """
     if _serving(mlflow, spec) != str(version):  # else it was promoted by a run that was killed, with its page
         release = registry.version(mlflow, spec.name, version)
-        told = page(verdict, spec.gate, spec.problem.loss_unit)
-        tracking.keep(mlflow, release.run_id, PAGE, told.encode())
+        told = page(verdict, spec.gate, spec.problem.loss_unit).encode()
+        earlier = tracking.kept(mlflow, release.run_id, PAGE) or b""
+        if told not in earlier:  # a verdict by live traffic, say, after one by a holdout: the last one first
+            pages = b"\n---\n\n".join([told, *filter(None, [earlier])])
+            tracking.keep(mlflow, release.run_id, PAGE, pages)
     if not verdict.promoted:
         registry.reject(mlflow, spec.name, version, verdict.reason, as_of, verdict.decision)
         return True
