@@ -43,6 +43,13 @@ def extra_of(module: str) -> str:
     return found if found in ("pipelines", "torch") else ""
 
 
+def explained(error: ModuleNotFoundError) -> Exception:
+    """Return an error that names the extra which brings what was not found; the same if none does."""
+    module = (error.name or "").partition(".")[0]
+    extra = extra_of(module)
+    return NotInstalled(module, extra) if extra else error
+
+
 def whole() -> None:
     """Refuse to go on without what flows run on.
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from headrace import imports
-from headrace.imports import NotInstalled, extra_of, lean, whole
+from headrace.imports import NotInstalled, explained, extra_of, lean, whole
 from tests.conftest import ROOT
 
 
@@ -68,3 +68,10 @@ def test_flows_are_not_started_where_only_what_serves_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(imports, "find_spec", lambda _: None)
     with pytest.raises(NotInstalled, match=r"pip install 'headrace\[pipelines\]'"):
         whole()
+
+
+def test_a_model_whose_package_is_not_there_names_the_extra() -> None:
+    lacking = ModuleNotFoundError("No module named 'torch._dynamo'", name="torch._dynamo")
+    assert "pip install 'headrace[torch]'" in str(explained(lacking))
+    another = ModuleNotFoundError("No module named 'theirs'", name="theirs")
+    assert explained(another) is another

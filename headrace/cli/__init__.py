@@ -35,7 +35,7 @@ from headrace.cli import (
     verify,
 )
 from headrace.errors import HeadraceError, disks_explained
-from headrace.imports import NotInstalled, extra_of
+from headrace.imports import explained
 from headrace.lake import damage_explained, interruptible
 from headrace.legible import legible_lines
 
@@ -108,10 +108,10 @@ def main() -> None:
     except HeadraceError as error:
         _refuse(error)
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if not (extra := extra_of(module)):
+        told = explained(error)
+        if not isinstance(told, HeadraceError):
             raise
-        _refuse(NotInstalled(module, extra))
+        _refuse(told)
 
 
 def _refuse(error: HeadraceError) -> NoReturn:

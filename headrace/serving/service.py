@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from headrace import registry, tracking
 from headrace.addresses import scrubbed
 from headrace.errors import HeadraceError
+from headrace.imports import explained
 from headrace.serving.canary import Canary
 from headrace.serving.endpoint import Endpoint
 from headrace.serving.predictor import Predictor
@@ -104,7 +105,8 @@ class Service:
                 self._refresh(spec)
                 self._tell(name, self._notice(spec))
             except Exception as error:  # noqa: BLE001  # what serves goes on serving
-                told = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
+                why = explained(error) if isinstance(error, ModuleNotFoundError) else error
+                told = str(why) if isinstance(why, HeadraceError) else f"{type(why).__name__}: {why}"
                 told = scrubbed(told)
                 if self.troubles.get(name) != told:
                     predictor = self.endpoints[name].predictor
