@@ -50,7 +50,7 @@ class Project:
         going = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
         return {*self.drifts()} <= {*self.retrainings()} and not self.prefect("flow_runs", flow_runs=going)
 
-    def schedule(self, *, on: bool) -> None:
+    def schedule(self, *, on: bool, seconds: float = 180) -> None:
         """Switch the cycle's schedule on or off; off, wait until nothing runs."""
 
         def patched() -> bool:
@@ -63,7 +63,7 @@ class Project:
 
         eventually(patched)
         if not on:
-            eventually(self.at_rest, seconds=180)
+            eventually(self.at_rest, seconds=seconds)
 
     def drifts(self) -> list[str]:
         return [entry.detail["cause"] for entry in self.done("judgement") if entry.detail["retrain"]]

@@ -172,7 +172,7 @@ def test_each_part_dies_while_it_lives_by_the_clock(rig: Rig, project: Project) 
             life.kill("prefect 2")
             (project.world / "heavier").write_text(f"{time.time():.0f}")
             eventually(project.retrainings, seconds=300)
-            project.schedule(on=False)
+            project.schedule(on=False, seconds=600)  # each window since then calls for a training of its own
         life.say(f"answers {life.asking.statuses}")
         lives_on(project)
         answered = {*life.asking.answered}
