@@ -272,7 +272,7 @@ class Rig:
     def serve(self, number: int) -> Service:
         port = str(self.ports[f"serve-{number}"])
         env = self.machine(f"serve-{number}") | {"HEADRACE_SERVE_PORT": port}
-        health = f"http://127.0.0.1:{port}/healthz"
+        health = f"http://127.0.0.1:{port}/readyz"
         return Service(f"serve {number}", [*services.HEADRACE, "serve"], health=health, env=env)
 
     def told(self) -> str:

@@ -139,10 +139,12 @@ class Life:
             self.say(befell.partition("; ")[0])
 
     def kill(self, *names: str) -> None:
-        """Let parts die, and wait until a window has been lived through all the same."""
+        """Let parts die; wait until a window has been lived through all the same, and all are back."""
         for name in names:
             die(self.parts[name])
         eventually(self.project.judges(1), seconds=300)
+        back = [part.service for part in self.parts.values() if part.service.health]
+        eventually(lambda: all(map(services.answers, back)), seconds=120)
         lived = len(self.project.done("judgement"))
         self.say(f"{' and '.join(names)} died; {lived} windows; answers {dict(self.asking.statuses)}")
 
