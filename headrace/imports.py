@@ -1,4 +1,4 @@
-"""Imports without what a run has no use for: seconds of each start."""
+"""Imports without what a run has no use for: seconds of each start; and what an installation left out."""
 
 from __future__ import annotations
 

@@ -127,7 +127,10 @@ class Rig:
             data.mkdir(mode=0o700)
             if as_user:
                 shutil.chown(data, "postgres", "postgres")
-            init = [*as_user, str(binaries / "initdb"), "-D", str(data), "-U", "headrace", "-A", "trust"]
+            given = self.folder / "password"
+            given.write_text(PASSWORD)
+            init = [*as_user, str(binaries / "initdb"), "-D", str(data), "-U", "headrace"]
+            init += ["-A", "scram-sha-256", "--pwfile", str(given)]
             subprocess.run(init, check=True, stdout=subprocess.DEVNULL, cwd="/")
         options = (
             f"-c listen_addresses=127.0.0.1 -c port={self.ports['postgres']} -c fsync=off "

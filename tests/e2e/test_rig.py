@@ -20,8 +20,7 @@ import httpx
 import pytest
 
 from headrace import registry, services
-from headrace.instants import read
-from headrace.lake import Window, windows
+from headrace.lake import Window
 from headrace.pipeline import load
 from headrace.services import Child
 from headrace.serving import log
@@ -31,10 +30,6 @@ from tests.e2e import projects
 from tests.e2e.conftest import Project
 from tests.e2e.rig import PASSWORD, Rig
 from tests.flows.conftest import eventually
-
-WINDOW, ROWS = timedelta(seconds=30), 20 * 30
-AWAY = 5
-"""Seconds that a part is away."""
 
 
 @dataclass
@@ -173,7 +168,7 @@ def test_each_part_dies_while_it_lives_by_the_clock(rig: Rig, project: Project) 
             eventually(project.retrainings, seconds=300)
             project.schedule(on=False, seconds=600)  # each window since then calls for a training of its own
         life.say(f"answers {life.asking.statuses}")
-        lives_on(project)
+        project.lived_once()
         answered = {*life.asking.answered}
         eventually(lambda: answered <= {*served(project)}, seconds=120)
         assert len(served(project)) == len({*served(project)})
@@ -235,20 +230,3 @@ def examined(project: Project, **told: str) -> dict[str, dict[str, str]]:
 def served(project: Project) -> list[str]:
     con = project.lake.connect({"served": "served/pumps"})
     return [id for (id,) in con.sql("SELECT prediction_id FROM served").fetchall()]
-
-
-def lives_on(project: Project) -> None:
-    """Each window is there once, whole, and each call for a training was answered once."""
-    judged, (first, *_) = project.done("judgement"), project.done("promotion")
-    lived = windows(read(first.detail["as_of"]), read(judged[-1].detail["end"]), WINDOW)
-    assert [entry.key for entry in judged] == [str(window) for window in lived]
-    assert project.counted("raw/readings", "read_at", lived) == [ROWS] * len(lived)
-    assert project.counted("predictions/pumps", "event_timestamp", lived) == [ROWS] * len(lived)
-    con = project.lake.connect({"p": "predictions/pumps"})
-    assert con.sql("SELECT 1 FROM p GROUP BY pump, second HAVING count(*) > 1").fetchall() == []
-    assert con.sql("SELECT count(*) FROM p WHERE mean_load IS NULL").fetchall() == [(0,)]
-    retrained, (*drifts, last) = project.retrainings(), project.drifts()
-    assert len({*retrained}) == len(retrained)
-    assert {*drifts} <= {*retrained} <= {*drifts, last}
-    mlflow = MLflow(project.settings.mlflow, project.settings.home)
-    assert len(registry.versions(mlflow, "pumps")) == len(project.done("training"))
